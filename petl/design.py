@@ -1,0 +1,382 @@
+"""One type for every parameter-efficient method: a change Δh of a frozen representation h.
+
+He et al. (ICLR 2022, section 3.2) describe each method by four choices: the functional form of Δh,
+the representation that it modifies, where Δh is inserted, and how it is composed with h. A
+`Modification` holds these four and a size; a `Design` is a set of modifications. Every method of
+the paper's Table 1, and every mixture of them, is a value of this type (see `presets`).
+
+All modifications of a design read the frozen network's own h or x, and their changes are summed:
+their order means nothing, so a design keeps them sorted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from enum import StrEnum
+from typing import Any, Final
+
+SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
+
+
+class DesignError(ValueError):
+    """A design that means nothing, or that cannot be built on the backbone at hand."""
+
+
+class Form(StrEnum):
+    """Functional form of Δh (section 3.2, "functional form")."""
+
+    BOTTLENECK = "bottleneck"  # ReLU(z W_down) W_up
+    LOW_RANK = "low_rank"  # x A B
+    PREFIX = "prefix"  # softmax(x W_q P_k) P_v
+    MULTI_HEAD = "multi_head"  # ReLU(x W_q P_k) P_v, per head
+    BIAS = "bias"  # a constant: the biases that the model has (BitFit)
+    PROMPT = "prompt"  # vectors in front of the input
+    FULL = "full"  # x ΔW of full rank, everywhere
+
+
+class Site(StrEnum):
+    """The frozen sub-module whose output is changed."""
+
+    HEADS = "heads"  # per head, before concatenation
+    ATTENTION = "attention"  # the sub-layer
+    FFN = "ffn"  # the sub-layer
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    ATTENTION_OUT = "attention_out"
+    FFN_UP = "ffn_up"
+    FFN_DOWN = "ffn_down"
+    INPUT = "input"  # the embedded sequence
+    MODEL = "model"  # every module
+
+
+LINEARS: Final = (Site.QUERY, Site.KEY, Site.VALUE, Site.ATTENTION_OUT, Site.FFN_UP, Site.FFN_DOWN)
+
+
+class Insertion(StrEnum):
+    """Where Δh reads and lands relative to the frozen sub-module."""
+
+    SEQUENTIAL = "sequential"
+    PARALLEL = "parallel"
+    AFTER_RESIDUAL = "after_residual"
+
+
+class Composition(StrEnum):
+    """How Δh is combined with h: h + Δh, h + sΔh, h + sΔh with s learned, (1-λ)h + λΔh."""
+
+    ADD = "add"
+    SCALE = "scale"
+    LEARNED_SCALE = "learned_scale"
+    GATE = "gate"
+
+
+class LayerNorm(StrEnum):
+    """The bottleneck's own layer norm: on what it reads, or on its scaled output."""
+
+    NONE = "none"
+    IN = "in"
+    OUT = "out"
+
+
+class Init(StrEnum):
+    """`bert`: N(0, 0.02) for all matrices. `lora`: Kaiming-uniform down, zero up, so Δh starts at 0."""
+
+    BERT = "bert"
+    LORA = "lora"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The input that Δh reads, and the place where it is added."""
+
+    reads: str
+    added: str
+
+
+# site x insertion -> place. The paper's "attn" covers three of these; its code tells them apart.
+PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
+    (Site.HEADS, Insertion.PARALLEL): Place("the queries of each head", "each head's output, before concatenation"),
+    (Site.ATTENTION, Insertion.PARALLEL): Place(
+        "the query-side input of the sub-layer", "the concatenated heads, before the output projection"
+    ),
+    (Site.ATTENTION, Insertion.SEQUENTIAL): Place(
+        "the output projection's result", "the same, before dropout and residual"
+    ),
+    (Site.FFN, Insertion.PARALLEL): Place(
+        "the residual stream that enters the sub-layer (un-normalised in pre-norm models)",
+        "the sub-layer's output after dropout, before the residual",
+    ),
+    (Site.FFN, Insertion.SEQUENTIAL): Place(
+        "the sub-layer's output after dropout", "the same, before the residual"
+    ),
+    (Site.FFN, Insertion.AFTER_RESIDUAL): Place(
+        "the sub-layer's output after residual (and norm, in post-norm models)", "the same"
+    ),
+    **{
+        (site, Insertion.PARALLEL): Place("the linear's input", "the linear's output") for site in LINEARS
+    },
+    (Site.INPUT, Insertion.PARALLEL): Place("nothing", "rows in front of the embedded sequence"),
+    (Site.MODEL, Insertion.PARALLEL): Place("each module's input", "each module's output"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one functional form allows. `sized`: whether it has a size (r or l)."""
+
+    sites: tuple[Site, ...]
+    insertions: tuple[Insertion, ...]
+    compositions: tuple[Composition, ...]
+    sized: bool = True
+    options: tuple[str, ...] = ()  # further fields of a Modification that mean something to the form
+
+
+_SCALED: Final = (Composition.ADD, Composition.SCALE, Composition.LEARNED_SCALE)
+_PARALLEL: Final = (Insertion.PARALLEL,)
+_PLACED: Final = ("layers", "stacks")
+
+RULES: Final[Mapping[Form, Rule]] = {
+    Form.BOTTLENECK: Rule(
+        (Site.ATTENTION, Site.FFN),
+        tuple(Insertion),
+        _SCALED,
+        options=(*_PLACED, "attentions", "layer_norm", "init", "dropout"),
+    ),
+    Form.LOW_RANK: Rule(LINEARS, _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "init", "dropout")),
+    Form.PREFIX: Rule(
+        (Site.HEADS,),
+        _PARALLEL,
+        # softmax attention is the one form for which the gate λ is defined (equation 7)
+        (Composition.GATE, Composition.ADD),
+        options=(*_PLACED, "attentions", "dropout", "reparameterisation"),
+    ),
+    Form.MULTI_HEAD: Rule(
+        (Site.HEADS,), _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "layer_norm", "dropout")
+    ),
+    Form.BIAS: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
+    Form.PROMPT: Rule((Site.INPUT,), _PARALLEL, (Composition.ADD,), options=("stacks", "dropout")),
+    Form.FULL: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
+}
+_OPTIONS: Final = (*_PLACED, "attentions", "layer_norm", "init", "dropout", "reparameterisation")
+_LAYERS: Final = re.compile(r"all|top [1-9]\d*|\d+(,\d+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modification:
+    """One Δh.
+
+    `size` is the bottleneck width or rank r, or the number l of prefix or prompt vectors; 0 for the
+    forms that have none. `layers` is "all", "top K" (the K layers nearest the output) or a list like
+    "0,2,5"; `stacks` "all", "encoder" or "decoder"; `attentions` "all", "self" or "cross".
+    `reparameterisation` is the width of the prefix MLP, 0 for direct keys and values.
+
+    Raises DesignError, naming the rule, where the combination means nothing.
+    """
+
+    form: Form
+    site: Site
+    insertion: Insertion = Insertion.PARALLEL
+    composition: Composition = Composition.ADD
+    size: int = 0
+    scale: float = 1.0
+    layers: str = "all"
+    stacks: str = "all"
+    attentions: str = "all"
+    layer_norm: LayerNorm = LayerNorm.NONE
+    init: Init = Init.LORA
+    dropout: float = 0.0
+    reparameterisation: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in _ENUMS.items():
+            object.__setattr__(self, name, _enum(kind, name, getattr(self, name)))
+        object.__setattr__(self, "scale", float(self.scale))
+        object.__setattr__(self, "dropout", float(self.dropout))
+        if self.composition is Composition.SCALE and self.scale == 1.0:
+            object.__setattr__(self, "composition", Composition.ADD)  # the same function, so one value
+        rule = RULES[self.form]
+        for name, allowed in (
+            ("site", rule.sites),
+            ("insertion", rule.insertions),
+            ("composition", rule.compositions),
+        ):
+            if getattr(self, name) not in allowed:
+                raise DesignError(
+                    f"{self.form} takes {name} {' or '.join(allowed)}; received {getattr(self, name)}"
+                )
+        if (self.site, self.insertion) not in PLACES:
+            at = [insertion for site, insertion in PLACES if site is self.site]
+            raise DesignError(f"{self.site} takes insertion {' or '.join(at)}; received {self.insertion}")
+        if rule.sized and self.size < 1:
+            raise DesignError(f"the size of {self.form} is at least 1; received {self.size}")
+        if not rule.sized and self.size:
+            raise DesignError(f"{self.form} has no size; received {self.size}")
+        for name in _OPTIONS:
+            if name not in rule.options and getattr(self, name) != _DEFAULTS[name]:
+                raise DesignError(f"{self.form} has no {name}; received {getattr(self, name)!r}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise DesignError(f"scale is a positive number; received {self.scale}")
+        if self.composition in (Composition.ADD, Composition.GATE) and self.scale != 1.0:
+            raise DesignError(f"composition {self.composition} has no scale; received {self.scale}")
+        if not 0 <= self.dropout < 1:
+            raise DesignError(f"dropout lies in [0, 1); received {self.dropout}")
+        if self.reparameterisation < 0:
+            raise DesignError(f"reparameterisation is a width, or 0; received {self.reparameterisation}")
+        if not _LAYERS.fullmatch(self.layers):
+            raise DesignError(f'layers is "all", "top K" or a list like "0,2,5"; received {self.layers!r}')
+        for name, choices in (("stacks", ("all", "encoder", "decoder")), ("attentions", ("all", "self", "cross"))):
+            if getattr(self, name) not in choices:
+                raise DesignError(f"{name} is one of {', '.join(choices)}; received {getattr(self, name)!r}")
+
+    def layers_of(self, depth: int) -> tuple[int, ...]:
+        """The layers covered in a stack of `depth`, ascending. Raises DesignError where one is missing."""
+        if self.layers == "all":
+            return tuple(range(depth))
+        if self.layers.startswith("top "):
+            count = int(self.layers[4:])
+            if count > depth:
+                raise DesignError(f"the stack has {depth} layers; received layers {self.layers!r}")
+            return tuple(range(depth - count, depth))
+        chosen = tuple(sorted({int(number) for number in self.layers.split(",")}))
+        if chosen[-1] >= depth:
+            raise DesignError(f"the stack has layers 0 to {depth - 1}; received layers {self.layers!r}")
+        return chosen
+
+    def in_depth(self, depth: int) -> Modification:
+        """The same change with `layers` in its one canonical spelling for a stack of `depth` layers."""
+        if self.layers == "all":
+            return self
+        chosen = self.layers_of(depth)
+        if chosen == tuple(range(depth)):
+            return replace(self, layers="all")
+        if chosen == tuple(range(chosen[0], depth)):
+            return replace(self, layers=f"top {len(chosen)}")
+        return replace(self, layers=",".join(map(str, chosen)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; fields at their default are left out."""
+        return {
+            field.name: str(value) if isinstance(value, StrEnum) else value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.default is MISSING
+        }
+
+
+_ENUMS: Final[Mapping[str, type[StrEnum]]] = {
+    "form": Form,
+    "site": Site,
+    "insertion": Insertion,
+    "composition": Composition,
+    "layer_norm": LayerNorm,
+    "init": Init,
+}
+_DEFAULTS: Final = {field.name: field.default for field in fields(Modification)}
+
+
+@dataclass(frozen=True)
+class Design:
+    """A set of modifications, and whether the task head trains.
+
+    Without modifications and with a trained head it is `head_only`. A design that would change
+    nothing raises DesignError.
+    """
+
+    modifications: tuple[Modification, ...] = ()
+    head: bool = True
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.modifications, key=lambda modification: _canonical(modification.to_dict()))
+        object.__setattr__(self, "modifications", tuple(ordered))
+        if not ordered and not self.head:
+            raise DesignError("a design changes something; received no modification and a frozen head")
+        if len(set(ordered)) < len(ordered):
+            raise DesignError("a design holds each modification once; received the same one twice")
+        if len(ordered) > 1 and any(modification.form is Form.FULL for modification in ordered):
+            raise DesignError("full fine-tuning already trains everything; it is not combined")
+
+    def in_depth(self, depth: int) -> Design:
+        """The same design with every `layers` in its canonical spelling for stacks of `depth` layers."""
+        return replace(self, modifications=tuple(m.in_depth(depth) for m in self.modifications))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, defaults left out; `from_dict` reads it back."""
+        return {
+            "schema": SCHEMA,
+            "modifications": [modification.to_dict() for modification in self.modifications],
+            "head": self.head,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Design:
+        """Raises DesignError for another schema, or fields that a design does not have."""
+        if data.get("schema") != SCHEMA:
+            raise DesignError(f"this release reads designs of schema {SCHEMA}; received {data.get('schema')!r}")
+        parts = []
+        for part in data.get("modifications", ()):
+            unknown = set(part) - set(_DEFAULTS)
+            if unknown:
+                raise DesignError(f"a modification has no field {', '.join(sorted(unknown))}")
+            parts.append(Modification(**part))
+        return cls(tuple(parts), head=bool(data.get("head", True)))
+
+    @property
+    def key(self) -> str:
+        """A stable short hash: equal for designs that mean the same."""
+        return hashlib.sha256(_canonical(self.to_dict()).encode()).hexdigest()[:12]
+
+    def __or__(self, other: Design) -> Design:
+        """The union of two designs; the head trains if it does in either."""
+        return Design((*self.modifications, *other.modifications), head=self.head or other.head)
+
+    def describe(self) -> str:
+        """One line for tables, such as `prefix 16 + ffn parallel 64 x4`."""
+        return " + ".join(map(_describe, self.modifications)) or "head only"
+
+
+def table() -> str:
+    """PLACES as text: site, insertion, what Δh reads, where it is added."""
+    rows = [(str(site), str(insertion), place.reads, place.added) for (site, insertion), place in PLACES.items()]
+    head = ("site", "insertion", "reads", "is added to")
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
+
+
+def _describe(m: Modification) -> str:
+    words: list[str] = []
+    if m.form in (Form.BIAS, Form.FULL, Form.PROMPT, Form.PREFIX):
+        words.append(str(m.form))
+    elif m.form is Form.BOTTLENECK:
+        words += [str(m.site), str(m.insertion)]
+    elif m.form is Form.LOW_RANK:
+        words += ["lora", str(m.site)]
+    else:
+        words.append("multi-head")
+    if m.size:
+        words.append(str(m.size))
+    if m.composition is Composition.SCALE:
+        words.append(f"x{m.scale:g}")
+    elif m.composition is Composition.LEARNED_SCALE:
+        words.append("x learned")
+    elif m.form is Form.PREFIX and m.composition is Composition.ADD:
+        words.append("ungated")
+    if m.layers != "all":
+        words.append(m.layers if m.layers.startswith("top") else f"layers {m.layers}")
+    return " ".join(words)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _enum(kind: type[StrEnum], name: str, value: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise DesignError(f"{name} is one of {', '.join(kind)}; received {value!r}") from None

@@ -1,0 +1,46 @@
+"""What one training produced. Every field with a number can be a study's objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """Scores are shares in [0, 1] on the validation split; None where the task does not have them.
+
+    `stored_percent` and `trained_percent` are relative to `base_parameters`: the pretrained model
+    without task head. `seconds` is the time spent training and validating, over all attempts.
+    `tokens_per_second` counts real tokens (padding left out) in training. `peak_memory_mb` is the
+    worker's highest memory during training: of its process on CPU, of the allocator on GPU.
+    `latency_ms` is the median time of predicting one row.
+    """
+
+    accuracy: float | None = None
+    f1: float | None = None  # macro average
+    matthews: float | None = None
+    loss: float | None = None  # mean cross-entropy per row, natural logarithm
+    stored_parameters: int = 0
+    trained_parameters: int = 0
+    paper_parameters: int = 0
+    base_parameters: int = 0
+    stored_percent: float = 0.0
+    trained_percent: float = 0.0
+    epochs: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    peak_memory_mb: float = 0.0
+    latency_ms: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; what was not measured is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurements:
+        """Fields of other releases are ignored."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in names})

@@ -1,0 +1,1 @@
+"""Search spaces: functions (trial, backbone) -> Configuration."""
