@@ -1,13 +1,36 @@
-"""TrialRecord: everything that is known of one trial."""
+"""TrialRecord: everything that is known of one trial. Records: the durable Optuna study that holds them.
+
+Everything of a trial is a user attribute and in place before its state is told, because Optuna takes
+no attributes afterwards. A trial is created with all its attributes in one transaction, and what it
+ends with is written as one attribute before the state: at whatever moment the writer is killed, the
+study is whole, and `open_study` tells the states that were left untold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
+from typing import Any, Final
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
+from search.objectives import Objective, objectives
+
+_BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
+_OBJECTIVES: Final = "objectives"
 
 
 class State(StrEnum):
@@ -40,3 +63,328 @@ class TrialRecord:
     failure: str | None = None
     started: float | None = None
     ended: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aside:
+    """A proposal that became no trial: its coordinates lie outside the limits, or mean what trial `twin` means.
+
+    `counts` are the values known before training.
+    """
+
+    coordinates: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    counts: Mapping[str, float]
+    twin: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a trial came from, as the sampler must be told again after a restart.
+
+    `coordinates` are the sampler's own (an index where TrialRecord.params shows the size), `asides`
+    what it had proposed before on the way to this trial.
+    """
+
+    coordinates: Mapping[str, Any] = field(default_factory=dict)
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
+    asides: Sequence[Aside] = ()
+
+
+class RecordsError(ValueError):
+    """A study that exists already or does not, or a trial that cannot end like that."""
+
+
+class Records:
+    """The trials of one study, durable in an Optuna storage. One writer: the driver.
+
+    Example::
+
+        records = Records.create_study("sqlite:///store.db", "demo", ("accuracy", "stored_parameters"))
+        record = records.create(configuration, params)
+        records.rung(record.number, epoch=1.0, score=0.62)
+        records.close(record.number, State.COMPLETE, measurements)
+    """
+
+    def __init__(self, storage: BaseStorage, study_id: int) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._info: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
+        self._records: list[TrialRecord] = []
+        self._origins: list[Origin] = []
+        self._stops: dict[int, float] = {}
+        self.objectives: tuple[Objective, Objective] = objectives(*self._info[_OBJECTIVES])
+        for trial in sorted(storage.get_all_trials(study_id), key=lambda trial: trial.number):
+            self._origins.append(_origin(trial))
+            self._records.append(_record(trial))
+            self._stops |= _stop(trial)
+            if trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
+                self._tell(trial.number, State(trial.user_attrs["outcome"]["state"]))
+
+    @classmethod
+    def create_study(cls, url: str, name: str, objectives: tuple[str, str]) -> Records:
+        """A new study. Raises RecordsError where the name is taken."""
+        return cls._created(_storage(url), name, objectives)
+
+    @classmethod
+    def open_study(cls, url: str, name: str) -> Records:
+        """An existing study. Raises RecordsError where there is none of that name."""
+        storage = _storage(url)
+        return cls(storage, _study_id(storage, name))
+
+    @classmethod
+    def in_memory(cls, objectives: tuple[str, str] = ("accuracy", "stored_parameters")) -> Records:
+        """A study that lives as long as this object: for tests and simulations."""
+        return cls._created(InMemoryStorage(), "in-memory", objectives)
+
+    @staticmethod
+    def exists(url: str, name: str) -> bool:
+        """Whether the storage has a study of that name."""
+        return name in Records.names(url)
+
+    @staticmethod
+    def names(url: str) -> list[str]:
+        """The studies of a storage, oldest first."""
+        return _names(_storage(url))
+
+    @staticmethod
+    def delete(url: str, name: str) -> None:
+        """Remove a study and all its trials. Raises RecordsError where there is none of that name."""
+        storage = _storage(url)
+        storage.delete_study(_study_id(storage, name))
+
+    def all(self) -> list[TrialRecord]:
+        """Every trial, by number."""
+        return list(self._records)
+
+    def get(self, number: int) -> TrialRecord:
+        """One trial. Raises RecordsError where there is none of that number."""
+        self._check(number)
+        return self._records[number]
+
+    def origin(self, number: int) -> Origin:
+        """Where the trial came from."""
+        self._check(number)
+        return self._origins[number]
+
+    def stopped_at(self, number: int) -> float | None:
+        """The rung at which the rule stopped the trial, in epochs."""
+        return self._stops.get(number)
+
+    def info(self, key: str, default: Any = None) -> Any:
+        """What `set_info` kept for the study."""
+        return self._info.get(key, default)
+
+    def set_info(self, key: str, value: Any) -> None:
+        """Keep a JSON value for the study, such as what was resolved once."""
+        self._info[key] = json.loads(json.dumps(value))
+        self._storage.set_study_user_attr(self._study_id, key, self._info[key])
+
+    def create(
+        self,
+        configuration: Configuration | None,
+        params: Mapping[str, float | int | str] | None = None,
+        origin: Origin | None = None,
+        *,
+        reference: str | None = None,
+        name: str = "",
+    ) -> TrialRecord:
+        """A new trial, RUNNING."""
+        origin = origin or Origin()
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(origin.coordinates),
+            distributions=dict(origin.distributions),
+            user_attrs={
+                "configuration": configuration.to_dict() if configuration else None,
+                "params": dict(params or {}),
+                "reference": reference,
+                "name": name,
+                "counts": dict(origin.counts),
+                "asides": [_aside_to_dict(aside, origin) for aside in origin.asides],
+            },
+        )
+        trial_id = self._storage.create_new_trial(self._study_id, trial)
+        self._origins.append(origin)
+        self._records.append(_record(self._storage.get_trial(trial_id)))
+        return self._records[-1]
+
+    def rung(self, number: int, epoch: float, score: float, *, stop: bool = False) -> None:
+        """Keep the score that a running trial reached, and whether the rule stops it there.
+
+        A rung that is known already stays as it is.
+        """
+        record = self.get(number)
+        if record.state is not State.RUNNING:
+            raise RecordsError(f"a rung is reported by a running trial; trial {number} is {record.state}")
+        if epoch in record.rungs:
+            return
+        rungs = {**record.rungs, epoch: score}
+        self._write(
+            number,
+            "progress",
+            {
+                "rungs": list(rungs.items()),
+                "stopped_at": epoch if stop else self.stopped_at(number),
+            },
+        )
+        self._read(number)
+
+    def close(
+        self,
+        number: int,
+        state: State,
+        measurements: Measurements | None = None,
+        failure: str | None = None,
+    ) -> TrialRecord:
+        """End a trial. One that has ended stays as it is.
+
+        Raises RecordsError for a COMPLETE trial without a finite score and cost.
+        """
+        record = self.get(number)
+        if record.state is not State.RUNNING:
+            return record
+        if state is State.RUNNING:
+            raise RecordsError("a trial ends COMPLETE, PRUNED or FAIL; received RUNNING")
+        if state is State.COMPLETE:
+            self._values(number, measurements)
+        outcome = {
+            "state": str(state),
+            "measurements": measurements.to_dict() if measurements else None,
+            "failure": failure,
+        }
+        self._write(number, "outcome", outcome)
+        self._read(number)
+        return self._tell(number, state)
+
+    @classmethod
+    def _created(cls, storage: BaseStorage, name: str, names: tuple[str, str]) -> Records:
+        pair = objectives(*names)
+        directions = [StudyDirection[objective.direction.upper()] for objective in pair]
+        with quiet():
+            if name in _names(storage):
+                raise RecordsError(f"the study {name!r} exists already")
+            with suppress(KeyError):
+                storage.delete_study(storage.get_study_id_from_name(name))
+            study_id = storage.create_new_study(directions, name)
+        storage.set_study_user_attr(study_id, _OBJECTIVES, list(names))
+        return cls(storage, study_id)
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number < len(self._records):
+            raise RecordsError(f"the study has {len(self._records)} trials; received number {number}")
+
+    def _id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _write(self, number: int, key: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._id(number), key, value)
+
+    def _tell(self, number: int, state: State) -> TrialRecord:
+        values = self._values(number, self._records[number].measurements) if state is State.COMPLETE else None
+        self._storage.set_trial_state_values(self._id(number), TrialState[state], values)
+        return self._read(number)
+
+    def _read(self, number: int) -> TrialRecord:
+        trial = self._storage.get_trial(self._id(number))
+        self._stops |= _stop(trial)
+        self._records[number] = _record(trial)
+        return self._records[number]
+
+    def _values(self, number: int, measurements: Measurements | None) -> tuple[float, float]:
+        values = [objective.value(measurements) if measurements else None for objective in self.objectives]
+        score, cost = values
+        if score is None or cost is None or not (math.isfinite(score) and math.isfinite(cost)):
+            names = " and ".join(objective.name for objective in self.objectives)
+            raise RecordsError(f"a complete trial has a finite {names}; trial {number} has {values}")
+        return score, cost
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines and warnings of Optuna's inside; what the caller had set is restored."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"optuna(\..*)?")
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _storage(url: str) -> BaseStorage:
+    arguments = {"timeout": _BUSY_SECONDS} if url.startswith("sqlite") else {}
+    with quiet():
+        return RDBStorage(url, engine_kwargs={"connect_args": arguments})
+
+
+def _names(storage: BaseStorage) -> list[str]:
+    """A study without objectives is not listed: its writer was killed while it created it."""
+    return [study.study_name for study in storage.get_all_studies() if _OBJECTIVES in study.user_attrs]
+
+
+def _study_id(storage: BaseStorage, name: str) -> int:
+    names = _names(storage)
+    if name not in names:
+        raise RecordsError(f"there is no study {name!r}; there are: {', '.join(names) or 'none'}")
+    return storage.get_study_id_from_name(name)
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attributes = trial.user_attrs
+    outcome = attributes.get("outcome", {})
+    configuration, measurements = attributes["configuration"], outcome.get("measurements")
+    return TrialRecord(
+        number=trial.number,
+        state=State(trial.state.name),
+        configuration=Configuration.from_dict(configuration) if configuration else None,
+        params=attributes["params"],
+        reference=attributes["reference"],
+        name=attributes["name"],
+        rungs={at: float(score) for at, score in attributes.get("progress", {}).get("rungs", ())},
+        measurements=Measurements.from_dict(measurements) if measurements else None,
+        failure=outcome.get("failure"),
+        started=_seconds(trial.datetime_start),
+        ended=_seconds(trial.datetime_complete),
+    )
+
+
+def _stop(trial: FrozenTrial) -> dict[int, float]:
+    stopped_at = trial.user_attrs.get("progress", {}).get("stopped_at")
+    return {} if stopped_at is None else {trial.number: stopped_at}
+
+
+def _origin(trial: FrozenTrial) -> Origin:
+    own = Origin(coordinates=trial.params, distributions=trial.distributions, counts=trial.user_attrs["counts"])
+    return replace(own, asides=[_aside_from_dict(data, own) for data in trial.user_attrs["asides"]])
+
+
+def _aside_to_dict(aside: Aside, origin: Origin) -> dict[str, Any]:
+    """A space has fixed dimensions, so the trial's own distributions are nearly always those of the aside."""
+    return {
+        "coordinates": dict(aside.coordinates),
+        "distributions": {
+            name: distribution_to_json(distribution)
+            for name, distribution in aside.distributions.items()
+            if origin.distributions.get(name) != distribution
+        },
+        "counts": dict(aside.counts),
+        "twin": aside.twin,
+    }
+
+
+def _aside_from_dict(data: Mapping[str, Any], origin: Origin) -> Aside:
+    others = {name: json_to_distribution(text) for name, text in data["distributions"].items()}
+    return Aside(
+        coordinates=data["coordinates"],
+        distributions={name: others.get(name) or origin.distributions[name] for name in data["coordinates"]},
+        counts=data["counts"],
+        twin=data["twin"],
+    )
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

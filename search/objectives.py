@@ -1,0 +1,80 @@
+"""The measurements that a study can search for: their direction, and what counts as bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from petl.measurements import Measurements
+from search.pareto import MAXIMIZE, MINIMIZE
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One row. `name` is a field of Measurements.
+
+    `reference` is its side of the hypervolume's reference point, and what a trial that failed is
+    given while nothing better is known; None stands for the size of the pretrained model. `known`:
+    exact before training. `logarithmic`: spread over orders of magnitude, so that a sampler is shown
+    its logarithm.
+    """
+
+    name: str
+    direction: str
+    reference: float | None
+    known: bool = False
+    logarithmic: bool = False
+
+    def value(self, measurements: Measurements) -> float | None:
+        """What was measured, or None."""
+        value = getattr(measurements, self.name)
+        return None if value is None else float(value)
+
+    def seen(self, value: float) -> float:
+        """The value as a sampler sees it."""
+        return math.log1p(value) if self.logarithmic else value
+
+    def worst(self, values: list[float]) -> float:
+        """The worst of these, or the reference where there is none."""
+        if values:
+            return min(values) if self.direction == MAXIMIZE else max(values)
+        return 0.0 if self.reference is None else self.reference
+
+
+SCORES: Final[Mapping[str, Objective]] = {
+    objective.name: objective
+    for objective in (
+        Objective("accuracy", MAXIMIZE, 0.0),
+        Objective("f1", MAXIMIZE, 0.0),
+        Objective("matthews", MAXIMIZE, 0.0),  # what guessing reaches
+        Objective("loss", MINIMIZE, 10.0),  # nats: a uniform guess among 22,026 labels
+    )
+}
+
+COSTS: Final[Mapping[str, Objective]] = {
+    objective.name: objective
+    for objective in (
+        Objective("stored_parameters", MINIMIZE, None, known=True, logarithmic=True),
+        Objective("trained_parameters", MINIMIZE, None, known=True, logarithmic=True),
+        Objective("paper_parameters", MINIMIZE, None, known=True, logarithmic=True),
+        Objective("seconds", MINIMIZE, 86_400.0, logarithmic=True),
+        Objective("latency_ms", MINIMIZE, 1_000.0),
+        Objective("peak_memory_mb", MINIMIZE, 81_920.0),
+    )
+}
+
+
+def objectives(score: str, cost: str) -> tuple[Objective, Objective]:
+    """The two objectives of a study. Raises ValueError, listing the names there are."""
+    for role, name, table in (("score", score, SCORES), ("cost", cost, COSTS)):
+        if name not in table:
+            raise ValueError(f"{role} is one of {', '.join(table)}; received {name!r}")
+    return SCORES[score], COSTS[cost]
+
+
+def reference_point(pair: tuple[Objective, Objective], base_parameters: int) -> tuple[float, float]:
+    """The hypervolume's reference point: the worst score and cost that are still of interest."""
+    score, cost = (float(base_parameters) if row.reference is None else row.reference for row in pair)
+    return score, cost

@@ -1,0 +1,166 @@
+"""A space by its name: `unified`, or `package.module:function` of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from optuna.trial import FixedTrial
+
+from petl.configuration import Configuration, Training
+from petl.design import Design
+from spaces import adapter, lora, prefix, unified
+from spaces.dimensions import Dimensions, SpaceError, locate, suggest
+from spaces.training import NAME as LEARNING_RATE
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+    from petl.backbones import Backbone
+
+
+class Space(Protocol):
+    """A search space, bound to its options."""
+
+    def __call__(self, trial: BaseTrial, backbone: Backbone, /) -> Configuration:
+        """The configuration at the trial's point."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A space of ours: the function, its dimensions (whose keywords are its options), and the way back."""
+
+    sample: Callable[..., Configuration]
+    dimensions: Callable[..., Dimensions]
+    build: Callable[[Mapping[str, Any], int], Design]
+    read: Callable[[Design, int], dict[str, Any]]
+
+
+SPACES: Final[Mapping[str, Row]] = {
+    "unified": Row(unified.unified, unified.dimensions, unified.build, unified.read),
+    "lora": Row(lora.lora, lora.dimensions, lora.build, lora.read),
+    "adapter": Row(adapter.adapter, adapter.dimensions, adapter.build, adapter.read),
+    "prefix": Row(prefix.prefix, prefix.dimensions, prefix.build, prefix.read),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a space: its coordinates, what each could have been, what they mean, and the outcome.
+
+    `coordinates` and `distributions` are Optuna's; `params` shows sizes instead of their indices.
+    """
+
+    coordinates: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    params: Mapping[str, Any]
+    configuration: Configuration
+
+
+def resolve(
+    name: str, options: Mapping[str, Any] | None = None, training: Training | None = None, seed: int = 0
+) -> Space:
+    """The space of this name with its options, the study's training and the study's one training seed.
+
+    A user's function gets `training` if its signature names it.
+    Raises SpaceError for what cannot be imported, is no function, or does not take an option.
+    """
+    options = dict(options or {})
+    row = SPACES.get(name)
+    function = row.sample if row else _imported(name)
+    names, any_keyword = _keywords(row.dimensions if row else function)
+    unknown = sorted(set(options) - names)
+    if unknown and not any_keyword:
+        taken = ", ".join(sorted(names - {"training"})) or "none"
+        raise SpaceError(f"space {name} takes the options {taken}; received {', '.join(unknown)}")
+    if row or "training" in names or any_keyword:
+        options["training"] = training or Training()
+
+    def space(trial: BaseTrial, backbone: Backbone, /) -> Configuration:
+        configuration = function(trial, backbone, **options)
+        if not isinstance(configuration, Configuration):
+            raise SpaceError(f"space {name} returns a petl Configuration; it returned {configuration!r}")
+        # A space of the user's own need not spell designs canonically for a twin to be recognised.
+        return replace(configuration, design=configuration.design.in_depth(backbone.depth), seed=seed)
+
+    return space
+
+
+def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> Point:
+    """The point of a space at these coordinates.
+
+    Raises SpaceError where the space has no such coordinates.
+    """
+    trial = FixedTrial(dict(coordinates))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # optuna only warns of a value outside its range
+        try:
+            configuration = space(trial, backbone)
+        except (ValueError, Warning) as error:
+            raise SpaceError(f"the space does not hold {dict(coordinates)}: {error}") from error
+    return point(trial, configuration)
+
+
+def point(trial: BaseTrial, configuration: Configuration) -> Point:
+    """What a trial suggested while the space was called, and what came of it."""
+    return Point(
+        coordinates=dict(trial.params),
+        distributions=dict(trial.distributions),
+        params={**trial.params, **trial.user_attrs},
+        configuration=configuration,
+    )
+
+
+def encode(
+    name: str,
+    design: Design,
+    learning_rate: float,
+    backbone: Backbone,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """The coordinates of a design in a space of ours, or None where it does not contain the design.
+
+    A user's own space gives None: only its function knows what it holds. Raises SpaceError for
+    limits that leave nothing.
+    """
+    if name not in SPACES:
+        return None
+    row = SPACES[name]
+    dimensions = row.dimensions(backbone, **(options or {}))
+    values = row.read(design, backbone.depth) | {LEARNING_RATE: learning_rate}
+    coordinates = locate(dimensions, values)
+    if coordinates is None:
+        return None
+    trial = FixedTrial(coordinates)
+    values = suggest(trial, dimensions)
+    return coordinates if row.build(values, backbone.depth) == design.in_depth(backbone.depth) else None
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, separator, attribute = name.partition(":")
+    if not (separator and module and attribute):
+        raise SpaceError(f"a space is one of {', '.join(SPACES)}, or package.module:function; received {name!r}")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a module of the user's own raises while it is imported
+        raise SpaceError(f"space {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise SpaceError(f"space {name!r} is a function (trial, backbone) -> Configuration; it is {function!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The options that a function takes after trial and backbone, and whether it takes any keyword."""
+    parameters = list(inspect.signature(function).parameters.values())
+    named = {
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    }
+    first_two = {parameter.name for parameter in parameters[:2] if parameter.kind is not parameter.KEYWORD_ONLY}
+    return named - first_two, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
