@@ -111,15 +111,11 @@ PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
         "the residual stream that enters the sub-layer (un-normalised in pre-norm models)",
         "the sub-layer's output after dropout, before the residual",
     ),
-    (Site.FFN, Insertion.SEQUENTIAL): Place(
-        "the sub-layer's output after dropout", "the same, before the residual"
-    ),
+    (Site.FFN, Insertion.SEQUENTIAL): Place("the sub-layer's output after dropout", "the same, before the residual"),
     (Site.FFN, Insertion.AFTER_RESIDUAL): Place(
         "the sub-layer's output after residual (and norm, in post-norm models)", "the same"
     ),
-    **{
-        (site, Insertion.PARALLEL): Place("the linear's input", "the linear's output") for site in LINEARS
-    },
+    **{(site, Insertion.PARALLEL): Place("the linear's input", "the linear's output") for site in LINEARS},
     (Site.INPUT, Insertion.PARALLEL): Place("nothing", "rows in front of the embedded sequence"),
     (Site.MODEL, Insertion.PARALLEL): Place("each module's input", "each module's output"),
 }
@@ -155,9 +151,7 @@ RULES: Final[Mapping[Form, Rule]] = {
         (Composition.GATE, Composition.ADD),
         options=(*_PLACED, "attentions", "dropout", "reparameterisation"),
     ),
-    Form.MULTI_HEAD: Rule(
-        (Site.HEADS,), _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "layer_norm", "dropout")
-    ),
+    Form.MULTI_HEAD: Rule((Site.HEADS,), _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "layer_norm", "dropout")),
     Form.BIAS: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
     Form.PROMPT: Rule((Site.INPUT,), _PARALLEL, (Composition.ADD,), options=("stacks", "dropout")),
     Form.FULL: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
@@ -206,9 +200,7 @@ class Modification:
             ("composition", rule.compositions),
         ):
             if getattr(self, name) not in allowed:
-                raise DesignError(
-                    f"{self.form} takes {name} {' or '.join(allowed)}; received {getattr(self, name)}"
-                )
+                raise DesignError(f"{self.form} takes {name} {' or '.join(allowed)}; received {getattr(self, name)}")
         if (self.site, self.insertion) not in PLACES:
             at = [insertion for site, insertion in PLACES if site is self.site]
             raise DesignError(f"{self.site} takes insertion {' or '.join(at)}; received {self.insertion}")
@@ -229,6 +221,8 @@ class Modification:
             raise DesignError(f"reparameterisation is a width, or 0; received {self.reparameterisation}")
         if not _LAYERS.fullmatch(self.layers):
             raise DesignError(f'layers is "all", "top K" or a list like "0,2,5"; received {self.layers!r}')
+        if self.attentions != "all" and self.site in (Site.FFN, Site.FFN_UP, Site.FFN_DOWN):
+            raise DesignError(f"{self.site} belongs to no attention; received attentions {self.attentions!r}")
         for name, choices in (("stacks", ("all", "encoder", "decoder")), ("attentions", ("all", "self", "cross"))):
             if getattr(self, name) not in choices:
                 raise DesignError(f"{name} is one of {', '.join(choices)}; received {getattr(self, name)!r}")
