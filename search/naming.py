@@ -1,0 +1,86 @@
+"""What a trial is called where people read: the name of its run, and its parameters, flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from petl.configuration import Configuration
+from petl.design import RULES, Composition, Form, Modification
+from search.record import TrialRecord
+
+
+def run_name(record: TrialRecord) -> str:
+    """Such as `12 mam`, `7 prefix 16 + ffn parallel 64 x4` or `reference full`."""
+    if record.reference:
+        return f"reference {record.reference}"
+    what = record.name or (record.configuration.design.describe() if record.configuration else "")
+    name = f"{record.number} {what}".strip()
+    return name if len(name) <= 80 else name[:79] + "…"
+
+
+def flat_parameters(configuration: Configuration) -> dict[str, str]:
+    """A configuration as flat, readable names: `ffn.size`, `prefix.length`, `query.rank`, `learning_rate` ...
+
+    A part is named by its site, or by its form where that says more; a second part of one name becomes
+    `ffn_2`. A part always has its size, insertion and scale where it has a choice of them (scale 1
+    for plain addition), further fields where they differ from the default. `layers` has no part in
+    front when all parts agree.
+    """
+    design = configuration.design
+    flat: dict[str, str] = {}
+    placed = {m.layers for m in design.modifications if "layers" in RULES[m.form].options}
+    if len(placed) == 1:
+        flat["layers"] = placed.pop()
+    seen: dict[str, int] = {}
+    for modification in design.modifications:
+        part = _part(modification)
+        seen[part] = seen.get(part, 0) + 1
+        prefix = part if seen[part] == 1 else f"{part}_{seen[part]}"
+        for name, value in _fields(modification).items():
+            if not (name == "layers" and "layers" in flat):
+                flat[f"{prefix}.{name}" if name else prefix] = _word(value)
+    flat["head"] = _word(design.head)
+    training = asdict(configuration.training) | {"seed": configuration.seed}
+    return flat | {name: _word(value) for name, value in training.items() if value is not None}
+
+
+def curve(points: Iterable[Mapping[str, float]], validations: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """A worker's `points` and `validations` as what `Tracker.progress` takes.
+
+    The loss of training batches becomes `train_loss`: `loss` is the validation split's.
+    """
+    renamed = [{"train_loss" if name == "loss" else name: value for name, value in point.items()} for point in points]
+    return renamed + [
+        {"step": v["step"], "epoch": v["epoch"], "seconds": v["seconds"], **v["scores"]} for v in validations
+    ]
+
+
+def _part(modification: Modification) -> str:
+    if modification.form in (Form.BOTTLENECK, Form.LOW_RANK):
+        return str(modification.site)
+    return str(modification.form)
+
+
+def _fields(modification: Modification) -> dict[str, Any]:
+    rule = RULES[modification.form]
+    if not rule.sized:
+        return {"": True}  # bias, full: there or not
+    sizes = {Form.PREFIX: "length", Form.PROMPT: "length", Form.LOW_RANK: "rank"}
+    chosen: dict[str, Any] = {sizes.get(modification.form, "size"): modification.size}
+    if len(rule.insertions) > 1:
+        chosen["insertion"] = modification.insertion
+    if Composition.SCALE in rule.compositions:
+        learned = modification.composition is Composition.LEARNED_SCALE
+        chosen["scale"] = "learned" if learned else modification.scale
+    elif modification.composition is not rule.compositions[0]:
+        chosen["composition"] = modification.composition
+    if "layers" in rule.options:
+        chosen["layers"] = modification.layers
+    set_ = modification.to_dict()
+    return chosen | {name: set_[name] for name in rule.options if name in set_}
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,303 @@
+"""Questions to a finished or running study. MLflow alone answers them.
+
+>>> from search import load_study
+>>> front = load_study("demo").front(max_parameters="1%")
+>>> front.to_frame()
+>>> front.best().load_model().predict(["what a day"])
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search import pareto, tracking
+from search.home import store_uri
+from search.naming import flat_parameters
+from search.objectives import Objective, objectives, reference_point
+from search.record import State, TrialRecord
+from search.tracking import StoreError, StudySummary, TrialRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROW: Final = (
+    "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent", "trained_parameters",
+    "test_score", "seconds", "run_id",
+)  # fmt: skip
+Budget: TypeAlias = int | str | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial or reference as MLflow has it, seen through the study's two objectives."""
+
+    row: TrialRow
+    objectives: tuple[Objective, Objective]
+    uri: str
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"{self.objectives[0].name} {self.score:.4f}"
+        return f"<Trial {self.trial} {self.name!r}: {score}>"
+
+    @property
+    def record(self) -> TrialRecord:
+        """All that the study knows of it."""
+        return self.row.record
+
+    @property
+    def trial(self) -> int:
+        """Its number."""
+        return self.record.number
+
+    @property
+    def name(self) -> str:
+        """The reference's name, what the user called an enqueued design, else the design in words."""
+        return self.record.reference or self.record.name or self.design_text
+
+    @property
+    def state(self) -> State:
+        """Optuna's word for where it stands."""
+        return self.record.state
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """None for the majority class and the probe."""
+        return self.record.configuration
+
+    @property
+    def design(self) -> Design | None:
+        """None for the majority class and the probe."""
+        return self.configuration.design if self.configuration else None
+
+    @property
+    def design_text(self) -> str:
+        """The design in words, "" where there is none."""
+        return self.design.describe() if self.design else ""
+
+    @property
+    def measurements(self) -> Measurements | None:
+        """None until it has trained to the end."""
+        return self.record.measurements
+
+    @property
+    def score(self) -> float | None:
+        """On the validation split, at full budget."""
+        return self.objectives[0].value(self.measurements) if self.measurements else None
+
+    @property
+    def cost(self) -> float | None:
+        """The study's second objective."""
+        return self.objectives[1].value(self.measurements) if self.measurements else None
+
+    @property
+    def test_score(self) -> float | None:
+        """On the test split; members of the final front and references have one."""
+        return self.row.test.get(self.objectives[0].name)
+
+    @property
+    def run_id(self) -> str:
+        """Its MLflow run."""
+        return self.row.run_id
+
+    def to_row(self) -> dict[str, Any]:
+        """A JSON-ready row with the keys of ROW."""
+        measured = self.measurements
+        return {
+            "trial": self.trial,
+            "name": self.name,
+            "design": self.design_text,
+            "score": self.score,
+            "metric": self.objectives[0].name,
+            "stored_parameters": measured.stored_parameters if measured else None,
+            "stored_percent": measured.stored_percent if measured else None,
+            "trained_parameters": measured.trained_parameters if measured else None,
+            "test_score": self.test_score,
+            "seconds": measured.seconds if measured else None,
+            "run_id": self.run_id,
+        }
+
+    def export(self, destination: str | Path) -> Path:
+        """The adapter directory as a new folder. Raises StoreError where the trial has none."""
+        return tracking.download(self.uri, self.run_id, Path(destination))
+
+    def load_model(self) -> Any:
+        """The backbone with this trial's trained adapter, ready to predict: see `petl.storage.load_model`."""
+        from petl import storage
+
+        with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
+            return storage.load_model(self.export(Path(folder) / tracking.ADAPTER))
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The trials that no other beats in both score and cost, the cheapest first.
+
+    `base_parameters` is the size of the pretrained model, 0 while nothing was measured.
+    """
+
+    trials: tuple[Trial, ...]
+    objectives: tuple[Objective, Objective]
+    base_parameters: int = 0
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, index: int) -> Trial:
+        return self.trials[index]
+
+    def best(self, within: float = 0.0) -> Trial:
+        """The cheapest trial whose score is within `within` of the best: 0.01 is a point of accuracy.
+
+        Raises StoreError on an empty front.
+        """
+        if not self.trials:
+            raise StoreError("the front is empty: no trial within the limits is complete yet")
+        sign = 1 if self.objectives[0].direction == pareto.MAXIMIZE else -1
+        scores = [sign * (trial.score or 0.0) for trial in self.trials]
+        return next(t for t, score in zip(self.trials, scores, strict=True) if score >= max(scores) - within - 1e-12)
+
+    @property
+    def hypervolume(self) -> float:
+        """The area between the front and the objectives' reference point.
+
+        A cost that spans orders of magnitude enters as log(1 + cost), so that small designs count.
+        """
+        score, cost = self.objectives
+        if not self.trials:
+            return 0.0
+        at_score, at_cost = reference_point(self.objectives, self.base_parameters)
+        points = [(trial.score, cost.seen(trial.cost or 0.0)) for trial in self.trials]
+        return pareto.hypervolume(points, (at_score, cost.seen(at_cost)), (score.direction, cost.direction))
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """JSON-ready rows with the keys of ROW."""
+        return [trial.to_row() for trial in self.trials]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per member: the columns of ROW."""
+        import pandas as pd
+
+        return pd.DataFrame(self.to_rows(), columns=list(ROW))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study read from MLflow: what was there when it was loaded."""
+
+    summary: StudySummary
+    everything: tuple[TrialRow, ...]
+    uri: str
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.summary.name
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, Objective]:
+        """Score and cost."""
+        names = self.summary.info["objectives"]
+        return objectives(names["score"], names["cost"])
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials of the search, in every state, by number."""
+        return tuple(trial for trial in self._all if not trial.record.reference)
+
+    @cached_property
+    def references(self) -> tuple[Trial, ...]:
+        """The baselines beside the front, in every state."""
+        return tuple(trial for trial in self._all if trial.record.reference)
+
+    @property
+    def base_parameters(self) -> int:
+        """The size of the pretrained model without task head, 0 while nothing was measured."""
+        return max((t.measurements.base_parameters for t in self._all if t.measurements), default=0)
+
+    def trial(self, number: int) -> Trial:
+        """A trial or reference by its number. Raises StoreError where there is none."""
+        for trial in self._all:
+            if trial.trial == number:
+                return trial
+        known = f"0 to {self._all[-1].trial}" if self._all else "none yet"
+        raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
+
+    def front(self, max_parameters: Budget = None, cost: str | None = None) -> ParetoFront:
+        """The front among trials that are complete and within the study's limits; references stay outside.
+
+        `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
+        as "1%". `cost` replaces the study's second objective, by a name of `objectives.COSTS`. Raises
+        StoreError for a bound that is neither, ValueError for an unknown cost.
+        """
+        pair = objectives(self.objectives[0].name, cost) if cost else self.objectives
+        limits = {**self.summary.info.get("constraints", {}), **_limit(max_parameters)}
+        candidates = [
+            replace(trial, objectives=pair)
+            for trial in self.trials
+            if trial.state is State.COMPLETE
+            and trial.measurements
+            and all(getattr(trial.measurements, name) <= limit for name, limit in limits.items())
+        ]
+        values = [(_number(trial.score), _number(trial.cost)) for trial in candidates]
+        mask = pareto.front(values, [objective.direction for objective in pair])
+        members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
+        members.sort(key=lambda trial: _number(trial.cost))
+        return ParetoFront(tuple(members), pair, self.base_parameters)
+
+    def reference_rows(self) -> list[dict[str, Any]]:
+        """The complete references as rows with the keys of ROW."""
+        return [trial.to_row() for trial in self.references if trial.state is State.COMPLETE and trial.measurements]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per trial and reference in every state: the columns of ROW, state, and flat parameters."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {**trial.to_row(), "state": str(trial.state)}
+                | (flat_parameters(trial.configuration) if trial.configuration else {})
+                for trial in self._all
+            ]
+        )
+
+    @cached_property
+    def _all(self) -> Sequence[Trial]:
+        return [Trial(row, self.objectives, self.uri) for row in self.everything]
+
+
+def load_study(name: str, uri: str | None = None) -> Study:
+    """A study by name, from `uri` or where `home.store_uri` finds the store.
+
+    Raises StoreError where it is not there, naming the studies that are.
+    """
+    uri = store_uri(uri)
+    return Study(tracking.summary(uri, name), tuple(tracking.records(uri, name)), uri)
+
+
+def _limit(budget: Budget) -> dict[str, float]:
+    if budget is None:
+        return {}
+    text = str(budget).strip()
+    try:
+        name = "stored_percent" if text.endswith("%") else "stored_parameters"
+        limit = float(text.removesuffix("%").replace(",", ""))
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:
+        raise StoreError(f"max_parameters is a number like 200000 or a share like 1%; received {budget!r}")
+    return {name: limit}
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,538 @@
+"""TrialRecord <-> MLflow run, both directions. The only module that imports mlflow.
+
+A study is an experiment of its name. In it, one parent run (tag `kind` = study) and one child run per
+trial (`kind` = trial or reference, `trial` = its number). Parameters, metrics and the readable tags are
+for people who sort, filter and compare; the tag `record` holds the TrialRecord itself as JSON, so that
+MLflow alone gives it back exactly. It is written last: a run without it is a half-written one, and the
+next `publish` completes it.
+
+MLflow's status of a run: FINISHED for a complete trial, KILLED for one that its rung rule stopped (so
+that ``attributes.status = 'FINISHED'`` keeps the fully trained ones only), FAILED for one that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from petl.configuration import Configuration
+from petl.measurements import Measurements
+from search.naming import flat_parameters, run_name
+from search.note import filters, note
+from search.provenance import provenance
+from search.record import State, TrialRecord
+
+STATUS: Final[Mapping[State, str]] = {
+    State.RUNNING: "RUNNING",
+    State.COMPLETE: "FINISHED",
+    State.PRUNED: "KILLED",
+    State.FAIL: "FAILED",
+}
+ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
+_STUDY_TAG: Final = "petl_search.study"  # on the experiment
+_TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
+_METRICS_PER_BATCH: Final = 1_000
+_PAGE: Final = 1_000
+
+T = TypeVar("T")
+
+
+class StoreError(ValueError):
+    """A store, study, trial or adapter that is not there, or a name that is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """A study as its experiment and parent run tell it. `info` is what `Tracker.open` was given.
+
+    `status` is MLflow's word for the parent run; `started` is seconds since the epoch.
+    """
+
+    name: str
+    experiment_id: str
+    run_id: str
+    status: str
+    started: float
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A TrialRecord and what only MLflow adds: its run, the scores on the test split, the front."""
+
+    record: TrialRecord
+    run_id: str
+    test: Mapping[str, float] = field(default_factory=dict)
+    on_front: bool = False
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Child:
+    """What the writer knows of a child run, so that nothing is sent twice.
+
+    `last` maps a metric to its last step and value; a metric that is missing was not looked up yet.
+    """
+
+    run_id: str
+    status: str
+    record: str | None
+    test: str | None
+    on_front: bool
+    has_parameters: bool
+    last: dict[str, tuple[int, float]]
+    fresh: bool  # created by this tracker: MLflow has no earlier points of it
+
+
+class Tracker:
+    """The one writer of a study's runs, on the driver. Every method may be called again after a restart.
+
+    Example::
+
+        tracker = Tracker.open(store_uri(), "demo", artifact_root(), info)
+        tracker.publish(record)
+        tracker.progress(record.number, [{"step": 10, "train_loss": 0.9}])
+        tracker.close()
+    """
+
+    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, study: str) -> None:
+        self.study = study
+        self.experiment_id = experiment_id
+        self.run_id = run_id  # of the parent
+        self._client = client
+        # One writer and an index read at the start: between the two nobody else creates a run.
+        self._children = {
+            int(run.data.tags["trial"]): _Child(
+                run_id=run.info.run_id,
+                status=run.info.status,
+                record=_joined(run.data.tags, "record"),
+                test=_joined(run.data.tags, "test"),
+                on_front=run.data.tags.get("on_front") == "true",
+                has_parameters=bool(run.data.params),
+                last={},
+                fresh=False,
+            )
+            for run in _children(client, experiment_id)
+        }
+
+    @classmethod
+    def open(cls, uri: str, study: str, artifact_root: Path | None, info: Mapping[str, Any]) -> Tracker:
+        """The study's experiment and parent run, created or found again, with the parent marked RUNNING.
+
+        `info` is the study file with what was resolved, JSON-ready; readers need its
+        `objectives.score`, `objectives.cost`, `constraints`, `backbone.model` and `task.name`.
+        Raises StoreError where the experiment of that name is somebody else's.
+        """
+        client = _client(uri, create=True)
+        experiment_id = _own_experiment(client, study, artifact_root)
+        parent = _parent(client, experiment_id)
+        if parent is None:
+            tags = {"kind": "study", "study": study, "mlflow.source.name": "petl-search"}
+            parent = client.create_run(experiment_id, run_name=study, tags=tags)
+        run_id = parent.info.run_id
+        client.update_run(run_id, status="RUNNING")
+        _write(client, run_id, tags=_split("info", json.dumps(info)) | provenance())
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", filters(experiment_id, run_id))
+        return cls(client, experiment_id, run_id, study)
+
+    def run_of(self, number: int) -> str | None:
+        """The MLflow run of a trial; None where it was never published."""
+        child = self._children.get(number)
+        return child.run_id if child else None
+
+    def publish(self, record: TrialRecord) -> str:
+        """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing."""
+        child = self._children.get(record.number)
+        if child is None:
+            child = self._children[record.number] = self._create(record)
+        text = json.dumps(to_dict(record), sort_keys=True)
+        if child.record != text:
+            parameters = flat_parameters(record.configuration) if record.configuration else {}
+            measured = record.measurements
+            _write(
+                self._client,
+                child.run_id,
+                params={} if child.has_parameters else parameters,
+                metrics=self._new(child, measured.to_dict(), measured.steps) if measured else (),
+                tags=_readable(record) | _split("record", text),
+            )
+            child.record, child.has_parameters = text, bool(parameters)
+        status = STATUS[record.state]
+        if child.status != status:
+            if record.state is State.RUNNING:
+                self._client.update_run(child.run_id, status=status)
+            else:
+                self._client.set_terminated(child.run_id, status, _milliseconds(record.ended))
+            child.status = status
+        return child.run_id
+
+    def progress(self, number: int, points: Iterable[Mapping[str, float]]) -> None:
+        """Metrics of a published trial over its steps: each point has a `step`, perhaps a `time`, and values.
+
+        A step that a metric already has is left as it is, so a resumed trial may report again what it
+        repeats. Values that are not finite are left out: they would spoil the charts' axes.
+        """
+        child = self._children[number]
+        metrics: list[Metric] = []
+        for point in sorted(points, key=lambda point: point["step"]):
+            step = int(point["step"])
+            values = {k: v for k, v in point.items() if k not in ("step", "time") and self._last(child, k)[0] < step}
+            metrics += self._new(child, values, step, point.get("time"))
+        for batch in _batches(metrics, _METRICS_PER_BATCH):
+            self._client.log_batch(child.run_id, metrics=batch)
+
+    def tested(self, number: int, scores: Mapping[str, float]) -> None:
+        """Scores of a published trial on the test split, by the names of Measurements: metrics `test_...`."""
+        child = self._children[number]
+        text = json.dumps(dict(scores), sort_keys=True)
+        if child.test != text:
+            metrics = self._new(child, {f"test_{name}": value for name, value in scores.items()}, step=0)
+            _write(self._client, child.run_id, metrics=metrics, tags=_split("test", text))
+            child.test = text
+
+    def artifacts(self, number: int, folder: Path) -> None:
+        """Upload a published trial's adapter directory to `adapter/`; files that are there stay."""
+        run_id = self._children[number].run_id
+        there = dict(_listing(self._client, run_id, ADAPTER))
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = f"{ADAPTER}/{file.relative_to(folder).as_posix()}"
+            if there.get(name) != file.stat().st_size:  # a torn upload is shorter
+                self._client.log_artifact(run_id, str(file), name.rpartition("/")[0])
+
+    def front(
+        self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
+    ) -> None:
+        """Publish the front: `on_front` on every run, and the parent's note and files.
+
+        `rows` and `references` are rows of `query.ParetoFront.to_rows` and `query.Study.reference_rows`.
+        """
+        members = {row["trial"] for row in rows}
+        for number, child in self._children.items():
+            if child.on_front != (number in members):
+                child.on_front = number in members
+                self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
+        text = note(rows, references, self.experiment_id, self.run_id)
+        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the parent run. A child that still runs is marked KILLED until a resume publishes it again."""
+        for child in self._children.values():
+            if child.status == "RUNNING":
+                self._client.set_terminated(child.run_id, "KILLED")
+                child.status = "KILLED"
+        self._client.set_terminated(self.run_id, status)
+
+    def _create(self, record: TrialRecord) -> _Child:
+        tags = {
+            "mlflow.parentRunId": self.run_id,
+            "mlflow.source.name": "petl-search",
+            "study": self.study,
+            "trial": str(record.number),
+            "kind": "reference" if record.reference else "trial",
+            "on_front": "false",
+            **provenance(),
+        }
+        run = self._client.create_run(
+            self.experiment_id, start_time=_milliseconds(record.started), tags=tags, run_name=run_name(record)
+        )
+        return _Child(
+            run_id=run.info.run_id,
+            status="RUNNING",
+            record=None,
+            test=None,
+            on_front=False,
+            has_parameters=False,
+            last={},
+            fresh=True,
+        )
+
+    def _new(
+        self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None
+    ) -> list[Metric]:
+        """Metrics for the finite ones of `values` that the run does not end in already."""
+        timestamp = int((at or time.time()) * 1000)
+        metrics = [
+            Metric(name, float(value), timestamp, step)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value) and self._last(child, name) != (step, value)
+        ]
+        child.last.update({metric.key: (step, metric.value) for metric in metrics})
+        return metrics
+
+    def _last(self, child: _Child, key: str) -> tuple[int, float]:
+        nothing = (-1, 0.0)
+        if key not in child.last and not child.fresh:
+            history = self._client.get_metric_history(child.run_id, key)
+            child.last[key] = max(((point.step, point.value) for point in history), default=nothing)
+        return child.last.get(key, nothing)
+
+
+def discard(uri: str, study: str) -> None:
+    """Move the study's experiment, if there is one, to MLflow's trash, and free its name."""
+    client = _client(uri, create=True)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is not None:
+        _require_ours(experiment, study)
+        _free_name(client, experiment)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def studies(uri: str) -> list[StudySummary]:
+    """The studies of a store, the newest first. Raises StoreError where there is no store."""
+    client = _client(uri)
+    found = [
+        _summary(experiment, parent)
+        for experiment in _pages(client.search_experiments)
+        if _STUDY_TAG in experiment.tags and (parent := _parent(client, experiment.experiment_id))
+    ]
+    return sorted(found, key=lambda summary: -summary.started)
+
+
+def summary(uri: str, study: str) -> StudySummary:
+    """One study. Raises StoreError where it is not there, naming those that are."""
+    client = _client(uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment and experiment.lifecycle_stage == "active" and _STUDY_TAG in experiment.tags:
+        parent = _parent(client, experiment.experiment_id)
+        if parent:
+            return _summary(experiment, parent)
+    names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
+    raise StoreError(f"no study {study!r} in {_shown(uri)}; studies there: {names}")
+
+
+def records(uri: str, study: str) -> list[TrialRow]:
+    """Every trial and reference of a study, by number. Raises StoreError as `summary` does."""
+    runs = _children(_client(uri), summary(uri, study).experiment_id)
+    rows = [_row(run, text) for run in runs if (text := _joined(run.data.tags, "record"))]
+    return sorted(rows, key=lambda row: row.record.number)
+
+
+def download(uri: str, run_id: str, destination: Path) -> Path:
+    """The adapter directory of a trial's run, as the folder `destination`, which must be new or empty.
+
+    Raises StoreError where the run has no adapter, or the folder holds something.
+    """
+    client = _client(uri)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise StoreError(f"an adapter is exported to a new or empty folder; received {destination}")
+    if not client.list_artifacts(run_id, ADAPTER):
+        raise StoreError(f"run {run_id} has no adapter; trained trials that completed have one")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".petl-search-") as folder:
+        # moved when whole, so that an interrupted download is not taken for an adapter
+        whole = client.download_artifacts(run_id, ADAPTER, folder)
+        if destination.exists():
+            destination.rmdir()
+        shutil.move(whole, destination)
+    return destination
+
+
+# --- a record in MLflow's terms ------------------------------------------------------------------
+
+
+def to_dict(record: TrialRecord) -> dict[str, Any]:
+    """A record as JSON holds it; `from_dict` reads it back."""
+    return {
+        "number": record.number,
+        "state": str(record.state),
+        "configuration": record.configuration.to_dict() if record.configuration else None,
+        "params": dict(record.params),
+        "reference": record.reference,
+        "name": record.name,
+        "rungs": [[epochs, score] for epochs, score in record.rungs.items()],
+        "measurements": record.measurements.to_dict() if record.measurements else None,
+        "failure": record.failure,
+        "started": record.started,
+        "ended": record.ended,
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> TrialRecord:
+    """The inverse of `to_dict`."""
+    configuration, measurements = data["configuration"], data["measurements"]
+    return TrialRecord(
+        number=data["number"],
+        state=State(data["state"]),
+        configuration=Configuration.from_dict(configuration) if configuration else None,
+        params=data["params"],
+        reference=data["reference"],
+        name=data["name"],
+        rungs=dict(data["rungs"]),
+        measurements=Measurements.from_dict(measurements) if measurements else None,
+        failure=data["failure"],
+        started=data["started"],
+        ended=data["ended"],
+    )
+
+
+def _readable(record: TrialRecord) -> dict[str, str]:
+    tags = {"state": str(record.state)}
+    if record.configuration:
+        design = record.configuration.design
+        tags |= {"design": design.describe()[:_TAG_LENGTH], "design_key": design.key}
+    for name, value in (("reference", record.reference), ("name", record.name), ("failure", record.failure)):
+        if value:
+            tags[name] = value[:500]
+    return tags
+
+
+def _row(run: Run, text: str) -> TrialRow:
+    return TrialRow(
+        record=from_dict(json.loads(text)),
+        run_id=run.info.run_id,
+        test=json.loads(_joined(run.data.tags, "test") or "{}"),
+        on_front=run.data.tags.get("on_front") == "true",
+    )
+
+
+def _summary(experiment: Experiment, parent: Run) -> StudySummary:
+    return StudySummary(
+        name=experiment.tags[_STUDY_TAG],
+        experiment_id=experiment.experiment_id,
+        run_id=parent.info.run_id,
+        status=parent.info.status,
+        started=parent.info.start_time / 1000,
+        info=json.loads(_joined(parent.data.tags, "info") or "{}"),
+    )
+
+
+# --- MLflow's corners ----------------------------------------------------------------------------
+
+
+def _client(uri: str, *, create: bool = False) -> MlflowClient:
+    """Raises StoreError where the store is not there or does not answer; `create` makes a database."""
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # a line for each of some fifty migrations
+    database = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
+    if database and create:
+        Path(database[1]).parent.mkdir(parents=True, exist_ok=True)
+    elif database and not Path(database[1]).exists():
+        raise StoreError(
+            f"no store at {database[1]}: nothing was run there yet, or the store is elsewhere "
+            "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"
+        )
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise StoreError(f"no store answers at {_shown(uri)}: {error.message}") from error
+    return client
+
+
+def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:
+    experiment = client.get_experiment_by_name(study)
+    if experiment and experiment.lifecycle_stage == "deleted":  # in the trash it still holds its name
+        _free_name(client, experiment)
+        experiment = None
+    if experiment:
+        _require_ours(experiment, study)
+        return str(experiment.experiment_id)
+    location = (artifact_root / study).absolute().as_uri() if artifact_root else None
+    return str(client.create_experiment(study, artifact_location=location, tags={_STUDY_TAG: study}))
+
+
+def _require_ours(experiment: Experiment, study: str) -> None:
+    if experiment.lifecycle_stage == "active" and _STUDY_TAG not in experiment.tags:
+        raise StoreError(f"the MLflow experiment {study!r} is not a study of petl-search; choose another name")
+
+
+def _free_name(client: MlflowClient, experiment: Experiment) -> None:
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    client.rename_experiment(experiment.experiment_id, f"{experiment.name} (discarded {time.time_ns()})")
+    client.delete_experiment(experiment.experiment_id)
+
+
+def _parent(client: MlflowClient, experiment_id: str) -> Run | None:
+    runs = client.search_runs([experiment_id], "tags.kind = 'study'", order_by=["attributes.start_time"])
+    return runs[0] if runs else None
+
+
+def _children(client: MlflowClient, experiment_id: str) -> list[Run]:
+    runs = _pages(lambda **page: client.search_runs([experiment_id], run_view_type=ViewType.ACTIVE_ONLY, **page))
+    return [run for run in runs if run.data.tags.get("kind") in ("trial", "reference")]
+
+
+def _pages(search: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _listing(client: MlflowClient, run_id: str, folder: str) -> Iterator[tuple[str, int | None]]:
+    for item in client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _listing(client, run_id, item.path)
+        else:
+            yield item.path, item.file_size
+
+
+def _write(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    metrics: Sequence[Metric] = (),
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    client.log_batch(
+        run_id,
+        metrics=metrics,
+        params=[Param(name, value) for name, value in (params or {}).items()],
+        tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+    )
+
+
+def _split(name: str, text: str) -> dict[str, str]:
+    """A JSON text of any length as tags `name`, `name.1`, `name.2` ..."""
+    pieces = [text[at : at + _TAG_LENGTH] for at in range(0, len(text), _TAG_LENGTH)]
+    return {(f"{name}.{i}" if i else name): piece for i, piece in enumerate(pieces)}
+
+
+def _joined(tags: Mapping[str, str], name: str) -> str | None:
+    if name not in tags:
+        return None
+    pieces = [tags[name]]
+    while (more := tags.get(f"{name}.{len(pieces)}")) is not None:
+        pieces.append(more)
+    text = "".join(pieces)
+    return text[: json.JSONDecoder().raw_decode(text)[1]]  # without the tail of an older, longer text
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
+
+
+def _shown(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", uri)  # no password in messages
