@@ -177,7 +177,7 @@ class ParetoFront:
         if not self.trials:
             return 0.0
         at_score, at_cost = reference_point(self.objectives, self.base_parameters)
-        points = [(trial.score, cost.seen(trial.cost or 0.0)) for trial in self.trials]
+        points = [(_number(trial.score), cost.seen(_number(trial.cost))) for trial in self.trials]
         return pareto.hypervolume(points, (at_score, cost.seen(at_cost)), (score.direction, cost.direction))
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -241,13 +241,13 @@ class Study:
         StoreError for a bound that is neither, ValueError for an unknown cost.
         """
         pair = objectives(self.objectives[0].name, cost) if cost else self.objectives
-        limits = {**self.summary.info.get("constraints", {}), **_limit(max_parameters)}
+        limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
         candidates = [
             replace(trial, objectives=pair)
             for trial in self.trials
             if trial.state is State.COMPLETE
             and trial.measurements
-            and all(getattr(trial.measurements, name) <= limit for name, limit in limits.items())
+            and all(getattr(trial.measurements, name) <= limit for name, limit in limits)
         ]
         values = [(_number(trial.score), _number(trial.cost)) for trial in candidates]
         mask = pareto.front(values, [objective.direction for objective in pair])
@@ -285,9 +285,9 @@ def load_study(name: str, uri: str | None = None) -> Study:
     return Study(tracking.summary(uri, name), tuple(tracking.records(uri, name)), uri)
 
 
-def _limit(budget: Budget) -> dict[str, float]:
+def _limit(budget: Budget) -> list[tuple[str, float]]:
     if budget is None:
-        return {}
+        return []
     text = str(budget).strip()
     try:
         name = "stored_percent" if text.endswith("%") else "stored_parameters"
@@ -296,7 +296,7 @@ def _limit(budget: Budget) -> dict[str, float]:
         limit = -1.0
     if not limit >= 0:
         raise StoreError(f"max_parameters is a number like 200000 or a share like 1%; received {budget!r}")
-    return {name: limit}
+    return [(name, limit)]
 
 
 def _number(value: float | None) -> float:

@@ -1,0 +1,238 @@
+"""Questions to a study, answered from a real sqlite store."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import search
+from petl.configuration import Configuration
+from petl.design import Design, Form, Modification, Site
+from petl.measurements import Measurements
+from search import load_study
+from search.query import ROW, ParetoFront, Study
+from search.record import State, TrialRecord
+from search.tracking import StoreError, Tracker
+
+INFO = {
+    "study": "demo",
+    "objectives": {"score": "accuracy", "cost": "stored_parameters"},
+    "constraints": {"stored_percent": 5.0},
+}
+BASE = 1_000_000
+
+
+def record(number: int, accuracy: float, stored: int, **changes: object) -> TrialRecord:
+    design = Design((Modification(form=Form.LOW_RANK, site=Site.QUERY, size=number + 1),))
+    values = {
+        "number": number,
+        "state": State.COMPLETE,
+        "configuration": Configuration(design),
+        "measurements": Measurements(
+            accuracy=accuracy,
+            stored_parameters=stored,
+            trained_parameters=stored + 50,
+            stored_percent=100 * stored / BASE,
+            base_parameters=BASE,
+            seconds=100.0 - number,
+            steps=10,
+        ),
+    }
+    return TrialRecord(**{**values, **changes})
+
+
+RECORDS = [
+    record(0, 0.50, 0),  # front
+    record(1, 0.60, 1_000, name="lora:rank=2"),  # front
+    record(2, 0.59, 2_000),  # dominated by 1
+    record(3, 0.70, 20_000),  # front
+    record(4, 0.70, 20_000),  # the same as 3
+    record(5, 0.90, 60_000),  # over the study's limit
+    record(6, 0.95, 10, state=State.PRUNED),
+    record(7, 0.95, 10, state=State.FAIL, failure="diverged: loss"),
+    record(8, 0.99, BASE, reference="full"),
+    record(9, 0.40, 0, reference="majority", configuration=None),
+    record(10, math.nan, 5),
+    record(11, 0.705, 30_000),  # front
+    TrialRecord(number=12, state=State.RUNNING, configuration=Configuration(Design()), rungs={1.0: 0.5}),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracker]:
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker.open(uri, "demo", folder / "artifacts", INFO)
+    for one in RECORDS:
+        tracker.publish(one)
+    tracker.tested(1, {"accuracy": 0.58})
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "design.json").write_text("{}")
+    tracker.artifacts(1, adapter)
+    return uri, tracker
+
+
+@pytest.fixture(scope="module")
+def study(store: tuple[str, Tracker]) -> Study:
+    return load_study("demo", store[0])
+
+
+def test_only_complete_feasible_trials_are_on_the_front(study: Study) -> None:
+    assert [trial.trial for trial in study.front()] == [0, 1, 3, 11]
+    assert [trial.trial for trial in study.references] == [8, 9]
+    assert [trial.trial for trial in study.trials] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("bound", "members"),
+    [(1_000, [0, 1]), ("1000", [0, 1]), ("20,000", [0, 1, 3]), ("2%", [0, 1, 3]), ("0.05 %", [0]), (0, [0])],
+)
+def test_max_parameters(study: Study, bound: int | str, members: list[int]) -> None:
+    assert [trial.trial for trial in study.front(max_parameters=bound)] == members
+
+
+@pytest.mark.parametrize("bound", ["many", "-1", "1%%", "nan", ""])
+def test_a_bound_that_is_none(study: Study, bound: str) -> None:
+    with pytest.raises(StoreError, match="like 200000 or a share like 1%"):
+        study.front(max_parameters=bound)
+
+
+def test_a_bound_never_loosens_the_limit_of_the_study(study: Study) -> None:
+    assert [trial.trial for trial in study.front(max_parameters="50%")] == [0, 1, 3, 11]
+
+
+def test_another_cost(study: Study) -> None:
+    front = study.front(cost="seconds")
+    assert [trial.trial for trial in front] == [11]  # the quickest and the best
+    assert front[0].cost == 89.0
+
+
+def test_rows_have_exactly_these_keys(study: Study) -> None:
+    rows = study.front().to_rows()
+    assert [list(row) for row in rows] == [
+        [
+            "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent",
+            "trained_parameters", "test_score", "seconds", "run_id",
+        ]
+    ] * 4  # fmt: skip
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    assert {**rows[1], "run_id": ""} == {
+        "trial": 1,
+        "name": "lora:rank=2",
+        "design": "lora query 2",
+        "score": 0.60,
+        "metric": "accuracy",
+        "stored_parameters": 1_000,
+        "stored_percent": 0.1,
+        "trained_parameters": 1_050,
+        "test_score": 0.58,
+        "seconds": 99.0,
+        "run_id": "",
+    }
+    assert rows[0]["test_score"] is None
+
+
+def test_references_have_rows(study: Study) -> None:
+    assert [(row["name"], row["score"]) for row in study.reference_rows()] == [("full", 0.99), ("majority", 0.4)]
+
+
+def test_frames(study: Study) -> None:
+    frame = study.front().to_frame()
+    assert list(frame.columns) == list(ROW)
+    assert list(frame.trial) == [0, 1, 3, 11]
+    everything = study.to_frame().set_index("trial")
+    assert len(everything) == len(RECORDS)
+    assert everything.loc[3, "query.rank"] == "4"
+    assert everything.loc[7, "state"] == "FAIL"
+
+
+def test_best(study: Study) -> None:
+    front = study.front()
+    assert front.best().trial == 11
+    assert front.best(within=0.01).trial == 3
+    assert front.best(within=1).trial == 0
+    assert front.best(within=0.005).trial == 3  # exactly at the margin, whatever the floats say
+    with pytest.raises(StoreError, match="no trial within the limits is complete"):
+        ParetoFront((), front.objectives).best()
+
+
+def test_hypervolume(study: Study) -> None:
+    top = math.log1p(BASE)
+    edges = [(0.50, 0), (0.10, 1_000), (0.10, 20_000), (0.005, 30_000)]
+    expected = sum(gain * (top - math.log1p(stored)) for gain, stored in edges)
+    assert study.front().hypervolume == pytest.approx(expected)
+    assert study.front(max_parameters=1_000).hypervolume < expected
+    assert ParetoFront((), study.objectives).hypervolume == 0.0
+
+
+def test_an_empty_study(store: tuple[str, Tracker], tmp_path: Path) -> None:
+    Tracker.open(store[0], "empty", tmp_path, INFO)
+    study = load_study("empty", store[0])
+    assert (len(study.front()), study.trials, study.references, len(study.to_frame())) == (0, (), (), 0)
+    with pytest.raises(StoreError, match="none yet"):
+        study.trial(0)
+
+
+def test_one_trial(study: Study, tmp_path: Path) -> None:
+    trial = study.trial(1)
+    assert trial.record == RECORDS[1]
+    assert repr(trial) == "<Trial 1 'lora:rank=2': accuracy 0.6000>"
+    assert (trial.export(tmp_path / "out") / "design.json").read_text() == "{}"
+    with pytest.raises(StoreError, match="no trial 99; its numbers: 0 to 12"):
+        study.trial(99)
+
+
+def test_load_model_reads_the_adapter_of_the_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from petl import storage
+
+    monkeypatch.setattr(storage, "load_model", lambda folder: (folder / "design.json").read_text())
+    assert study.trial(1).load_model() == "{}"
+
+
+def test_the_store_is_found_by_environment(
+    store: tuple[str, Tracker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(store[0].removeprefix("sqlite:///")).parent
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(folder))
+    assert load_study("demo").name == "demo"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")  # goes before home
+    with pytest.raises(StoreError, match=r"other\.db"):
+        load_study("demo")
+    assert load_study("demo", store[0]).name == "demo"  # goes before both
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("PETL_SEARCH_HOME")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=f"{tmp_path}/petl-search/mlflow.db"):
+        load_study("demo")
+
+
+def test_unknown_study(store: tuple[str, Tracker]) -> None:
+    with pytest.raises(StoreError, match=r"no study 'dmeo'.*demo"):
+        load_study("dmeo", store[0])
+
+
+def test_reading_loads_no_torch_and_importing_loads_nothing(store: tuple[str, Tracker]) -> None:
+    code = (
+        "import sys, search\n"
+        "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules\n"
+        f"rows = search.load_study('demo', {store[0]!r}).front().to_frame()\n"
+        "assert len(rows) == 4\n"
+        "print([name for name in ('torch', 'transformers', 'deepspeed', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_lists_its_names() -> None:
+    for name in search.__all__:
+        assert getattr(search, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        search.nothing  # noqa: B018

@@ -1,0 +1,399 @@
+"""TrialRecord -> MLflow -> TrialRecord, on a real sqlite store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from petl.configuration import Configuration, Training
+from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modification, Site
+from petl.measurements import Measurements
+from search import tracking
+from search.naming import curve, flat_parameters, run_name
+from search.record import State, TrialRecord
+from search.tracking import STATUS, StoreError, Tracker
+
+INFO = {
+    "study": "demo",
+    "backbone": {"model": "tiny"},
+    "task": {"name": "tweets"},
+    "objectives": {"score": "accuracy", "cost": "stored_parameters"},
+    "constraints": {"stored_percent": 5.0},
+}
+MAM = Design(
+    (
+        Modification(form=Form.PREFIX, site=Site.HEADS, composition=Composition.GATE, size=16),
+        Modification(form=Form.BOTTLENECK, site=Site.FFN, composition=Composition.SCALE, size=64, scale=4.0),
+    )
+)
+RUNNING = TrialRecord(
+    number=3,
+    state=State.RUNNING,
+    configuration=Configuration(MAM, Training(learning_rate=0.002, dropout=0.1), seed=7),
+    params={"prefix": 4, "rate": 0.002, "insertion": "parallel"},
+    name="mam",
+    started=1_700_000_000.25,
+)
+COMPLETE = replace(
+    RUNNING,
+    state=State.COMPLETE,
+    rungs={1.0: 0.61, 3.0: 2 / 3},
+    measurements=Measurements(accuracy=2 / 3, loss=0.71, stored_parameters=1234, base_parameters=20_000, steps=90),
+    ended=1_700_000_060.5,
+)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the module: making it takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def study(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name).replace("[", "-").strip("]")
+
+
+@pytest.fixture
+def tracker(uri: str, study: str, tmp_path: Path) -> Iterator[Tracker]:
+    return Tracker.open(uri, study, tmp_path / "artifacts", INFO)
+
+
+def again(tracker: Tracker, uri: str, tmp_path: Path) -> Tracker:
+    """What a restarted driver does."""
+    return Tracker.open(uri, tracker.study, tmp_path / "artifacts", INFO)
+
+
+def history(tracker: Tracker, number: int, key: str) -> list[tuple[int, float]]:
+    run_id = tracker.run_of(number)
+    return [(point.step, point.value) for point in tracker._client.get_metric_history(run_id, key)]
+
+
+def runs(tracker: Tracker) -> list:
+    return list(tracker._client.search_runs([tracker.experiment_id]))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RUNNING,
+        COMPLETE,
+        replace(COMPLETE, state=State.PRUNED, measurements=None),
+        replace(RUNNING, state=State.FAIL, failure="diverged: " + "é\n'\"" * 4_000, ended=1.5),
+        TrialRecord(number=0, state=State.COMPLETE, reference="majority", measurements=Measurements(accuracy=0.4)),
+    ],
+    ids=["running", "complete", "stopped", "failed with a long reason", "reference without configuration"],
+)
+def test_mlflow_alone_gives_the_record_back(tracker: Tracker, uri: str, study: str, record: TrialRecord) -> None:
+    run_id = tracker.publish(record)
+    (row,) = tracking.records(uri, study)
+    assert row.record == record
+    assert row.run_id == run_id
+    assert tracker._client.get_run(run_id).info.status == STATUS[record.state]
+
+
+def test_every_state_has_a_status() -> None:
+    assert set(STATUS) == set(State)
+
+
+def test_a_shorter_record_after_a_longer_one(tracker: Tracker, uri: str, study: str) -> None:
+    tracker.publish(replace(RUNNING, failure="x" * 20_000))
+    tracker.publish(RUNNING)
+    assert [row.record for row in tracking.records(uri, study)] == [RUNNING]
+
+
+def test_a_restart_makes_no_second_run(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    tracker.publish(COMPLETE)
+    tracker.publish(replace(RUNNING, number=4))
+    before = {run.info.run_id for run in runs(tracker)}
+    tracker.close("KILLED")
+    assert "RUNNING" not in {run.info.status for run in runs(tracker)}
+
+    second = again(tracker, uri, tmp_path)
+    assert second.run_id == tracker.run_id
+    second.publish(COMPLETE)
+    second.publish(replace(RUNNING, number=4))
+    status = {run.data.tags.get("trial", "parent"): run.info.status for run in runs(second)}
+    assert status == {"parent": "RUNNING", "3": "FINISHED", "4": "RUNNING"}
+    assert {run.info.run_id for run in runs(second)} == before
+    assert history(second, 3, "accuracy") == [(90, 2 / 3)]
+
+
+def test_a_run_whose_record_was_never_written_is_completed(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    tracker._create(RUNNING)  # killed before the first batch
+    assert tracking.records(uri, tracker.study) == []
+    second = again(tracker, uri, tmp_path)
+    second.publish(COMPLETE)
+    assert [row.record for row in tracking.records(uri, tracker.study)] == [COMPLETE]
+    assert len(runs(second)) == 2
+
+
+def test_children_are_nested_named_and_tagged(tracker: Tracker) -> None:
+    run = tracker._client.get_run(tracker.publish(COMPLETE))
+    tags = run.data.tags
+    assert run.info.run_name == "3 mam"
+    assert tags["mlflow.parentRunId"] == tracker.run_id
+    assert (tags["study"], tags["trial"], tags["kind"], tags["state"]) == (tracker.study, "3", "trial", "COMPLETE")
+    assert (tags["design"], tags["design_key"], tags["on_front"]) == (MAM.describe(), MAM.key, "false")
+    assert "mlflow " in tags["versions"]
+    assert run.data.params == flat_parameters(COMPLETE.configuration)
+    assert run.data.metrics["stored_parameters"] == 1234
+    assert run.data.metrics["loss"] == 0.71
+    assert "f1" not in run.data.metrics  # not measured
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
+
+
+def test_no_step_is_written_twice(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    tracker.publish(RUNNING)
+    points = [{"step": step, "train_loss": 1 / step, "learning_rate": 1e-3} for step in range(10, 60, 10)]
+    tracker.progress(3, reversed(points[:3]))
+    tracker.progress(3, points[:4])
+    second = again(tracker, uri, tmp_path)
+    second.progress(3, [*points, {"step": 50, "accuracy": 0.5}])
+    assert history(second, 3, "train_loss") == [(p["step"], p["train_loss"]) for p in points]
+    assert history(second, 3, "accuracy") == [(50, 0.5)]
+
+
+def test_the_final_value_is_the_latest_one(tracker: Tracker) -> None:
+    tracker.publish(RUNNING)
+    tracker.progress(3, [{"step": 90, "accuracy": 2 / 3, "loss": 0.9, "time": 1_900_000_000.0}])
+    run = tracker._client.get_run(tracker.publish(COMPLETE))
+    assert history(tracker, 3, "accuracy") == [(90, 2 / 3)]  # equal: once is enough
+    assert run.data.metrics["accuracy"] == 2 / 3
+
+
+def test_many_points_and_values_that_are_no_numbers(tracker: Tracker) -> None:
+    tracker.publish(RUNNING)
+    tracker.progress(3, [{"step": step, "train_loss": 0.5, "pace": step} for step in range(1, 1201)])
+    tracker.progress(3, [{"step": 1201, "train_loss": math.nan, "pace": math.inf}])
+    assert len(history(tracker, 3, "train_loss")) == len(history(tracker, 3, "pace")) == 1200
+
+
+def test_curve_tells_training_loss_from_validation_loss() -> None:
+    points = [{"step": 10, "loss": 0.9, "learning_rate": 0.1}]
+    validations = [{"step": 10, "epoch": 1.0, "scores": {"loss": 0.7, "accuracy": 0.6}, "seconds": 4.0}]
+    assert curve(points, validations) == [
+        {"step": 10, "train_loss": 0.9, "learning_rate": 0.1},
+        {"step": 10, "epoch": 1.0, "seconds": 4.0, "loss": 0.7, "accuracy": 0.6},
+    ]
+
+
+def test_test_scores(tracker: Tracker, uri: str, study: str) -> None:
+    tracker.publish(COMPLETE)
+    for _ in range(2):
+        tracker.tested(3, {"accuracy": 0.625, "loss": 0.8})
+    tracker.publish(replace(COMPLETE, failure="later"))  # does not take them away
+    (row,) = tracking.records(uri, study)
+    assert row.test == {"accuracy": 0.625, "loss": 0.8}
+    assert history(tracker, 3, "test_accuracy") == [(0, 0.625)]
+
+
+def test_artifacts_go_up_once_and_come_down_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "design.json").write_text("{}")
+    (folder / "tokenizer" / "vocab.txt").write_text("a b c")
+    run_id = tracker.publish(COMPLETE)
+    tracker.artifacts(3, folder)
+
+    stored = next((tmp_path / "artifacts").rglob("vocab.txt"))
+    stored.write_text("a")  # a torn upload
+    kept = next((tmp_path / "artifacts").rglob("design.json"))
+    before = kept.stat().st_mtime_ns
+    again(tracker, uri, tmp_path).artifacts(3, folder)
+    assert kept.stat().st_mtime_ns == before
+
+    got = tracking.download(uri, run_id, tmp_path / "out" / "mine")
+    assert {path.relative_to(got).as_posix() for path in got.rglob("*")} == {
+        "design.json",
+        "tokenizer",
+        "tokenizer/vocab.txt",
+    }
+    assert (got / "tokenizer" / "vocab.txt").read_text() == "a b c"
+    assert not [path for path in got.parent.iterdir() if path != got]
+    with pytest.raises(StoreError, match="new or empty folder"):
+        tracking.download(uri, run_id, got)
+
+
+def test_no_adapter(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    run_id = tracker.publish(RUNNING)
+    with pytest.raises(StoreError, match="no adapter"):
+        tracking.download(uri, run_id, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def row(number: int) -> dict:
+    return {
+        "trial": number,
+        "name": f"mam {number}",
+        "design": "",
+        "score": 0.5,
+        "metric": "accuracy",
+        "stored_parameters": 1_000,
+        "stored_percent": 0.1,
+        "trained_parameters": 1_100,
+        "test_score": None,
+        "seconds": 3.0,
+        "run_id": "abc",
+    }
+
+
+def test_the_front_is_tagged_noted_and_kept(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    for number in range(4):
+        tracker.publish(replace(COMPLETE, number=number))
+    tracker.publish(replace(COMPLETE, number=4, reference="full"))
+    (tmp_path / "front.json").write_text("[]")
+    tracker.front([row(0), row(1)], [row(4)])
+    tracker = again(tracker, uri, tmp_path)
+    tracker.front([row(1), row(2)], [row(4)], [tmp_path / "front.json"])
+    assert [r.record.number for r in tracking.records(uri, study) if r.on_front] == [1, 2]
+
+    client = tracker._client
+    note = client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    assert "| mam 2 | 0.5000 |" in note
+    assert "### References" in note
+    assert [artifact.path for artifact in client.list_artifacts(tracker.run_id)] == ["front.json"]
+    filters = [line.split("``")[1] for line in note.splitlines() if "``" in line]
+    found = {text: len(client.search_runs([tracker.experiment_id], text)) for text in filters}
+    assert found == {
+        "tags.on_front = 'true'": 2,
+        "tags.kind = 'reference'": 1,
+        "attributes.status = 'FINISHED' and tags.kind = 'trial'": 4,
+        "metrics.stored_percent <= 1 and tags.kind = 'trial'": 4,
+        "tags.state = 'FAIL'": 0,
+        f"tags.`mlflow.parentRunId` = '{tracker.run_id}'": 5,
+    }
+
+
+def test_only_changed_front_tags_are_written(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        tracker.publish(replace(COMPLETE, number=number))
+    tracker.front([row(0), row(1)], [])
+    written = []
+    monkeypatch.setattr(tracker._client, "set_tag", lambda run_id, key, value: written.append((run_id, key, value)))
+    tracker.front([row(0), row(2)], [])
+    changes = {entry for entry in written if entry[1] == "on_front"}
+    assert changes == {(tracker.run_of(1), "on_front", "false"), (tracker.run_of(2), "on_front", "true")}
+
+
+def test_a_long_front_is_cut_in_the_note(tracker: Tracker) -> None:
+    tracker.front([row(number) for number in range(300)], [row(300)])
+    note = tracker._client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    assert "more are in the artifact front.csv" in note
+    assert "tags.on_front" in note
+
+
+def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
+    assert study in {summary.name for summary in tracking.studies(uri)}
+    summary = tracking.summary(uri, study)
+    assert (summary.info, summary.run_id, summary.status) == (INFO, tracker.run_id, "RUNNING")
+    tracker.close()
+    assert tracking.summary(uri, study).status == "FINISHED"
+
+
+def test_unknown_study_and_missing_store(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no study 'nope' in sqlite.*studies there: .*" + tracker.study):
+        tracking.summary(uri, "nope")
+    nowhere = tmp_path / "nowhere" / "mlflow.db"
+    with pytest.raises(StoreError, match=r"no store at .*nowhere"):
+        tracking.studies(f"sqlite:///{nowhere}")
+    assert not nowhere.exists()
+
+
+def test_a_discarded_study_frees_its_name(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    tracker.publish(COMPLETE)
+    tracking.discard(uri, study)
+    with pytest.raises(StoreError):
+        tracking.summary(uri, study)
+    assert again(tracker, uri, tmp_path).run_id != tracker.run_id
+    assert tracking.records(uri, study) == []
+    tracking.discard(uri, "never there")
+
+
+def test_a_study_that_was_deleted_in_mlflow_starts_anew(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    tracker._client.delete_experiment(tracker.experiment_id)
+    assert again(tracker, uri, tmp_path).run_id != tracker.run_id
+
+
+def test_an_experiment_of_somebody_else_is_left_alone(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+    tracker._client.create_experiment("theirs")
+    for action in (lambda: Tracker.open(uri, "theirs", tmp_path, INFO), lambda: tracking.discard(uri, "theirs")):
+        with pytest.raises(StoreError, match="not a study"):
+            action()
+    assert "theirs" not in {summary.name for summary in tracking.studies(uri)}
+
+
+def test_flat_parameters_names() -> None:
+    assert flat_parameters(Configuration(MAM, Training(dropout=0.1), seed=7)) == {
+        "prefix.length": "16",
+        "ffn.size": "64",
+        "ffn.insertion": "parallel",
+        "ffn.scale": "4.0",
+        "layers": "all",
+        "head": "true",
+        "learning_rate": "0.001",
+        "epochs": "3.0",
+        "batch_size": "32",
+        "accumulation": "1",
+        "schedule": "linear",
+        "warmup": "0.06",
+        "weight_decay": "0.01",
+        "clip": "1.0",
+        "dropout": "0.1",
+        "seed": "7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("modifications", "expected"),
+    [
+        ([Modification(form=Form.LOW_RANK, site=Site.QUERY, size=8)], {"query.rank": "8", "query.scale": "1.0"}),
+        ([Modification(form=Form.BIAS, site=Site.MODEL)], {"bias": "true"}),
+        ([Modification(form=Form.PROMPT, site=Site.INPUT, size=5)], {"prompt.length": "5"}),
+        ([Modification(form=Form.MULTI_HEAD, site=Site.HEADS, size=5)], {"multi_head.size": "5"}),
+        (
+            [
+                Modification(
+                    form=Form.BOTTLENECK,
+                    site=Site.ATTENTION,
+                    composition=Composition.LEARNED_SCALE,
+                    size=4,
+                    layer_norm=LayerNorm.IN,
+                    layers="top 2",
+                ),
+                Modification(form=Form.LOW_RANK, site=Site.VALUE, size=2),
+            ],
+            {
+                "attention.scale": "learned",
+                "attention.layer_norm": "in",
+                "attention.layers": "top 2",
+                "value.layers": "all",
+            },
+        ),
+        (
+            [
+                Modification(form=Form.BOTTLENECK, site=Site.FFN, size=4),
+                Modification(form=Form.BOTTLENECK, site=Site.FFN, insertion=Insertion.SEQUENTIAL, size=6),
+            ],
+            {"ffn.size": "6", "ffn.insertion": "sequential", "ffn_2.size": "4", "ffn_2.insertion": "parallel"},
+        ),
+    ],
+)
+def test_flat_parameters_of_each_form(modifications: list[Modification], expected: dict[str, str]) -> None:
+    flat = flat_parameters(Configuration(Design(tuple(modifications))))
+    assert expected.items() <= flat.items()
+
+
+def test_run_names() -> None:
+    assert run_name(replace(COMPLETE, name="")) == "3 " + MAM.describe()
+    assert run_name(replace(COMPLETE, reference="full")) == "reference full"
+    assert len(run_name(replace(COMPLETE, name="x" * 200))) == 80
+
+
+def test_json_of_a_record_is_plain() -> None:
+    assert tracking.from_dict(json.loads(json.dumps(tracking.to_dict(COMPLETE), allow_nan=False))) == COMPLETE
