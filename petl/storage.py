@@ -1,0 +1,154 @@
+"""An adapter directory: what a trained design needs to predict, without the frozen backbone.
+
+    design.json           the design
+    adapter.safetensors   its tensors: `count`'s `stored`
+    head.safetensors      the rest of the task head, frozen or trained (a frozen one was drawn at random)
+    model.json            the backbone's identity, the task (kind, labels, max_length), library versions
+    tokenizer/            as transformers saves it
+
+Safetensors and JSON only: reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from petl.attach import Attachment, StateError, attach
+from petl.backbones import Backbone, BackboneError, describe, load
+from petl.design import Design, DesignError
+from petl.predict import AdaptedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DESIGN: Final = "design.json"
+ADAPTER: Final = "adapter.safetensors"
+HEAD: Final = "head.safetensors"
+MODEL: Final = "model.json"
+TOKENIZER: Final = "tokenizer"
+_VERSIONS: Final = ("petl-search", "torch", "transformers")
+
+
+class StorageError(ValueError):
+    """An adapter directory that is incomplete, damaged, or made for another model."""
+
+
+def save(
+    folder: str | Path,
+    attachment: Attachment,
+    backbone: Backbone,
+    task: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """Write the adapter directory, and return it. `task` has at least `labels`, and is JSON-ready."""
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    save_file(_on_disk(attachment.state_dict()), where / ADAPTER)
+    if head := attachment.head_state_dict():
+        save_file(_on_disk(head), where / HEAD)
+    _write(where / DESIGN, attachment.design.to_dict())
+    versions = {name: _version(name) for name in _VERSIONS}
+    _write(where / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
+    if tokenizer is not None:
+        tokenizer.save_pretrained(where / TOKENIZER)
+    return where
+
+
+def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
+    """Attach the stored design to `model`, the frozen backbone with a head of the same shape.
+
+    Raises StorageError for a file that is missing or damaged, and for a model that it does not fit;
+    the model is then as it was.
+    """
+    where = Path(folder)
+    try:
+        design = Design.from_dict(_read(where / DESIGN))
+    except (DesignError, TypeError) as error:
+        raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
+    adapter = _tensors(where / ADAPTER)
+    head = _tensors(where / HEAD) if (where / HEAD).exists() else None
+    try:
+        attachment = attach(model, design)
+    except (DesignError, BackboneError) as error:
+        raise StorageError(f"the adapter in {where} cannot be attached to this model: {error}") from error
+    try:
+        if head is None and attachment.head_state_dict():
+            raise StorageError(f"{where} lacks {HEAD}")
+        attachment.load_state_dict(adapter, head)
+    except (StateError, StorageError) as error:
+        attachment.detach()
+        raise StorageError(f"the adapter in {where} was made for another model: {error}") from error
+    return attachment
+
+
+def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
+    """The backbone that the directory names, with the adapter on it, in evaluation mode.
+
+    `backbone` names another place of the same model (see `locate`), where files have moved. Raises
+    StorageError where its fingerprint or shapes differ, and for missing or damaged files;
+    BackboneError where it cannot be found.
+    """
+    from transformers import AutoTokenizer
+
+    where = Path(folder)
+    data = _read(where / MODEL)
+    try:
+        wanted, task = Backbone.from_dict(data["backbone"]), data["task"]
+        labels = tuple(map(str, task["labels"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
+    place = backbone or wanted.model
+    found = describe(place, revision=wanted.revision)
+    if wanted.fingerprint not in ("", found.fingerprint) or wanted.shapes != found.shapes:
+        raise StorageError(
+            f"the adapter in {where} was trained on {wanted.model} with fingerprint {wanted.fingerprint or 'unknown'}; "
+            f"{place} has {found.fingerprint or 'other shapes'}"
+        )
+    if not (where / TOKENIZER).is_dir():
+        raise StorageError(f"{where} lacks {TOKENIZER}/")
+    tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True)
+    model = load(place, labels=labels, revision=wanted.revision)
+    attachment = load_adapter(where, model)
+    return AdaptedModel(model, tokenizer, labels, int(task.get("max_length", 512)), attachment)
+
+
+def _on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise StorageError(f"{path.parent} lacks {path.name}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+    return tensors
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise StorageError(f"{path.parent} lacks {path.name}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
