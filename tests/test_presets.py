@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from petl import presets
+from petl.design import Composition, DesignError, Form, Init, Insertion, LayerNorm, Site
+from petl.presets import PRESETS, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "design"),
+    [
+        ("full", presets.full()),
+        ("mam", presets.mam()),
+        ("mam:length=16,size=64,scale=2", presets.mam(16, 64, 2.0)),
+        (" lora : rank = 4 , where = both ", presets.lora(4, "both")),
+        ("prefix:length=10 + bitfit", presets.prefix(10) | presets.bitfit()),
+        ("prefix:length=30+lora:rank=102,where=ffn,scale=2", presets.prefix_lora()),
+        ("sequential:where=both", presets.houlsby()),
+    ],
+)
+def test_text_form(text: str, design: object) -> None:
+    assert parse(text) == design
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lroa", "one of full, head_only"),
+        ("", "one of full, head_only"),
+        ("mam+", "one of full, head_only"),
+        ("mam:l=3", "takes length, size, scale; received 'l'"),
+        ("full:size=3", "takes no arguments; received 'size'"),
+        ("mam:length=x", "length of mam is a whole number; received 'x'"),
+        ("mam:length=2.5", "whole number"),
+        ("mam:scale=big", "scale of mam is a number"),
+        ("mam:length", "written name=value"),
+        ("mam:length=1,length=2", "each once"),
+        ("lora:where=heads", "where is one of attention, ffn, both"),
+        ("prefix:length=0", "at least 1"),
+        ("mam+mam", "twice"),
+    ],
+)
+def test_errors_name_what_there_is(text: str, says: str) -> None:
+    with pytest.raises(DesignError, match=says):
+        parse(text)
+
+
+def test_every_name_is_its_function_and_has_defaults() -> None:
+    for name, preset in PRESETS.items():
+        assert getattr(presets, name) is preset
+        assert parse(name) == preset()
+        assert preset.__doc__
+
+
+def test_values_follow_the_papers_code() -> None:
+    (attention, ffn) = sorted(presets.houlsby().modifications, key=lambda part: part.site)
+    assert (attention.site, attention.insertion, attention.layer_norm, attention.init) == (
+        Site.ATTENTION,
+        Insertion.SEQUENTIAL,
+        LayerNorm.IN,
+        Init.BERT,
+    )
+    assert (ffn.site, ffn.layer_norm, ffn.init) == (Site.FFN, LayerNorm.NONE, Init.BERT)
+    (scaled,) = presets.scaled_parallel().modifications
+    assert (scaled.composition, scaled.scale, scaled.init) == (Composition.SCALE, 4.0, Init.LORA)
+    assert {part.form: part.size for part in presets.mam().modifications} == {Form.PREFIX: 30, Form.BOTTLENECK: 512}
+    assert {part.site for part in presets.lora().modifications} == {Site.QUERY, Site.VALUE}
+    assert {part.site for part in presets.lora(where="ffn").modifications} == {Site.FFN_UP, Site.FFN_DOWN}
+
+
+def test_designs_need_no_torch() -> None:
+    code = "import sys, petl.presets, petl.configuration, petl.count; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
