@@ -71,7 +71,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     where = Path(folder)
     try:
         design = Design.from_dict(_read(where / DESIGN))
-    except (DesignError, TypeError) as error:
+    except (DesignError, TypeError, AttributeError) as error:
         raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
     adapter = _tensors(where / ADAPTER)
     head = _tensors(where / HEAD) if (where / HEAD).exists() else None

@@ -13,12 +13,12 @@ NAMED = (
     *(name for name in PRESETS if name not in LATER),
     "lora:where=ffn",
     "lora:rank=2,where=both",
-    "sequential:where=attention,size=3",
-    "parallel:where=attention,size=3",
+    "sequential:where=attention,size=16",
+    "parallel:where=attention,size=16",
     "parallel:where=both",
-    "bitfit+lora:rank=2+mam:length=2,size=3",
+    "bitfit+lora:rank=2+mam:length=2,size=16",
     "prefix:length=2+prefix:length=3",
-    "sequential:size=2+parallel:size=2+scaled_parallel:size=2",
+    "sequential:size=16+parallel:size=16+scaled_parallel:size=16",
 )
 
 

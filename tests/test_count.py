@@ -17,7 +17,7 @@ from petl.design import Design, DesignError, Form, Modification, Site
 from petl.presets import parse
 from petl.storage import ADAPTER, save
 
-RANDOM = 1000  # designs a family
+RANDOM = 300  # designs a family
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)

@@ -1,0 +1,356 @@
+"""The contract of `attach`, over every named design and every family."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pytest
+import tiny
+import torch
+from designs import NAMED
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from petl import presets
+from petl.attach import HOLDER, Attachment, StateError, attach
+from petl.attention import prefix_attention, put
+from petl.backbones import BackboneError
+from petl.design import Composition, Design, DesignError, Form, Init, LayerNorm, Modification, Site
+from petl.families import FAMILIES
+from petl.forms import Prefix, build
+from petl.plan import Delta, deltas
+from petl.presets import parse
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny.model(request.param)
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    result: Tensor = model(**tiny.batch()).logits
+    return result
+
+
+def randomise(attachment: Attachment, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in attachment.named_parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
+
+
+def look(model: PreTrainedModel) -> dict[str, object]:
+    """All that attaching may touch."""
+    return {
+        "parameters": {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()},
+        "modules": [name for name, _ in model.named_modules()],
+        "hooks": {
+            name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()
+        },
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "attention": model.config._attn_implementation,
+    }
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_contract(model: PreTrainedModel, text: str) -> None:
+    design = parse(text)
+    before, plain = look(model), logits(model).detach()
+    frozen = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with attach(model, design) as attachment:
+        trained = dict(attachment.named_parameters())
+        assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+        randomise(attachment)
+        changed = logits(model)
+        assert not torch.equal(changed, plain)
+        changed.square().sum().backward()
+        for name, parameter in trained.items():
+            assert parameter.grad is not None, name
+            # a key's bias shifts all scores of a query alike: its gradient is zero, up to rounding
+            assert parameter.grad.abs().max() > (0 if "key.bias" in name else 1e-9), name
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad or parameter.grad is None, name
+        optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
+        optimizer.step()
+        adapter, head = copy.deepcopy((attachment.state_dict(), attachment.head_state_dict()))
+        changed = logits(model).detach()
+    attachment.detach()
+    assert look(model) == before
+    assert torch.equal(logits(model), plain)
+    assert all(torch.equal(parameter, frozen[name]) for name, parameter in model.named_parameters())
+    with attach(model, design, seed=5) as attachment:
+        attachment.load_state_dict(adapter, head)
+        assert torch.equal(logits(model), changed)
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("text", ["mam", "parallel:where=both", "lora"])
+def test_an_attached_model_can_be_copied_and_pickled(model: PreTrainedModel, text: str) -> None:
+    with attach(model, parse(text)) as attachment:
+        randomise(attachment)
+        expected = logits(model)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(logits(twin), expected)
+            with torch.no_grad():
+                for parameter in twin.petl.parameters():
+                    parameter.zero_()
+            assert not torch.equal(logits(twin), expected)
+        assert torch.equal(logits(model), expected)
+
+
+def test_first_values_depend_on_the_seed_and_the_name_only(model: PreTrainedModel) -> None:
+    def first(text: str, seed: int) -> dict[str, Tensor]:
+        with attach(model, parse(text), seed=seed) as attachment:
+            return copy.deepcopy(attachment.state_dict())
+
+    torch.manual_seed(0)
+    one = first("mam", 0)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    again, other, wider = first("mam", 0), first("mam", 1), first("lora+mam+bitfit", 0)
+    assert all(torch.equal(one[name], again[name]) and torch.equal(one[name], wider[name]) for name in one)
+    drawn = [name for name in one if name.endswith(("key", "value", "down.weight"))]
+    assert drawn
+    assert not any(torch.equal(one[name], other[name]) for name in drawn)
+    torch.manual_seed(0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_initialisation() -> None:
+    def built(form: Form, init: Init, site: Site) -> dict[str, Tensor]:
+        m = Modification(form=form, site=site, size=400, init=init)
+        stack = FAMILIES["bert"].stacks[0]
+        return dict(build(Delta("name", m, "", stack, None, 500, 300), 0).state_dict())
+
+    for form, site, down, up in (
+        (Form.BOTTLENECK, Site.FFN, "down.weight", "up.weight"),
+        (Form.LOW_RANK, Site.QUERY, "a", "b"),
+    ):
+        bert, lora = built(form, Init.BERT, site), built(form, Init.LORA, site)
+        assert float(bert[down].std()) == pytest.approx(0.02, rel=0.02)
+        assert float(bert[up].std()) == pytest.approx(0.02, rel=0.02)
+        assert float(lora[down].abs().max()) == pytest.approx(1 / math.sqrt(500), rel=0.01)
+        assert not lora[up].any()
+        assert not any(tensor.any() for tables in (bert, lora) for name, tensor in tables.items() if "bias" in name)
+
+
+@pytest.mark.parametrize("text", ["lora:where=both", "scaled_parallel:size=4", "bitfit", "full", "head_only"])
+def test_what_starts_from_zero_changes_nothing(model: PreTrainedModel, text: str) -> None:
+    plain = logits(model)
+    with attach(model, parse(text)):
+        assert torch.equal(logits(model), plain)
+
+
+def test_one_design_at_a_time(model: PreTrainedModel) -> None:
+    with attach(model, parse("lora")), pytest.raises(DesignError, match=r"carries a design already \(lora"):
+        attach(model, parse("bitfit"))
+    with attach(model, parse("bitfit")):
+        pass
+
+
+@pytest.mark.parametrize("design", ["pfeiffer", "lora+prompt"])
+def test_a_refusal_leaves_the_model_as_it_was(model: PreTrainedModel, design: str) -> None:
+    before = look(model)
+    with pytest.raises(DesignError, match=r"supported so far: (form bottleneck|insertion)"):
+        attach(model, parse(design))
+    assert look(model) == before
+
+
+def test_a_late_failure_leaves_the_model_as_it_was(model: PreTrainedModel) -> None:
+    before, used = look(model), model.config._attn_implementation
+    model.config._attn_implementation_internal = "flex_attention"
+    try:
+        with pytest.raises(DesignError, match="sdpa or eager; received flex_attention"):
+            attach(model, parse("mam+bitfit"))
+    finally:
+        model.config._attn_implementation_internal = used
+    assert look(model) == before
+
+
+def test_an_unknown_family_says_how_to_add_one() -> None:
+    with pytest.raises(BackboneError, match=r"supported: bert, roberta; received 'Linear'.*one row of FAMILIES"):
+        attach(torch.nn.Linear(2, 2), parse("lora"))  # type: ignore[arg-type]
+
+
+def test_every_misfit_is_listed_and_nothing_copied(model: PreTrainedModel) -> None:
+    with attach(model, parse("lora:rank=2")) as attachment:
+        state = copy.deepcopy(attachment.state_dict())
+        wrong = {name: tensor + 1 for name, tensor in state.items()}
+        wrong["encoder.0.self.query.low_rank.a"] = torch.zeros(3, 32)
+        wrong["extra"] = wrong.pop("encoder.1.self.value.low_rank.b")
+        with pytest.raises(StateError) as error:
+            attachment.load_state_dict(wrong)
+        for fault in ("missing encoder.1.self.value.low_rank.b", "unknown extra", "(3, 32), wanted (2, 32)"):
+            assert fault in str(error.value)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in attachment.state_dict().items())
+        with pytest.raises(StateError, match="missing classifier"):
+            attachment.load_state_dict(state, {})
+
+
+def test_names(model: PreTrainedModel) -> None:
+    with attach(model, parse("lora:where=both+mam+prefix:length=2+sequential:where=both")) as attachment:
+        names = set(attachment.state_dict())
+        inside = {name for name, _ in model.get_submodule(HOLDER).named_parameters()}
+    assert names == inside
+    assert names >= {
+        "encoder.0.self.query.low_rank.a",
+        "encoder.1.self.attention.bottleneck.norm.weight",
+        "encoder.0.self.heads.prefix.key",
+        "encoder.0.self.heads.prefix_2.key",
+        "encoder.2.ffn.bottleneck.down.weight",
+        "encoder.2.ffn.bottleneck_2.up.bias",
+        "encoder.0.ffn_down.low_rank.b",
+    }
+
+
+def test_bitfit_owns_the_heads_biases_only_where_the_head_is_frozen(model: PreTrainedModel) -> None:
+    frozen = Design(presets.bitfit().modifications, head=False)
+    with attach(model, frozen) as attachment:
+        assert any(name.startswith("classifier") for name in attachment.state_dict())
+        assert all("bias" in name and "pooler" not in name for name, _ in attachment.named_parameters())
+        assert all("bias" not in name for name in attachment.head_state_dict())
+    with attach(model, presets.bitfit()) as attachment:
+        assert not any(name.startswith("classifier") for name in attachment.state_dict())
+        assert "pooler" not in " ".join(name for name, _ in attachment.named_parameters())
+
+
+def test_only_the_chosen_layers_change(model: PreTrainedModel) -> None:
+    top = Design((Modification(form=Form.LOW_RANK, site=Site.VALUE, size=2, layers="top 2"),))
+    with attach(model, top) as attachment:
+        assert {name.split(".")[1] for name in attachment.state_dict()} == {"1", "2"}
+    with attach(
+        model, Design((Modification(form=Form.LOW_RANK, site=Site.VALUE, size=2, layers="2,0"),))
+    ) as attachment:
+        assert {name.split(".")[1] for name in attachment.state_dict()} == {"0", "2"}
+
+
+def test_a_sequential_change_reads_the_low_rank_one(model: PreTrainedModel) -> None:
+    """As it would after merging: LoRA is part of the linear."""
+    low_rank = Modification(form=Form.LOW_RANK, site=Site.ATTENTION_OUT, size=2)
+    design = presets.sequential(4, "attention") | Design((low_rank,))
+    merged = copy.deepcopy(model)
+    with attach(model, design) as attachment:
+        randomise(attachment)
+        state, head, expected = attachment.state_dict(), attachment.head_state_dict(), logits(model)
+    with torch.no_grad():
+        for index, layer in enumerate(merged.base_model.encoder.layer):
+            a, b = (state[f"encoder.{index}.self.attention_out.low_rank.{part}"] for part in "ab")
+            layer.attention.output.dense.weight.add_(b @ a)
+    with attach(merged, presets.sequential(4, "attention")) as attachment:
+        attachment.load_state_dict({name: t for name, t in state.items() if "low_rank" not in name}, head)
+        assert torch.allclose(logits(merged), expected, atol=1e-5)
+
+
+def test_prefixes_see_padding_as_the_model_does(model: PreTrainedModel) -> None:
+    inputs = tiny.batch()
+    length = int(inputs["attention_mask"][2].sum())
+    alone = {name: tensor[2:, :length] for name, tensor in inputs.items()}
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        with attach(model, presets.prefix(3)):
+            padded, single, unmasked = logits(model)[2:], model(**alone), model(input_ids=alone["input_ids"])
+            assert torch.allclose(padded, single.logits, atol=1e-5)
+            assert torch.allclose(padded, unmasked.logits, atol=1e-5)
+        assert model.config._attn_implementation == implementation
+    model.set_attn_implementation("sdpa")
+
+
+def test_two_prefixes_share_one_softmax(model: PreTrainedModel) -> None:
+    with attach(model, presets.prefix(2) | presets.prefix(3)) as attachment:
+        state, head, expected = attachment.state_dict(), attachment.head_state_dict(), logits(model)
+    with attach(model, presets.prefix(5)) as attachment:
+        joined = {
+            name: torch.cat((state[name], state[name.replace("prefix", "prefix_2")]))
+            for name in attachment.state_dict()
+        }
+        attachment.load_state_dict(joined, head)
+        assert torch.allclose(logits(model), expected, atol=1e-6)
+
+
+def test_a_causal_attention_without_mask_sees_no_future() -> None:
+    """sdpa given a prefix and no mask would crop the keys: decoders to come depend on this."""
+
+    class Causal(torch.nn.Module):
+        is_causal = True
+
+    shapes = {"bert.encoder.layer.0.attention.self.key.weight": (8, 8)}
+    shapes |= {name.replace("key", "value"): shape for name, shape in shapes.items()}
+    (delta,) = deltas(presets.prefix(3), FAMILIES["bert"], 1, shapes)
+    prefix = build(delta, 0)
+    assert isinstance(prefix, Prefix)
+    module = Causal()
+    put(module, [prefix])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 5, 4, generator=generator)
+    ours, _ = prefix_attention(module, query, key, value, None, implementation="sdpa", scaling=0.5)
+    rows = [part.view(3, 2, 4).transpose(0, 1)[None] for part in prefix()]
+    mask = torch.cat((torch.zeros(5, 3), torch.full((5, 5), -torch.inf).triu(1)), 1)
+    theirs, _ = eager_attention_forward(
+        module, query, torch.cat((rows[0], key), 2), torch.cat((rows[1], value), 2), mask[None, None], scaling=0.5
+    )
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Modification(form=Form.BOTTLENECK, site=Site.FFN, size=8, init=Init.BERT, dropout=0.5),
+        Modification(form=Form.LOW_RANK, site=Site.QUERY, size=8, init=Init.BERT, dropout=0.5),
+        Modification(form=Form.PREFIX, site=Site.HEADS, size=8, composition=Composition.GATE, dropout=0.5),
+    ],
+    ids=lambda part: str(part.form),
+)
+def test_dropout_acts_in_training_only(model: PreTrainedModel, part: Modification) -> None:
+    with attach(model, Design((part,))) as attachment:
+        randomise(attachment)
+        assert torch.equal(logits(model), logits(model))
+        holder = model.get_submodule(HOLDER)
+        holder.train()
+        assert not torch.equal(logits(model), logits(model))
+
+
+def test_scale_multiplies_the_up_bias_and_not_the_norm_out() -> None:
+    stack = FAMILIES["bert"].stacks[0]
+
+    def change(norm: LayerNorm, scale: float) -> Tensor:
+        m = Modification(
+            form=Form.BOTTLENECK,
+            site=Site.FFN,
+            size=3,
+            composition="scale",
+            scale=scale,
+            layer_norm=norm,  # type: ignore[arg-type]
+        )
+        module = build(Delta("name", m, "", stack, None, 8, 8), 0)
+        with torch.no_grad():
+            module.get_parameter("up.bias").copy_(torch.arange(8.0))
+        result: Tensor = module(torch.ones(1, 8))
+        return result
+
+    assert torch.allclose(change(LayerNorm.NONE, 4), 4 * change(LayerNorm.NONE, 1))
+    assert torch.allclose(change(LayerNorm.OUT, 4), change(LayerNorm.OUT, 1), atol=1e-4)
+
+
+@pytest.fixture
+def checkpointed() -> PreTrainedModel:
+    model = tiny.model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.activation_checkpointing_enable()
+    model.train()
+    return model
+
+
+def test_gradient_checkpointing_recomputes_the_change(checkpointed: PreTrainedModel) -> None:
+    plain = tiny.model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    gradients = []
+    for model in (plain, checkpointed):
+        with attach(model, parse("mam:size=4+parallel:where=both,size=3+lora:where=both")) as attachment:
+            randomise(attachment)
+            logits(model).square().sum().backward()
+            gradients.append([parameter.grad for _, parameter in attachment.named_parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.allclose(one, other, atol=1e-5)
