@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -328,8 +328,20 @@ class Design:
         return Design((*self.modifications, *other.modifications), head=self.head or other.head)
 
     def describe(self) -> str:
-        """One line for tables, such as `prefix 16 + ffn parallel 64 x4`."""
-        return " + ".join(map(_describe, self.modifications)) or "head only"
+        """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3`."""
+        if not self.modifications:
+            return "head only"
+        spans = {m.layers for m in self.modifications if "layers" in RULES[m.form].options}
+        shared = spans.pop() if len(spans) == 1 else "all"
+        groups: dict[Modification, list[Modification]] = {}
+        for m in self.modifications:
+            alike = replace(m, site=LINEARS[0]) if m.form is Form.LOW_RANK else m
+            groups.setdefault(alike, []).append(m)
+        text = " + ".join(_describe(group, shared) for group in groups.values())
+        return text if shared == "all" else f"{text}, {_layers(shared)}"
+
+    def __str__(self) -> str:
+        return self.describe()
 
 
 def table() -> str:
@@ -342,16 +354,19 @@ def table() -> str:
     )
 
 
-def _describe(m: Modification) -> str:
-    words: list[str] = []
-    if m.form in (Form.BIAS, Form.FULL, Form.PROMPT, Form.PREFIX):
-        words.append(str(m.form))
-    elif m.form is Form.BOTTLENECK:
-        words += [str(m.site), str(m.insertion)]
-    elif m.form is Form.LOW_RANK:
-        words += ["lora", str(m.site)]
-    else:
-        words.append("multi-head")
+def _layers(layers: str) -> str:
+    return layers if layers.startswith("top") else f"layers {layers}"
+
+
+def _describe(group: Sequence[Modification], shared: str) -> str:
+    """Modifications that are alike but for their sites, as one phrase; `shared` layers are said elsewhere."""
+    m = group[0]
+    sites = ",".join(str(modification.site) for modification in group)
+    words = {
+        Form.BOTTLENECK: [sites, str(m.insertion)],
+        Form.LOW_RANK: ["lora", sites],
+        Form.MULTI_HEAD: ["multi-head"],
+    }.get(m.form, [str(m.form)])
     if m.size:
         words.append(str(m.size))
     if m.composition is Composition.SCALE:
@@ -360,8 +375,8 @@ def _describe(m: Modification) -> str:
         words.append("x learned")
     elif m.form is Form.PREFIX and m.composition is Composition.ADD:
         words.append("ungated")
-    if m.layers != "all":
-        words.append(m.layers if m.layers.startswith("top") else f"layers {m.layers}")
+    if m.layers not in ("all", shared):
+        words.append(_layers(m.layers))
     return " ".join(words)
 
 

@@ -1,0 +1,29 @@
+# Every target sets itself up: .venv, with the tested versions of everything.
+PYTHON ?= python3
+CONSTRAINTS ?= infra/constraints.txt
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint
+help:
+	@echo "make demo    a search on real data, from nothing to a front (about 10 minutes)"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff, and mypy in strict mode"
+	@echo "make setup   .venv with everything in it"
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/petl-search demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,338 @@
+"""The training loop, explicit: every number that decides a trial is made in this file.
+
+A micro-batch is a function of (seed, its index), its dropout masks of (seed, its index), and the
+learning rate of the step: so a run is described by its tensors, its optimizer and one position, and
+one that is interrupted and resumed equals, bit for bit, one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import count as integers
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from petl import metrics
+from petl.attach import attach
+from petl.configuration import Configuration
+from petl.count import Counts
+from petl.data import TaskData, epoch_batches, sorted_batches
+from petl.engine import autocast, device, open_engine
+from petl.measurements import Measurements
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOG_EVERY: Final = 10  # steps between two points of the training curve
+_EVALUATION_ROWS: Final = 64
+_LATENCY_CALLS: Final = 9
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the predictions of a run are no longer numbers."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The training curve at a step: mean loss since the last point, and the pace."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation split's scores at an epoch."""
+
+    step: int
+    epoch: float
+    scores: Mapping[str, float]
+    seconds: float
+
+
+@dataclass
+class Position:
+    """Where a run stands: all of its state that is not a tensor.
+
+    The random state is (seed, micro_batch), from which batches and dropout are drawn. `seconds`,
+    `tokens` and the curves run over all attempts at the trial.
+    """
+
+    seed: int
+    micro_batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    training_seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    points: list[Point] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Position:
+        """The inverse of `to_dict`."""
+        return cls(
+            **{
+                **data,
+                "points": [Point(**point) for point in data["points"]],
+                "validations": [Validation(**validation) for validation in data["validations"]],
+            }
+        )
+
+
+class TrainingRun:
+    """One configuration being trained on a resident backbone.
+
+    Attaches the design, and puts the model back as it was on `close`. `state()` and `restore()`
+    carry a run over to another process: the tensors that train, AdamW's moments of each, and the
+    position.
+
+    Raises DivergedError from `advance`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, data: TaskData, configuration: Configuration, precision: str = "fp32"
+    ) -> None:
+        self.configuration, self.data, self.precision = configuration, data, precision
+        training = configuration.training
+        self.batches_per_epoch = math.ceil(len(data.splits["train"]) / training.batch_size)
+        self.steps = max(1, round(training.epochs * self.batches_per_epoch / training.accumulation))
+        self.position = Position(configuration.seed)
+        self.model = model.to(device())
+        self._dropout = _set_dropout(model, training.dropout)
+        self.attachment = attach(model, configuration.design, seed=configuration.seed)
+        self._engine = open_engine(model, training, self.steps, precision)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained so far; exactly `training.epochs` at the end."""
+        if self.position.step == self.steps:
+            return self.configuration.training.epochs
+        return self.position.micro_batch / self.batches_per_epoch
+
+    def advance(self, until: float) -> Validation:
+        """Trains to `until` epochs and validates there. `until` beyond the budget means its end."""
+        training = self.configuration.training
+        share = min(until / training.epochs, 1.0)
+        began, before = time.perf_counter(), self.position.seconds
+        with _peak_memory() as peak:
+            self._train(max(1, round(share * self.steps)))
+            self.position.training_seconds += time.perf_counter() - began
+            scores = evaluate(self.model, self.data, "validation", self.precision)
+            self.position.seconds = before + time.perf_counter() - began
+        self.position.peak_memory_mb = max(self.position.peak_memory_mb, peak())
+        validation = Validation(self.position.step, min(until, training.epochs), scores, self.position.seconds)
+        self.position.validations.append(validation)
+        return validation
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON that `restore` continues from."""
+        tensors = {}
+        for name, parameter in self.attachment.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            for moment, value in self._engine.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{moment}.{name}"] = value
+        return {name: value.cpu().contiguous() for name, value in tensors.items()}, self.position.to_dict()
+
+    def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """Continues where another run's `state()` was taken. Raises ValueError if it is of another design."""
+        parameters = dict(self.attachment.named_parameters())
+        kept = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
+        if kept != set(parameters):
+            raise ValueError(f"the training state is of another design: {sorted(kept ^ set(parameters))[:3]} differ")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"model.{name}"])
+                moments = {m: tensors.get(f"optimizer.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
+                if all(value is not None for value in moments.values()):
+                    # AdamW keeps its step counter on the CPU
+                    self._engine.optimizer.state[parameter] = {
+                        moment: value.clone().to("cpu" if moment == "step" else parameter.device)
+                        for moment, value in moments.items()
+                        if value is not None
+                    }
+        self.position = Position.from_dict(position)
+        engine = self._engine.deepspeed
+        engine.micro_steps, engine.global_steps = self.position.micro_batch, self.position.step
+        scheduler = engine.lr_scheduler
+        scheduler.last_epoch = self.position.step
+        for group, base, factor in zip(
+            self._engine.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.position.step)
+
+    def measurements(self, counts: Counts) -> Measurements:
+        """What the run has come to: its last validation's scores, the counts, and the pace."""
+        position = self.position
+        return Measurements(
+            **position.validations[-1].scores,
+            stored_parameters=counts.stored,
+            trained_parameters=counts.trained,
+            paper_parameters=counts.paper,
+            base_parameters=counts.base,
+            stored_percent=100 * counts.stored / counts.base,
+            trained_percent=100 * counts.trained / counts.base,
+            epochs=self.epoch,
+            steps=position.step,
+            seconds=position.seconds,
+            tokens_per_second=position.tokens / position.training_seconds,
+            peak_memory_mb=position.peak_memory_mb,
+            latency_ms=latency(self.model, self.data, self.precision),
+        )
+
+    def close(self) -> None:
+        """Detaches the design: the model's outputs are bit-equal to before."""
+        self._engine.close()
+        self.attachment.detach()
+        for module, rate in self._dropout:
+            module.p = rate
+
+    def _train(self, until: int) -> None:
+        position, training = self.position, self.configuration.training
+        engine = self._engine.deepspeed
+        engine.train()
+        losses: list[Tensor] = []
+        began, tokens = time.perf_counter(), 0
+        for index in self._micro_batches():
+            if position.step >= until:
+                break
+            inputs, labels = self.data.batch("train", index)
+            torch.manual_seed(_mix(position.seed, position.micro_batch))
+            logits = engine(**{name: value.to(device()) for name, value in inputs.items()}).logits
+            loss = cross_entropy(logits.float(), labels.to(device()))
+            rate = self._engine.optimizer.param_groups[0]["lr"]
+            engine.backward(loss)
+            engine.step()
+            losses.append(loss.detach())
+            tokens += int(inputs["attention_mask"].sum())
+            position.micro_batch += 1
+            if position.micro_batch % training.accumulation:
+                continue
+            position.step += 1
+            if position.step % _LOG_EVERY == 0 or position.step == until:
+                mean = float(torch.stack(losses).mean())
+                if not math.isfinite(mean):
+                    raise DivergedError(f"the loss became {mean} by step {position.step}")
+                spent = time.perf_counter() - began
+                position.seconds += spent
+                position.tokens += tokens
+                position.points.append(Point(position.step, mean, rate, tokens / spent, position.seconds))
+                losses, began, tokens = [], time.perf_counter(), 0
+
+    def _micro_batches(self) -> Iterator[np.ndarray]:
+        epoch, skip = divmod(self.position.micro_batch, self.batches_per_epoch)
+        lengths, size = self.data.splits["train"].lengths, self.configuration.training.batch_size
+        for number in integers(epoch):
+            yield from epoch_batches(lengths, size, self.position.seed, number)[skip:]
+            skip = 0
+
+
+def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
+    """Logits (rows, classes), float32, in the split's own order. Leaves the model in eval mode."""
+    model.eval()
+    part = data.splits[split]
+    logits = np.empty((len(part), model.config.num_labels), np.float32)
+    with torch.inference_mode(), autocast(precision):
+        for index in sorted_batches(part.lengths, _EVALUATION_ROWS):
+            inputs, _ = data.batch(split, index)
+            output = model(**{name: value.to(device()) for name, value in inputs.items()})
+            logits[index] = output.logits.float().cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise DivergedError(f"the predictions on the {split} split are no longer finite")
+    return logits
+
+
+def evaluate(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> dict[str, float]:
+    """The split's scores by name. Raises DivergedError for predictions that are not finite."""
+    return metrics.classification(predict(model, data, split, precision), data.splits[split].labels.numpy())
+
+
+def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
+    """Median milliseconds to predict one row of median length."""
+    lengths = data.splits["validation"].lengths
+    inputs, _ = data.batch("validation", [int(np.argsort(lengths, kind="stable")[len(lengths) // 2])])
+    inputs = {name: value.to(device()) for name, value in inputs.items()}
+
+    def call() -> float:
+        began = time.perf_counter()
+        model(**inputs).logits.cpu()
+        return 1e3 * (time.perf_counter() - began)
+
+    model.eval()
+    with torch.inference_mode(), autocast(precision):
+        call()
+        return statistics.median(call() for _ in range(_LATENCY_CALLS))
+
+
+def fastest_precision(model: PreTrainedModel) -> str:
+    """ "bf16" where autocast to it is faster than fp32 on this device, measured on a small batch.
+
+    One forward and backward pass of 4 x 32 tokens each, the better of two after a first one: small,
+    since a CPU without bfloat16 instructions is slower by an order of magnitude.
+    """
+    tokens = torch.full((4, 32), 5, device=device())
+    model.to(device()).train()
+
+    def seconds(precision: str) -> float:
+        began = time.perf_counter()
+        with autocast(precision):
+            loss = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().sum()
+        loss.backward()
+        float(loss)
+        model.zero_grad()
+        return time.perf_counter() - began
+
+    def best(precision: str) -> float:
+        seconds(precision)
+        return min(seconds(precision) for _ in range(2))
+
+    return min(("fp32", "bf16"), key=best)
+
+
+def _set_dropout(model: PreTrainedModel, rate: float | None) -> list[tuple[nn.Dropout, float]]:
+    """Sets every dropout of the backbone to `rate`; the modules with the rates they had."""
+    if rate is None:
+        return []
+    before = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    for module, _ in before:
+        module.p = rate
+    return before
+
+
+def _mix(seed: int, index: int) -> int:
+    """A well-spread 63-bit seed from two small numbers."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], float]]:
+    """Gives a function that tells, at any later time, the highest memory in MB since entering."""
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: torch.cuda.max_memory_allocated() / 1e6
+        return
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the high-water mark VmHWM
+    except OSError:
+        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    else:
+        yield lambda: int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -1,0 +1,95 @@
+"""Ray itself: joining it, what it has, and the tasks around the trials."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import ray
+from ray.util import ActorPool
+
+from search.worker import Resident, Workload
+
+if TYPE_CHECKING:
+    from search.config import ResourcesConfig
+
+
+class ClusterError(ValueError):
+    """A study asks for resources that the cluster does not have."""
+
+
+@contextmanager
+def joined(resources: ResourcesConfig) -> Iterator[None]:
+    """A local Ray for as long as the block runs. Raises ClusterError where a trial cannot fit into it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning of a coming change
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        there = ray.cluster_resources()
+        for name, asked in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
+            if asked > there.get(name, 0):
+                raise ClusterError(
+                    f"a trial asks for {asked:g} {name}s (resources.{name.lower()}s_per_trial) and Ray has "
+                    f"{there.get(name, 0):g}; ask for less, or run where there are more"
+                )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room(resources: ResourcesConfig) -> int:
+    """How many trials run at once: what was asked for, as far as the cluster has the resources."""
+    there = ray.cluster_resources()
+    fits = [there.get("CPU", 0) / resources.cpus_per_trial]
+    if resources.gpus_per_trial:
+        fits.append(there.get("GPU", 0) / resources.gpus_per_trial)
+    return max(1, min(resources.concurrent, int(min(fits))))
+
+
+def fastest_precision(model: str, labels: Sequence[str], resources: ResourcesConfig) -> str:
+    """ "fp32" or "bf16", measured where a trial would run, with its resources."""
+
+    def measure() -> str:
+        from petl import backbones, engine, train
+
+        engine.prepare_process()
+
+        return train.fastest_precision(backbones.load(model, labels=list(labels)))
+
+    options = {"num_cpus": resources.cpus_per_trial, "num_gpus": resources.gpus_per_trial, "max_calls": 1}
+    return str(ray.get(ray.remote(**options)(measure).remote()))
+
+
+def test_scores(
+    workload: Workload,
+    resources: ResourcesConfig,
+    trials: Sequence[tuple[int, str | None]],
+    heard: Callable[[int, dict[str, float] | None, str], None],
+) -> None:
+    """Scores finished trials, given as (number, reference), on the test split, several at once.
+
+    `heard(number, scores, reason)` is called as each is done, with None and a reason where it failed.
+    """
+
+    class Tester:
+        def __init__(self) -> None:
+            from petl.engine import prepare_process
+
+            prepare_process()
+            self.resident = Resident(workload)
+
+        def test(self, number: int, reference: str | None) -> tuple[int, dict[str, float] | None, str]:
+            try:
+                return number, self.resident.test(number, reference), ""
+            except Exception as error:  # one adapter that cannot be tested must not cost the others
+                return number, None, f"{type(error).__name__}: {error}"
+
+    if not trials:
+        return
+    actor = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=2)(Tester)
+    pool = ActorPool([actor.remote() for _ in range(min(room(resources), len(trials)))])
+    for number, scores, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
+        heard(number, scores, reason)

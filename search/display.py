@@ -1,0 +1,160 @@
+"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search.record import State, TrialRecord
+
+_WORDS: Final[Mapping[State, str]] = {
+    State.COMPLETE: "finished",
+    State.RUNNING: "running",
+    State.PRUNED: "stopped early",
+    State.FAIL: "failed",
+}
+
+
+class Display:
+    """Hears of trials as `ray_tune.Listener`, and shows them.
+
+    `records` gives all trials, `front` the non-dominated ones by cost; `budget` is the number of
+    trials asked for, beside the references.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        budget: int,
+        score: str,
+        records: Callable[[], Sequence[TrialRecord]],
+        front: Callable[[], Sequence[TrialRecord]],
+        console: Console | None = None,
+    ) -> None:
+        self.study, self.budget, self.score = study, budget, score
+        self.console = console or Console()
+        self._records, self._front = records, front
+        self._began = time.monotonic()
+        self._live: Live | None = None
+        self._reached: dict[int, str] = {}
+        self._lock = threading.Lock()  # the live table is drawn from a thread of its own
+
+    @contextmanager
+    def showing(self) -> Iterator[Display]:
+        """Shows what happens inside."""
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(
+            get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True
+        ) as self._live:
+            yield self
+
+    def say(self, text: str) -> None:
+        """A line above the table."""
+        self.console.print(text, highlight=False)
+
+    def started(self, record: TrialRecord) -> None:
+        """A trial begins."""
+        self._line(record, "starts")
+
+    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """A trial passed a milestone."""
+        if report.get("validations") and not report.get("measurements"):
+            last = report["validations"][-1]
+            reached = f"{self.score} {last['scores'][self.score]:.4f} after {last['epoch']:g} epochs"
+            with self._lock:
+                self._reached[record.number] = reached
+            self._line(record, reached)
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial is over."""
+        if record.state is State.COMPLETE and record.measurements:
+            score = getattr(record.measurements, self.score)
+            self._line(
+                record, f"finished: {self.score} {score:.4f}, {record.measurements.stored_parameters:,} parameters"
+            )
+        else:
+            self._line(record, _WORDS[record.state] + (f": {record.failure}" if record.failure else ""), loud=True)
+
+    def _line(self, record: TrialRecord, text: str, *, loud: bool = False) -> None:
+        if self._live is None:
+            self.say(f"{self._progress()}  trial {record.number} ({label(record)}) {text}")
+        elif loud and record.state is State.FAIL:
+            self.say(f"trial {record.number} ({label(record)}) {text}")
+
+    def _progress(self) -> str:
+        records = self._records()
+        over = sum(record.state is not State.RUNNING and record.reference is None for record in records)
+        elapsed = time.monotonic() - self._began
+        return f"[{_clock(elapsed)}] {over}/{self.budget}"
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            records = list(self._records())
+            reached = dict(self._reached)
+        trials = [record for record in records if record.reference is None]
+        states = Counter(record.state for record in records)
+        over = sum(record.state is not State.RUNNING for record in trials)
+        elapsed = time.monotonic() - self._began
+        head = Text.assemble(
+            (self.study, "bold"),
+            f"  {over}/{self.budget} trials  ",
+            "  ".join(f"{states[state]} {word}" for state, word in _WORDS.items() if states[state]),
+            f"  {_clock(elapsed)} elapsed",
+            f", about {_clock(left)} left" if (left := _left(records, self.budget)) is not None else "",
+        )
+        running = Table.grid(padding=(0, 2))
+        for record in records:
+            if record.state is State.RUNNING:
+                running.add_row(f"trial {record.number}", label(record), Text(reached.get(record.number, ""), "dim"))
+        front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for column in ("trial", "design", self.score, "parameters", "%"):
+            front.add_column(column, justify="left" if column == "design" else "right")
+        for record in self._front():
+            measured = record.measurements
+            if measured:
+                front.add_row(
+                    str(record.number),
+                    label(record),
+                    f"{getattr(measured, self.score):.4f}",
+                    f"{measured.stored_parameters:,}",
+                    f"{measured.stored_percent:.2f}",
+                )
+        return Group(head, running, front) if front.rows else Group(head, running)
+
+
+def label(record: TrialRecord) -> str:
+    """What a trial is, in a few words."""
+    if record.reference:
+        return f"reference {record.reference}"
+    design = record.configuration.design.describe() if record.configuration else ""
+    return record.name or design
+
+
+def _left(records: Sequence[TrialRecord], budget: int) -> float | None:
+    """Seconds until the budget is spent, at the pace of the trials that are over."""
+    spans = [
+        record.ended - record.started
+        for record in records
+        if record.reference is None and record.ended is not None and record.started is not None
+    ]
+    if len(spans) < 3:
+        return None
+    running = [record for record in records if record.state is State.RUNNING]
+    waiting = budget - len(spans) - sum(record.reference is None for record in running)
+    return sum(spans) / len(spans) * (max(0, waiting) + len(running) / 2) / max(1, len(running))
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

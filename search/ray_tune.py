@@ -1,0 +1,172 @@
+"""Ray Tune around the search: a searcher and a scheduler that only ask `core`, and the Tuner.
+
+Ray runs the workers and starts those again that die; it keeps no truth. What it would save of an
+experiment is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from petl.measurements import Measurements
+from search.core import DONE, WAIT, Decision, Search
+from search.record import TrialRecord
+from search.worker import Job, Worker, Workload
+
+if TYPE_CHECKING:
+    from search.config import ResourcesConfig
+
+_RESTARTS: Final = 3  # of a trial whose process died, before it counts as failed
+
+
+class Listener(Protocol):
+    """Who is told what happens, once each and in order, on the driver."""
+
+    def started(self, record: TrialRecord) -> None:
+        """A worker was given the trial, for the first time or again after a resume."""
+
+    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """The trial passed a milestone; `report` is a worker's."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """The trial is COMPLETE, PRUNED or FAIL."""
+
+
+class Bridge:
+    """Translates between Tune's trials and the search's."""
+
+    def __init__(self, search: Search, listener: Listener, score: str, milestones: tuple[float, ...]) -> None:
+        self.search, self.listener, self.score, self.milestones = search, listener, score, milestones
+        self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles its searcher for a restore that never happens."""
+        return {}
+
+    def next(self, tune_id: str) -> dict[str, Any] | str | None:
+        """A configuration for Tune, None to wait, or FINISHED."""
+        decision = self.search.next(free_workers=1)
+        if decision is DONE:
+            return str(Searcher.FINISHED)
+        if decision is WAIT:
+            return None
+        record = decision.record
+        self._numbers[tune_id] = record.number
+        configuration = record.configuration
+        job = Job(
+            number=record.number,
+            configuration=configuration.to_dict() if configuration else None,
+            reference=record.reference,
+            milestones=self.milestones if configuration else (),
+            assigned=time.time(),
+        )
+        self.listener.started(record)
+        return {"job": job.to_json()}
+
+    def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """Takes a report in; whether the trial goes on."""
+        number = self._numbers[tune_id]
+        goes_on = True
+        for validation in report.get("validations", ()):
+            if self.search.report(number, validation["epoch"], validation["scores"][self.score]) is Decision.STOP:
+                goes_on = False
+        self.listener.reported(self.search.records.get(number), report)
+        if not goes_on:
+            self._end(tune_id, stopped=True)
+        return goes_on
+
+    def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
+        """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
+        if tune_id not in self._numbers:
+            return  # stopped by the rung rule, and closed then
+        if report is None:
+            self._end(tune_id, failure=f"its worker process died {_RESTARTS + 1} times (killed, or out of memory)")
+        elif failure := report.get("failure"):
+            self._end(tune_id, failure=failure)
+        elif measured := report.get("measurements"):
+            self.listener.reported(self.search.records.get(self._numbers[tune_id]), report)
+            self._end(tune_id, measurements=Measurements.from_dict(measured))
+        # else: Tune itself is being stopped; the trial stays open and a resume takes it up
+
+    def _end(self, tune_id: str, **outcome: Any) -> None:
+        number = self._numbers.pop(tune_id)
+        self.search.finish(number, **outcome)
+        self.listener.ended(self.search.records.get(number))
+
+
+class _Searcher(Searcher):
+    """Asks the bridge for trials."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(metric="score", mode="max")
+        self.bridge = bridge
+
+    def suggest(self, trial_id: str) -> Any:
+        """A trial to start, None, or FINISHED."""
+        return self.bridge.next(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Called once a trial, stopped ones included."""
+        self.bridge.ended(trial_id, None if error else json.loads((result or {}).get("report", "{}")))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the truth is elsewhere."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a resume starts a fresh Tune run."""
+
+
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """Asks the bridge whether a trial goes on."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self.bridge = bridge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Called at every milestone but the last."""
+        goes_on = self.bridge.heard(trial.trial_id, json.loads(result["report"]))
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -> None:
+    """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`."""
+    os.environ |= {
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+        "TUNE_WARN_THRESHOLD_S": "60",  # a GP's proposal may take seconds
+        "TUNE_MAX_PENDING_TRIALS_PG": str(resources.concurrent),  # else workers start one after another
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    trainable = tune.with_resources(
+        tune.with_parameters(Worker, workload=workload),
+        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+    )
+    with tempfile.TemporaryDirectory(prefix="petl-tune-") as scratch:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Searcher(bridge),
+                scheduler=_Scheduler(bridge),
+                num_samples=10**9,  # the search itself says when it is done
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                name="trials",
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+                callbacks=[],
+            ),
+        ).fit()

@@ -1,0 +1,130 @@
+"""Trials' folders: immutable parts that a manifest, written last, makes valid.
+
+    studies/NAME/trials/0007/state-3/   training state at a rung
+                             result/    measurements, adapter directory
+                             test/      scores on the test split
+
+A part without its manifest, or with a file that the manifest does not vouch for, was interrupted
+and does not exist. Nothing needs to be renamed: object stores cannot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+_MANIFEST: Final = "manifest.json"
+
+
+class TrialFolder:
+    """What one trial left on disk. The files of a part are written first, then `commit` makes it count."""
+
+    def __init__(self, study: Path, number: int) -> None:
+        self.path = study / "trials" / f"{number:04d}"
+
+    def begin(self, part: str) -> Path:
+        """An empty folder for a part; an interrupted attempt at it is removed."""
+        folder = self.path / part
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, part: str) -> None:
+        """Vouches for the files of a part as they are now."""
+        folder = self.path / part
+        hashes = {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+        write_json(folder / _MANIFEST, hashes)
+
+    def find(self, part: str) -> Path | None:
+        """The folder of a committed and undamaged part, else None."""
+        folder = self.path / part
+        try:
+            hashes = read_json(folder / _MANIFEST)
+            whole = all(_digest(folder / name) == digest for name, digest in hashes.items())
+        except (OSError, ValueError):
+            return None
+        return folder if whole else None
+
+    def latest_state(self) -> Path | None:
+        """The newest committed training state: `state-STEP`."""
+        states = sorted(self.path.glob("state-*"), key=lambda folder: int(folder.name.removeprefix("state-")))
+        return next((found for folder in reversed(states) if (found := self.find(folder.name))), None)
+
+    def drop_states(self, but: str = "") -> None:
+        """Removes training states, except the part named `but`."""
+        for folder in self.path.glob("state-*"):
+            if folder.name != but:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Indented JSON."""
+    path.write_text(json.dumps(data, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where the file is missing or torn."""
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return data
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class StudyBusyError(RuntimeError):
+    """Another process drives the study, or its workers have not gone yet."""
+
+
+class StudyLock:
+    """One driver a study, and no worker of an earlier one: locks that the system drops when a process dies.
+
+    The driver holds `driver.lock` alone; workers share `workers.lock` while they live.
+    """
+
+    def __init__(self, study: Path) -> None:
+        study.mkdir(parents=True, exist_ok=True)
+        self._study = study
+        self._held: list[IO[bytes]] = []
+
+    def drive(self, patience: float = 60.0) -> None:
+        """For the driver. Waits up to `patience` seconds for workers that an earlier driver left.
+
+        Raises StudyBusyError.
+        """
+        if not self._take("driver.lock", fcntl.LOCK_EX):
+            raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
+        deadline = time.monotonic() + patience
+        while not self._take("workers.lock", fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise StudyBusyError(f"workers of an earlier run of {self._study.name!r} are still alive")
+            time.sleep(0.2)
+        self._held.pop().close()
+
+    def work(self) -> None:
+        """For a worker, for as long as its process lives."""
+        self._take("workers.lock", fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Lets go of everything."""
+        while self._held:
+            self._held.pop().close()
+
+    def _take(self, name: str, how: int) -> bool:
+        file = (self._study / name).open("ab")
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._held.append(file)
+        return True

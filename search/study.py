@@ -1,0 +1,361 @@
+"""run and resume: a study from its file to the published front.
+
+Truth is the Optuna study and the trials' folders. MLflow is brought in line with it whenever a
+driver starts, so that it does not matter when an earlier one died.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from petl import backbones, presets, tasks
+from petl.backbones import Backbone
+from petl.configuration import Configuration
+from petl.count import count
+from search import cluster
+from search.config import StudyConfig, load_config
+from search.core import Budget, Enqueued, Plan, Search
+from search.display import Display
+from search.home import artifact_root, home, store_uri
+from search.pareto import front as non_dominated
+from search.query import Study, load_study
+from search.ray_tune import Bridge, run_trials
+from search.record import Records, State, TrialRecord
+from search.store import StudyLock, TrialFolder
+from search.tracking import Tracker, discard
+from search.worker import Workload
+from spaces.space import encode
+from spaces.space import resolve as resolve_space
+
+_SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint")  # of what is resolved, in MLflow
+_CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew
+
+
+class StudyError(ValueError):
+    """A study that exists already, does not exist, or no longer fits its backbone or data."""
+
+
+class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for it)
+    """The run was interrupted; nothing that was finished is lost."""
+
+
+def run(
+    source: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    or_resume: bool = False,
+    console: Console | None = None,
+) -> Study:
+    """Runs a study file (or the same as a mapping) to its end, and returns the study read back.
+
+    A study of that name is refused unless `fresh` removes it or `or_resume` goes on with it.
+
+    Example::
+
+        front = run("spaces/studies/demo.yaml", overrides=["budget.trials=6"]).front()
+
+    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError.
+    """
+    config = load_config(source, overrides)
+    if Records.exists(_database(), config.study):
+        if or_resume:
+            return resume(config.study, console=console)
+        if not fresh:
+            raise StudyError(
+                f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
+                "or start it anew with --fresh, which deletes its trials and adapters"
+            )
+    lock = StudyLock(_folder(config.study))
+    lock.drive()
+    try:
+        resolved = _resolve(config)  # before anything is deleted
+        if fresh:
+            _delete(config)
+        with cluster.joined(config.resources):
+            if resolved["precision"] == "auto":
+                resolved["precision"] = cluster.fastest_precision(
+                    config.backbone.model, resolved["labels"], config.resources
+                )
+            records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
+            records.set_info("config", config.model_dump(mode="json"))
+            records.set_info("resolved", resolved)
+            return _drive(config, records, resolved, console or Console())
+    finally:
+        lock.release()
+
+
+def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None = None) -> Study:
+    """Goes on with a study where it stopped, for whatever reason; a finished one is read back.
+
+    `overrides` may change the sections budget and resources. Raises StudyError where there is no
+    such study, or where its backbone or data are not what they were.
+    """
+    if not Records.exists(_database(), name):
+        there = ", ".join(Records.names(_database()))
+        raise StudyError(f"there is no study {name!r} in {home()}; there are: {there or 'none'}")
+    lock = StudyLock(_folder(name))
+    lock.drive()
+    try:
+        records = Records.open_study(_database(), name)
+        config = _changed(records, overrides)
+        resolved = records.info("resolved")
+        now = _resolve(config)
+        for what in ("fingerprint", "digest"):
+            if now[what] != resolved[what]:
+                thing = "backbone" if what == "fingerprint" else "data"
+                raise StudyError(
+                    f"the {thing} of study {name!r} changed since it began ({what} {resolved[what]}, now {now[what]}); "
+                    "restore it, or start anew with --fresh"
+                )
+        with cluster.joined(config.resources):
+            return _drive(config, records, resolved, console or Console())
+    finally:
+        lock.release()
+
+
+class _Publisher:
+    """Keeps MLflow in line with the records: a Listener."""
+
+    def __init__(self, tracker: Tracker, folder: Path) -> None:
+        self.tracker, self.folder = tracker, folder
+
+    def started(self, record: TrialRecord) -> None:
+        """The trial's run exists from here on."""
+        self.tracker.publish(record)
+
+    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """Curves over steps."""
+        self.tracker.publish(record)
+        points = [
+            {"train_loss" if key == "loss" else key: value for key, value in point.items()}
+            for point in report.get("points", ())
+        ]
+        validations = [
+            {"step": row["step"], "epoch": row["epoch"], **row["scores"]} for row in report.get("validations", ())
+        ]
+        start = [{"step": 0, "startup_seconds": report["startup_seconds"]}] if "startup_seconds" in report else []
+        self.tracker.progress(record.number, [*start, *points, *validations])
+
+    def ended(self, record: TrialRecord) -> None:
+        """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
+        self.tracker.publish(record)
+        trial = TrialFolder(self.folder, record.number)
+        if record.state is State.COMPLETE and (result := trial.find("result")) and (result / "adapter").is_dir():
+            self.tracker.artifacts(record.number, result / "adapter")
+        trial.drop_states()
+
+
+class _Both:
+    """Two listeners as one."""
+
+    def __init__(self, *listeners: Any) -> None:
+        self.listeners = listeners
+
+    def __getattr__(self, name: str) -> Any:
+        def tell(*arguments: Any) -> None:
+            for listener in self.listeners:
+                getattr(listener, name)(*arguments)
+
+        return tell
+
+
+def _drive(config: StudyConfig, records: Records, resolved: Mapping[str, Any], console: Console) -> Study:
+    """Everything after the study is on record: trials, test scores, the published front."""
+    folder, uri = _folder(config.study), store_uri(config.tracking.uri)
+    backbone = Backbone.from_dict(resolved["backbone"])
+    workload = Workload(str(folder), resolved["backbone"], resolved["task"], resolved["precision"])
+    info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
+    tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
+    search = Search(records, _plan(config, backbone, len(resolved["labels"])))
+    publisher = _Publisher(tracker, folder)
+    for record in records.all():
+        publisher.tracker.publish(record)
+        if record.state is not State.RUNNING:
+            publisher.ended(record)
+
+    display = Display(
+        config.study, config.budget.trials, config.objectives.score, records.all, lambda: _front(records), console
+    )
+    display.say(_headline(config, resolved, cluster.room(config.resources)))
+    status = "FAILED"
+    try:
+        with display.showing():
+            bridge = Bridge(search, _Both(publisher, display), config.objectives.score, _milestones(config))
+            run_trials(bridge, workload, config.resources)
+        status = "KILLED"
+        if any(record.state is State.RUNNING for record in records.all()):
+            raise InterruptedStudy(
+                f"interrupted; nothing that was finished is lost. Go on with: petl-search resume {config.study}"
+            )
+        if search.note:
+            display.say(search.note)
+        _test(config, records, resolved, workload, tracker, display)
+        study = _publish(config, tracker, folder, uri)
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+    return study
+
+
+def _plan(config: StudyConfig, backbone: Backbone, labels: int) -> Plan:
+    options = dict(config.space)
+    name = options.pop("name", "unified")
+    training = config.fixed_training
+    bound = resolve_space(name, options, training, config.seed)
+
+    def space(trial: Any, backbone: Backbone, /) -> Configuration:
+        configuration = bound(trial, backbone)
+        return replace(configuration, training=replace(configuration.training, epochs=config.budget.epochs))
+
+    def counts(configuration: Configuration) -> dict[str, float]:
+        counted = count(configuration.design, backbone, labels)
+        return {
+            "stored_parameters": counted.stored,
+            "stored_percent": counted.stored_percent,
+            "trained_parameters": counted.trained,
+            "trained_percent": counted.trained_percent,
+            "paper_parameters": counted.paper,
+        }
+
+    def enqueued(text: str) -> Enqueued:
+        design = presets.parse(text).in_depth(backbone.depth)
+        coordinates = encode(name, design, training.learning_rate, backbone, options)
+        return Enqueued(text, Configuration(design, training, config.seed), coordinates)
+
+    return Plan(
+        space=space,
+        backbone=backbone,
+        count=counts,
+        budget=Budget(
+            trials=config.budget.trials,
+            hours=config.budget.hours or math.inf,
+            concurrent=cluster.room(config.resources),
+        ),
+        rule=config.scheduler.rule(config.budget.epochs),
+        limits=config.constraints,
+        sampler=config.sampler.name,
+        seed=config.sampler.seed,
+        references=config.reference_configurations(),
+        enqueued=[enqueued(text) for text in config.enqueue],
+    )
+
+
+def _milestones(config: StudyConfig) -> tuple[float, ...]:
+    """The epochs at which a trial validates: the rungs, every whole epoch, and the end."""
+    epochs = config.budget.epochs
+    whole = [float(epoch) for epoch in range(1, math.ceil(epochs))]
+    return tuple(sorted({*config.scheduler.rule(epochs).rungs, *whole, epochs}))
+
+
+def _resolve(config: StudyConfig) -> dict[str, Any]:
+    """What a study fixes when it begins. Raises BackboneError and TaskError where something is not there."""
+    from petl.engine import prepare_process
+
+    prepare_process()
+    from petl.data import load_data
+
+    backbone = backbones.describe(config.backbone.model)
+    task = tasks.resolve(config.task)
+    data = load_data(task, backbones.load_tokenizer(config.backbone.model))
+    return {
+        "backbone": backbone.to_dict(),
+        "fingerprint": backbone.fingerprint,
+        "task": asdict(task),
+        "labels": list(data.labels),
+        "rows": {split: len(part) for split, part in data.splits.items()},
+        "digest": data.digest,
+        "precision": config.backbone.precision,
+    }
+
+
+def _test(
+    config: StudyConfig,
+    records: Records,
+    resolved: Mapping[str, Any],
+    workload: Workload,
+    tracker: Tracker,
+    display: Display,
+) -> None:
+    """The one use of the test split: members of the final front, and the references beside it."""
+    if "test" not in resolved["rows"]:
+        return
+    shown = [*_front(records), *(r for r in records.all() if r.reference and r.state is State.COMPLETE)]
+    display.say(f"scoring {len(shown)} trials on the test split")
+
+    def heard(number: int, scores: dict[str, float] | None, reason: str) -> None:
+        if scores is None:
+            display.say(f"trial {number} could not be tested: {reason}")
+        else:
+            tracker.tested(number, scores)
+
+    cluster.test_scores(workload, config.resources, [(record.number, record.reference) for record in shown], heard)
+
+
+def _publish(config: StudyConfig, tracker: Tracker, folder: Path, uri: str) -> Study:
+    study = load_study(config.study, uri)
+    front = study.front()
+    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+    files[0].write_text(json.dumps(front.to_rows(), indent=1))
+    front.to_frame().to_csv(files[1], index=False)
+    from search import report  # matplotlib is slow to import
+
+    report.plot(study, files[2])
+    tracker.front(front.to_rows(), study.reference_rows(), files)
+    return study
+
+
+def _front(records: Records) -> list[TrialRecord]:
+    """The non-dominated complete trials, the cheapest first. Limits were kept before training."""
+    complete = [r for r in records.all() if r.state is State.COMPLETE and r.reference is None and r.measurements]
+    values = [tuple(objective.value(r.measurements) or 0.0 for objective in records.objectives) for r in complete]
+    mask = non_dominated(values, [objective.direction for objective in records.objectives])
+    members = [(value[1], record) for value, record, on in zip(values, complete, mask, strict=True) if on]
+    return [record for _, record in sorted(members, key=lambda member: member[0])]
+
+
+def _changed(records: Records, overrides: Sequence[str]) -> StudyConfig:
+    for override in overrides:
+        if override.partition(".")[0] not in _CHANGEABLE:
+            raise StudyError(f"a resume may change {' and '.join(_CHANGEABLE)}; received --set {override}")
+    before = StudyConfig.model_validate(records.info("config"))
+    config = load_config(before.model_dump(mode="json"), overrides)
+    if config.budget.epochs != before.budget.epochs:
+        raise StudyError("budget.epochs decides what a score means, so it stays; start another study for other epochs")
+    records.set_info("config", config.model_dump(mode="json"))
+    return config
+
+
+def _headline(config: StudyConfig, resolved: Mapping[str, Any], room: int) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
+    fewer = f" of {config.resources.concurrent} asked for" if room < config.resources.concurrent else ""
+    return (
+        f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
+        f"{resolved['precision']}, {config.budget.trials} trials, {room}{fewer} at once"
+    )
+
+
+def _delete(config: StudyConfig) -> None:
+    """Removes a study everywhere, its lock file excepted."""
+    if Records.exists(_database(), config.study):
+        Records.delete(_database(), config.study)
+    discard(store_uri(config.tracking.uri), config.study)
+    shutil.rmtree(_folder(config.study) / "trials", ignore_errors=True)
+
+
+def _folder(study: str) -> Path:
+    return home() / "studies" / study
+
+
+def _database() -> str:
+    """The durable Optuna storage of this home."""
+    home().mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{home() / 'optuna.db'}"

@@ -1,0 +1,74 @@
+"""A study that trains in seconds: a tiny BERT with its tokenizer, and sentences whose words decide their label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+WORDS = {
+    "good": ["great", "lovely", "fine", "happy", "bright"],
+    "bad": ["awful", "grim", "poor", "sad", "dull"],
+    "plain": ["table", "road", "stone", "paper", "glass"],
+}
+FILLER = [f"word{index}" for index in range(60)]
+
+
+def write_backbone(folder: Path, hidden_dropout_prob: float = 0.1) -> Path:
+    """A BERT of 2 layers, width 32, saved with its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sum(WORDS.values(), []), *FILLER]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=40,
+            hidden_dropout_prob=hidden_dropout_prob,
+            initializer_range=0.2,
+        )
+        BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: int = 240, seed: int = 0) -> Path:
+    """A csv with columns text and label."""
+    draw = np.random.default_rng(seed)
+    labels = draw.choice(list(WORDS), rows)
+    texts = []
+    for label in labels:
+        words = list(draw.choice(FILLER, draw.integers(3, 12))) + list(draw.choice(WORDS[label], 2))
+        texts.append(" ".join(draw.permutation(words)))
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(path, index=False)
+    return path
+
+
+def study(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A study file's content, with its backbone and rows written under `folder`."""
+    return {
+        "study": "tiny",
+        "backbone": {"model": str(write_backbone(folder / "backbone")), "precision": "fp32"},
+        "task": {
+            "name": "words",
+            "paths": {"train": str(write_rows(folder / "rows.csv"))},
+            "validation_rows": 60,
+            "test_rows": 60,
+        },
+        "space": {"name": "unified", "max_size": 8, "lengths": [0, 1, 2, 4]},
+        "constraints": {"stored_percent": 30.0},
+        "references": ["majority", "head_only"],
+        "sampler": {"name": "random", "seed": 0},
+        "budget": {"trials": 4, "epochs": 2},
+        "training": {"batch_size": 16},
+        **sections,
+    }
