@@ -17,7 +17,7 @@ from torch import Tensor
 
 from petl import metrics
 from petl.data import TaskData, sorted_batches
-from petl.engine import autocast, device
+from petl.engine import autocast, device, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def _features(model: PreTrainedModel, data: TaskData, split: str, precision: str) -> np.ndarray:
-    model.to(device()).eval()
+    place(model, training=False)
     part = data.splits[split]
     pooled = np.empty((len(part), model.config.hidden_size), np.float32)
     with torch.inference_mode(), autocast(precision):

@@ -50,7 +50,7 @@ class TaskData:
     tokenizer: PreTrainedTokenizerBase
     digest: str
 
-    def batch(self, split: str, index: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
+    def batch(self, split: str, index: Sequence[int] | np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs padded to the longest row, shape (len(index), tokens), and labels, shape (len(index),)."""
         part = self.splits[split]
         rows = part.rows[list(index)]

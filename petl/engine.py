@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import nn
 
 from petl.configuration import Training
 
@@ -25,6 +26,11 @@ PRECISIONS: Final = ("fp32", "bf16")  # of compute: weights stay float32
 def device() -> torch.device:
     """The GPU that this process was given, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def place(model: nn.Module, *, training: bool) -> None:
+    """Moves the model to this process's device, and into training or evaluation mode."""
+    model.to(device()).train(training)
 
 
 def autocast(precision: str) -> torch.autocast:
@@ -43,8 +49,8 @@ def prepare_process() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
 

@@ -28,7 +28,7 @@ from petl.attach import attach
 from petl.configuration import Configuration
 from petl.count import Counts
 from petl.data import TaskData, epoch_batches, sorted_batches
-from petl.engine import autocast, device, open_engine
+from petl.engine import autocast, device, open_engine, place
 from petl.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class TrainingRun:
         self.batches_per_epoch = math.ceil(len(data.splits["train"]) / training.batch_size)
         self.steps = max(1, round(training.epochs * self.batches_per_epoch / training.accumulation))
         self.position = Position(configuration.seed)
-        self.model = model.to(device())
+        place(model, training=True)
+        self.model = model
         self._dropout = _set_dropout(model, training.dropout)
         self.attachment = attach(model, configuration.design, seed=configuration.seed)
         self._engine = open_engine(model, training, self.steps, precision)
@@ -247,9 +248,9 @@ class TrainingRun:
 
 def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
     """Logits (rows, classes), float32, in the split's own order. Leaves the model in eval mode."""
-    model.eval()
+    place(model, training=False)
     part = data.splits[split]
-    logits = np.empty((len(part), model.config.num_labels), np.float32)
+    logits = np.empty((len(part), len(data.labels)), np.float32)
     with torch.inference_mode(), autocast(precision):
         for index in sorted_batches(part.lengths, _EVALUATION_ROWS):
             inputs, _ = data.batch(split, index)
@@ -276,7 +277,7 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
         model(**inputs).logits.cpu()
         return 1e3 * (time.perf_counter() - began)
 
-    model.eval()
+    place(model, training=False)
     with torch.inference_mode(), autocast(precision):
         call()
         return statistics.median(call() for _ in range(_LATENCY_CALLS))
@@ -289,7 +290,7 @@ def fastest_precision(model: PreTrainedModel) -> str:
     since a CPU without bfloat16 instructions is slower by an order of magnitude.
     """
     tokens = torch.full((4, 32), 5, device=device())
-    model.to(device()).train()
+    place(model, training=True)
 
     def seconds(precision: str) -> float:
         began = time.perf_counter()

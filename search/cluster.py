@@ -28,7 +28,7 @@ def joined(resources: ResourcesConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning of a coming change
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        there = ray.cluster_resources()
+        there = _resources()
         for name, asked in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
             if asked > there.get(name, 0):
                 raise ClusterError(
@@ -40,9 +40,13 @@ def joined(resources: ResourcesConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 def room(resources: ResourcesConfig) -> int:
     """How many trials run at once: what was asked for, as far as the cluster has the resources."""
-    there = ray.cluster_resources()
+    there = _resources()
     fits = [there.get("CPU", 0) / resources.cpus_per_trial]
     if resources.gpus_per_trial:
         fits.append(there.get("GPU", 0) / resources.gpus_per_trial)
@@ -59,8 +63,8 @@ def fastest_precision(model: str, labels: Sequence[str], resources: ResourcesCon
 
         return train.fastest_precision(backbones.load(model, labels=list(labels)))
 
-    options = {"num_cpus": resources.cpus_per_trial, "num_gpus": resources.gpus_per_trial, "max_calls": 1}
-    return str(ray.get(ray.remote(**options)(measure).remote()))
+    task = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1)(measure)
+    return ray.get(task.remote())
 
 
 def test_scores(

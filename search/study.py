@@ -315,11 +315,14 @@ def _publish(config: StudyConfig, tracker: Tracker, folder: Path, uri: str) -> S
 
 def _front(records: Records) -> list[TrialRecord]:
     """The non-dominated complete trials, the cheapest first. Limits were kept before training."""
-    complete = [r for r in records.all() if r.state is State.COMPLETE and r.reference is None and r.measurements]
-    values = [tuple(objective.value(r.measurements) or 0.0 for objective in records.objectives) for r in complete]
-    mask = non_dominated(values, [objective.direction for objective in records.objectives])
-    members = [(value[1], record) for value, record, on in zip(values, complete, mask, strict=True) if on]
-    return [record for _, record in sorted(members, key=lambda member: member[0])]
+    complete = [
+        (record, [objective.value(record.measurements) or 0.0 for objective in records.objectives])
+        for record in records.all()
+        if record.state is State.COMPLETE and record.reference is None and record.measurements
+    ]
+    mask = non_dominated([values for _, values in complete], [objective.direction for objective in records.objectives])
+    members = [member for member, on_front in zip(complete, mask, strict=True) if on_front]
+    return [record for record, _ in sorted(members, key=lambda member: member[1][1])]
 
 
 def _changed(records: Records, overrides: Sequence[str]) -> StudyConfig:

@@ -220,7 +220,7 @@ class Attempt:
         base = count(Design(), self.backbone).base
         trained = sum(tensor.numel() for tensor in self._baseline_tensors.values()) if name == "probe" else 0
         measured = Measurements(
-            **scores,
+            **scores,  # type: ignore[arg-type]
             base_parameters=base,
             trained_parameters=trained,
             trained_percent=100 * trained / base,
