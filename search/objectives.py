@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from petl.measurements import Measurements
 from search.pareto import MAXIMIZE, MINIMIZE
@@ -22,7 +22,7 @@ class Objective:
     """
 
     name: str
-    direction: str
+    direction: Literal["minimize", "maximize"]
     reference: float | None
     known: bool = False
     logarithmic: bool = False

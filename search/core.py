@@ -1,0 +1,394 @@
+"""The search itself, without Ray: what to do next, and what a report means.
+
+One object that everything drives: Ray in production, a plain loop in tests::
+
+    search = Search(records, plan)
+    while (step := search.next(free_workers=1)) is not DONE:
+        record = step.record
+        ...train; at each of search.rungs(record.number) ask search.report(record.number, epoch, score)
+        search.finish(record.number, measurements)
+
+It keeps no truth of its own. Made anew from the records it goes on where the last one was: trials
+that were running come back as Resume, each once, and the sampler proposes what it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search.halving import Never, Rule
+from search.record import Aside, Origin, Records, State, TrialRecord
+from search.samplers import Proposer, excess
+from spaces.space import Point, Space, decode
+
+if TYPE_CHECKING:
+    from petl.backbones import Backbone
+
+PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
+DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
+DIVERGED: Final = "diverged"
+
+
+class SearchError(ValueError):
+    """A search that cannot go on as it was asked for. The message says what to change."""
+
+
+class Decision(StrEnum):
+    """What a report means for its trial."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"  # no rule of today's pauses
+    STOP = "stop"
+
+
+class Idle(StrEnum):
+    """What there is to do when there is no trial to hand out."""
+
+    WAIT = "wait"
+    DONE = "done"
+
+
+WAIT: Final = Idle.WAIT
+DONE: Final = Idle.DONE
+
+
+@dataclass(frozen=True)
+class Start:
+    """Train this trial."""
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with this trial: it was running when the last search ended."""
+
+    record: TrialRecord
+
+
+Step: TypeAlias = Start | Resume | Idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When to stop.
+
+    `trials` counts what was sampled and enqueued, whatever became of it; references are free.
+    After `hours` on the search's clock nothing new starts. At most `concurrent` trials run at once.
+    Raises ValueError, naming the rule and the value.
+    """
+
+    trials: int
+    hours: float = math.inf
+    concurrent: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 0), ("hours", 0), ("concurrent", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is at least {least}; received {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A design to train before anything is sampled. `coordinates` are its own in the space, if it is there."""
+
+    name: str
+    configuration: Configuration
+    coordinates: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study asks of its search; the objectives are the records'.
+
+    `count` gives the values of a configuration that are known before training; `limits` are upper
+    limits on some of them. `references` maps a name to its configuration, or to None for a baseline
+    that has none; they start first, exempt from limits, rungs and budget.
+    """
+
+    space: Space
+    backbone: Backbone
+    count: Callable[[Configuration], Mapping[str, float]]
+    budget: Budget
+    rule: Rule = field(default_factory=Never)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    sampler: str = "auto"
+    seed: int = 0
+    references: Mapping[str, Configuration | None] = field(default_factory=dict)
+    enqueued: Sequence[Enqueued] = ()
+
+
+class Search:
+    """A study's search over its records.
+
+    `clock` tells the seconds that the study has run. `note` says why a search ended early, if it did.
+    Raises SearchError where a limit is on something that is not known before training, or where an
+    enqueued design lies outside the limits; SpaceError where its coordinates are not of the space.
+    """
+
+    def __init__(self, records: Records, plan: Plan, clock: Callable[[], float] | None = None) -> None:
+        started = time.monotonic()
+        self.records = records
+        self.plan = plan
+        self.note = ""
+        self._clock = clock or (lambda: time.monotonic() - started)
+        self._score, self._cost = records.objectives
+        self._counts: dict[str, Mapping[str, float]] = {}  # by design key
+        self._proposer = Proposer(
+            space=plan.space,
+            backbone=plan.backbone,
+            objectives=records.objectives,
+            limits=plan.limits,
+            sampler=plan.sampler,
+            seed=plan.seed,
+        )
+        self._check_limits()
+        self._enqueued = deque(self._checked(plan.enqueued))
+        self._references = deque(plan.references.items())
+        self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
+        self._active: set[int] = set()
+        self._resumable: deque[int] = deque()
+        self._exhausted = False
+        for record in records.all():
+            self._know(record)
+            if record.state is State.RUNNING:
+                if records.stopped_at(record.number) is None:
+                    self._resumable.append(record.number)
+                else:  # it was told to stop, and the driver did not live to see it end
+                    self.finish(record.number, stopped=True)
+
+    @property
+    def active(self) -> frozenset[int]:
+        """The trials that were handed out and have not finished."""
+        return frozenset(self._active)
+
+    @property
+    def counted(self) -> int:
+        """How many trials of the budget are used."""
+        return sum(record.reference is None for record in self.records.all())
+
+    def rungs(self, number: int) -> tuple[float, ...]:
+        """The epochs at which the trial must report before it goes on."""
+        return () if self.records.get(number).reference else self.plan.rule.rungs
+
+    def next(self, free_workers: int) -> Step:
+        """What to do with a free worker. Every call that answers Start or Resume takes one.
+
+        Raises SearchError where the space holds nothing within the limits.
+        """
+        if free_workers < 1 or len(self._active) >= self.plan.budget.concurrent:
+            return WAIT if self._active or self._open() else DONE
+        if self._resumable:
+            number = self._resumable.popleft()
+            self._active.add(number)
+            return Resume(self.records.get(number))
+        record = self._new() if self._clock() < self.plan.budget.hours * 3600 else None
+        if record is None:
+            return WAIT if self._active else DONE
+        self._know(record)
+        self._active.add(record.number)
+        return Start(record)
+
+    def report(self, number: int, epoch: float, score: float) -> Decision:
+        """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
+
+        Every report is kept; the rule decides at its rungs. A score that is not finite stops the trial.
+        """
+        record = self.records.get(number)
+        if record.state is not State.RUNNING:
+            return Decision.STOP
+        rungs = self.rungs(number)
+        epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
+        if epoch not in record.rungs:
+            goes_on = math.isfinite(score)
+            if goes_on and epoch in rungs:
+                goes_on = self.plan.rule.goes_on(score, self._others(epoch), self._score.direction)
+            self.records.rung(number, epoch, float(score), stop=not goes_on)
+        return Decision.CONTINUE if self.records.stopped_at(number) is None else Decision.STOP
+
+    def finish(
+        self,
+        number: int,
+        measurements: Measurements | None = None,
+        failure: str | None = None,
+        *,
+        stopped: bool = False,
+    ) -> TrialRecord:
+        """End a trial; one that has ended stays as it is.
+
+        It is COMPLETE only with its full epochs and a finite score and cost. It is PRUNED where it
+        was `stopped` or has fewer epochs, and FAIL with a reason otherwise.
+        """
+        record = self.records.get(number)
+        state, reason = self._outcome(record, measurements, failure, stopped)
+        closed = self.records.close(number, state, measurements, reason)
+        self._active.discard(number)
+        if number in self._resumable:
+            self._resumable.remove(number)
+        return closed
+
+    def _outcome(
+        self, record: TrialRecord, measurements: Measurements | None, failure: str | None, stopped: bool
+    ) -> tuple[State, str | None]:
+        if failure is not None:
+            return State.FAIL, failure or "unknown"
+        if any(not math.isfinite(score) for score in record.rungs.values()):
+            return State.FAIL, DIVERGED
+        if stopped or (measurements and _fell_short(record, measurements)):
+            return State.PRUNED, None
+        for objective in self.records.objectives:
+            value = objective.value(measurements) if measurements else None
+            if value is None:
+                return State.FAIL, f"{objective.name} was not measured"
+            if not math.isfinite(value):
+                return State.FAIL, DIVERGED
+        return State.COMPLETE, None
+
+    def _open(self) -> bool:
+        """Whether anything is left to hand out."""
+        if self._resumable:
+            return True
+        if self._clock() >= self.plan.budget.hours * 3600:
+            return False
+        return bool(self._references or self._enqueued) or (
+            self.counted < self.plan.budget.trials and not self._exhausted
+        )
+
+    def _new(self) -> TrialRecord | None:
+        """The next trial that the study does not have: references, then enqueued designs, then the sampler's."""
+        there = {record.reference for record in self.records.all()}
+        while self._references:
+            reference, configuration = self._references.popleft()
+            if reference not in there:
+                if configuration is None:
+                    return self.records.create(None, reference=reference)
+                configuration = self._canonical(configuration)
+                counts = self._count(configuration)
+                return self.records.create(configuration, origin=_origin(None, counts, ()), reference=reference)
+        while self._enqueued and self.counted < self.plan.budget.trials:
+            item, found = self._enqueued.popleft()
+            if item.configuration.key not in self._twins:
+                origin = _origin(found, self._count(item.configuration), ())
+                return self.records.create(item.configuration, found.params if found else {}, origin, name=item.name)
+        if self.counted < self.plan.budget.trials and not self._exhausted:
+            return self._sampled()
+        return None
+
+    def _sampled(self) -> TrialRecord | None:
+        """A point that is new and within the limits, or None where the space has no more of them."""
+        asides: list[Aside] = []
+        for _ in range(PROPOSALS):
+            found = self._proposer.ask(self.records, Origin(asides=asides))
+            aside = self._aside(found)
+            if aside is None:
+                return self._created(found, asides)
+            asides.append(aside)
+        drawn: list[Aside] = []
+        for found in self._proposer.draw(self.records, Origin(asides=asides), DRAWS):
+            aside = self._aside(found)
+            if aside is None:
+                return self._created(found, asides)
+            drawn.append(aside)
+        self._exhausted = True
+        tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
+        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
+        if all(aside.twin is None for aside in asides + drawn) and not self._known_within():
+            raise SearchError(
+                f"no point of the space was within {limits} after {tried}; raise the limit, or lower the space's sizes"
+            )
+        self.note = (
+            f"the space is exhausted after {self.counted} of {self.plan.budget.trials} trials: {tried} held nothing "
+            f"new{f' within {limits}' if limits else ''}; widen the space, or ask for fewer trials"
+        )
+        return None
+
+    def _created(self, found: Point, asides: Sequence[Aside]) -> TrialRecord:
+        origin = _origin(found, self._count(found.configuration), asides)
+        return self.records.create(found.configuration, found.params, origin)
+
+    def _aside(self, found: Point) -> Aside | None:
+        """The point as one that makes no trial, or None where it makes one."""
+        counts = self._count(found.configuration)
+        outside = self._outside(counts)
+        twin = None if outside else self._twins.get(found.configuration.key)
+        if not outside and twin is None:
+            return None
+        return Aside(coordinates=found.coordinates, distributions=found.distributions, counts=counts, twin=twin)
+
+    def _known_within(self) -> bool:
+        """Whether the study has a trial at a point of the space; then the space is not outside its limits."""
+        return any(self.records.origin(record.number).coordinates for record in self.records.all())
+
+    def _know(self, record: TrialRecord) -> None:
+        if record.configuration:
+            self._twins.setdefault(record.configuration.key, record.number)
+
+    def _others(self, epoch: float) -> list[float]:
+        """The scores that the trials of the budget have at a rung."""
+        return [
+            record.rungs[epoch] for record in self.records.all() if record.reference is None and epoch in record.rungs
+        ]
+
+    def _count(self, configuration: Configuration) -> Mapping[str, float]:
+        key = configuration.design.key
+        if key not in self._counts:
+            self._counts[key] = dict(self.plan.count(configuration))
+        return self._counts[key]
+
+    def _outside(self, counts: Mapping[str, float]) -> list[str]:
+        """The limits that these values break, in words."""
+        return [
+            f"{name} {counts[name]:g} > {self.plan.limits[name]:g}"
+            for name, above in excess(counts, self.plan.limits).items()
+            if above > 0
+        ]
+
+    def _check_limits(self) -> None:
+        known = self._count(Configuration(Design()))
+        for name, limit in self.plan.limits.items():
+            if name not in known:
+                raise SearchError(f"a limit is on one of {', '.join(known)}; received {name!r}")
+            if not 0 <= limit < math.inf:
+                raise SearchError(f"the limit on {name} is at least 0; received {limit}")
+
+    def _canonical(self, configuration: Configuration) -> Configuration:
+        """The configuration by its one key: a twin of the space's is recognised as such."""
+        return replace(configuration, design=configuration.design.in_depth(self.plan.backbone.depth))
+
+    def _checked(self, enqueued: Sequence[Enqueued]) -> list[tuple[Enqueued, Point | None]]:
+        """Each enqueued design with its point in the space, after all of them were found within the limits."""
+        checked: list[tuple[Enqueued, Point | None]] = []
+        faults: list[str] = []
+        for given in enqueued:
+            item = replace(given, configuration=self._canonical(given.configuration))
+            faults += [f"{item.name}: {fault}" for fault in self._outside(self._count(item.configuration))]
+            found = None
+            if item.coordinates is not None:
+                found = decode(self.plan.space, item.coordinates, self.plan.backbone)
+                if found.configuration.key != item.configuration.key:
+                    faults.append(f"{item.name}: its coordinates are those of another configuration")
+            checked.append((item, found))
+        if faults:
+            raise SearchError(f"enqueued designs lie within the limits, at their coordinates; {'; '.join(faults)}")
+        return checked
+
+
+def _origin(found: Point | None, counts: Mapping[str, float], asides: Sequence[Aside]) -> Origin:
+    if found is None:
+        return Origin(counts=counts, asides=asides)
+    return Origin(coordinates=found.coordinates, distributions=found.distributions, counts=counts, asides=asides)
+
+
+def _fell_short(record: TrialRecord, measurements: Measurements) -> bool:
+    """Whether a trial ended before its full epochs. What is measured may differ from them by rounding."""
+    full = record.configuration.training.epochs if record.configuration else 0.0
+    return measurements.epochs < full * (1 - 1e-6)

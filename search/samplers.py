@@ -1,0 +1,179 @@
+"""Samplers by name, and the in-memory Optuna study that they see.
+
+The study is made anew from the records for every proposal, and the sampler with it: what it proposes
+is a function of the records and the seed, so a search that is restarted goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search.objectives import Objective
+from search.record import Origin, Records, State, TrialRecord, quiet
+from spaces.space import Point, Space, point
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+    from petl.backbones import Backbone
+
+POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
+GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
+
+
+@dataclass(frozen=True)
+class Told:
+    """One trial as the sampler sees it: running without `values`, else finished with them."""
+
+    coordinates: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    constraints: Mapping[str, float]  # at most 0 where the limit is kept
+    values: tuple[float, float] | None = None
+
+
+SAMPLERS: Final[Mapping[str, Callable[[int, int], BaseSampler]]] = {  # (seed, trials that it is told of)
+    "random": lambda seed, told: RandomSampler(seed=seed),
+    "tpe": lambda seed, told: TPESampler(seed=seed),
+    "nsga2": lambda seed, told: NSGAIISampler(seed=seed, population_size=POPULATION),
+    "gp": lambda seed, told: GPSampler(seed=seed, warn_independent_sampling=False),
+    "auto": lambda seed, told: SAMPLERS["gp" if told <= GP_TRIALS else "tpe"](seed, told),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposer:
+    """Asks a sampler for points of a space, in view of the records.
+
+    `limits` are upper limits on values known before training. `seed` is the study's.
+    Raises ValueError for a sampler that does not exist.
+    """
+
+    space: Space
+    backbone: Backbone
+    objectives: tuple[Objective, Objective]
+    limits: Mapping[str, float] = field(default_factory=dict)
+    sampler: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"a sampler is one of {', '.join(SAMPLERS)}; received {self.sampler!r}")
+
+    def ask(self, records: Records, origin: Origin) -> Point:
+        """The sampler's next point, after the records and the asides of the trial that is sought."""
+        told = tell(records, origin, self.objectives, self.limits)
+        with quiet():
+            study = optuna.create_study(
+                directions=[objective.direction for objective in self.objectives],
+                sampler=SAMPLERS[self.sampler](self._seed(records, origin), len(told)),
+            )
+            study.add_trials([_frozen(row, index) for index, row in enumerate(told)])
+            trial = study.ask()
+            return point(trial, self.space(trial, self.backbone))
+
+    def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
+        """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""
+        with quiet():
+            study = optuna.create_study(sampler=RandomSampler(seed=self._seed(records, origin)))
+        for _ in range(count):
+            with quiet():
+                trial = study.ask()
+                drawn = point(trial, self.space(trial, self.backbone))
+            yield drawn
+
+    def _seed(self, records: Records, origin: Origin) -> int:
+        """Another one for every proposal: a sampler that starts with one seed proposes the same points again."""
+        origins = [records.origin(record.number) for record in records.all()]
+        asked = len(origin.asides) + sum(len(earlier.asides) + bool(earlier.coordinates) for earlier in origins)
+        return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
+
+
+def tell(
+    records: Records,
+    origin: Origin,
+    objectives: tuple[Objective, Objective],
+    limits: Mapping[str, float],
+) -> list[Told]:
+    """What a sampler is told of a study, in the order of its trials, each after its asides.
+
+    A complete trial has its values, a stopped one its last rung's score, a failed one the worst
+    score of the study, and so has a proposal outside the limits, with how far it is outside. An
+    aside that means what another trial means has that trial's values. References, and trials that
+    were stopped before their first rung, are not told.
+    """
+    score, cost = objectives
+    all_records = records.all()
+    scores = {record.number: _score(record, score) for record in all_records if not record.reference}
+    worst_score = score.worst([value for value in scores.values() if value is not None])
+    costs = [value for record in all_records if (value := _measured(record, cost)) is not None]
+    worst_cost = cost.worst(costs)
+
+    def values(record: TrialRecord) -> tuple[float, float] | None:
+        reached = _score(record, score)
+        counts = records.origin(record.number).counts
+        spent = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
+        return (
+            score.seen(worst_score if reached is None else reached),
+            cost.seen(worst_cost if spent is None else spent),
+        )
+
+    def finished(record: TrialRecord) -> bool:
+        return record.state is not State.RUNNING
+
+    def silent(record: TrialRecord) -> bool:
+        return record.state is State.PRUNED and not record.rungs
+
+    rows: list[Told] = []
+    for record in [*all_records, None]:
+        source = records.origin(record.number) if record else origin
+        for aside in source.asides:
+            twin = all_records[aside.twin] if aside.twin is not None else None
+            if twin and silent(twin):
+                continue
+            outside = (score.seen(worst_score), cost.seen(aside.counts.get(cost.name, worst_cost)))
+            told = outside if twin is None else values(twin) if finished(twin) else None
+            rows.append(Told(aside.coordinates, aside.distributions, excess(aside.counts, limits), told))
+        if record and source.coordinates and not record.reference and not silent(record):
+            told = values(record) if finished(record) else None
+            rows.append(Told(source.coordinates, source.distributions, excess(source.counts, limits), told))
+    return rows
+
+
+def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+    """How far each value lies above its limit, as a difference of logarithms; at most 0 within it."""
+    return {name: math.log1p(counts[name]) - math.log1p(limit) for name, limit in limits.items()}
+
+
+def _score(record: TrialRecord, score: Objective) -> float | None:
+    """What the trial is known to reach: measured, or at its last rung."""
+    if record.state is State.COMPLETE:
+        return _measured(record, score)
+    if record.state is State.PRUNED and record.rungs:
+        return record.rungs[max(record.rungs)]
+    return None
+
+
+def _measured(record: TrialRecord, objective: Objective) -> float | None:
+    value = objective.value(record.measurements) if record.measurements else None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _frozen(told: Told, index: int) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.COMPLETE if told.values else TrialState.RUNNING,
+        values=told.values,
+        params=dict(told.coordinates),
+        distributions=dict(told.distributions),
+        constraints=dict(told.constraints),
+        # NSGA-II writes a generation on what it proposes; on a trial that is told anew it would find none
+        # and never leave its first, random one.
+        system_attrs={"NSGAIISampler:generation": index // POPULATION},
+    )
