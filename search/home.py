@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+
+class StoreError(ValueError):
+    """A store, study, trial or adapter that is not there, or a name that is taken."""
 
 
 def home() -> Path:
@@ -19,3 +24,19 @@ def store_uri(uri: str | None = None) -> str:
 def artifact_root(uri: str | None = None) -> Path | None:
     """The folder that gets the artifacts of a store written directly; None where a server has its own."""
     return None if store_uri(uri).startswith(("http://", "https://")) else home() / "artifacts"
+
+
+def database(uri: str) -> Path | None:
+    """The file of an sqlite store; None for every other kind."""
+    match = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
+    return Path(match[1]) if match else None
+
+
+def require_store(uri: str) -> None:
+    """Raises StoreError where `uri` is an sqlite store that was never made: opening it would make it."""
+    file = database(uri)
+    if file and not file.exists():
+        raise StoreError(
+            f"no store at {file}: nothing was run there yet, or the store is elsewhere "
+            "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"
+        )

@@ -19,14 +19,16 @@ from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
 from search import pareto, tracking
-from search.home import store_uri
+from search.home import StoreError, store_uri
 from search.naming import flat_parameters
 from search.objectives import Objective, objectives, reference_point
 from search.record import State, TrialRecord
-from search.tracking import StoreError, StudySummary, TrialRow
+from search.tracking import StudySummary, TrialRow
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from petl.storage import AdaptedModel
 
 ROW: Final = (
     "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent", "trained_parameters",
@@ -128,12 +130,17 @@ class Trial:
         """The adapter directory as a new folder. Raises StoreError where the trial has none."""
         return tracking.download(self.uri, self.run_id, Path(destination))
 
-    def load_model(self) -> Any:
-        """The backbone with this trial's trained adapter, ready to predict: see `petl.storage.load_model`."""
+    def load_model(self, backbone: str = "") -> AdaptedModel:
+        """The backbone with this trial's trained adapter, ready to predict.
+
+        `backbone` says where the backbone is on this machine, if not where the study had it. Raises
+        StoreError where the trial has no adapter, StorageError or BackboneError as
+        `petl.storage.load_model` does.
+        """
         from petl import storage
 
         with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
-            return storage.load_model(self.export(Path(folder) / tracking.ADAPTER))
+            return storage.load_model(self.export(Path(folder) / tracking.ADAPTER), backbone=backbone)
 
 
 @dataclass(frozen=True)

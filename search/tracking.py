@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # it would be drawn into tables and logs
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
@@ -33,6 +34,7 @@ from mlflow.exceptions import MlflowException
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
+from search.home import StoreError, database, require_store
 from search.naming import flat_parameters, run_name
 from search.note import filters, note
 from search.provenance import provenance
@@ -51,10 +53,6 @@ _METRICS_PER_BATCH: Final = 1_000
 _PAGE: Final = 1_000
 
 T = TypeVar("T")
-
-
-class StoreError(ValueError):
-    """A store, study, trial or adapter that is not there, or a name that is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,14 +423,10 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
     """Raises StoreError where the store is not there or does not answer; `create` makes a database."""
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line for each of some fifty migrations
-    database = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
-    if database and create:
-        Path(database[1]).parent.mkdir(parents=True, exist_ok=True)
-    elif database and not Path(database[1]).exists():
-        raise StoreError(
-            f"no store at {database[1]}: nothing was run there yet, or the store is elsewhere "
-            "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"
-        )
+    if not create:
+        require_store(uri)
+    elif file := database(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
     try:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)

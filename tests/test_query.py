@@ -16,9 +16,10 @@ from petl.configuration import Configuration
 from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search import load_study
+from search.home import StoreError
 from search.query import ROW, ParetoFront, Study
 from search.record import State, TrialRecord
-from search.tracking import StoreError, Tracker
+from search.tracking import Tracker
 
 INFO = {
     "study": "demo",
@@ -192,7 +193,7 @@ def test_one_trial(study: Study, tmp_path: Path) -> None:
 def test_load_model_reads_the_adapter_of_the_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     from petl import storage
 
-    monkeypatch.setattr(storage, "load_model", lambda folder: (folder / "design.json").read_text())
+    monkeypatch.setattr(storage, "load_model", lambda folder, backbone: (folder / "design.json").read_text())
     assert study.trial(1).load_model() == "{}"
 
 

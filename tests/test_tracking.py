@@ -14,9 +14,10 @@ from petl.configuration import Configuration, Training
 from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modification, Site
 from petl.measurements import Measurements
 from search import tracking
+from search.home import StoreError
 from search.naming import curve, flat_parameters, run_name
 from search.record import State, TrialRecord
-from search.tracking import STATUS, StoreError, Tracker
+from search.tracking import STATUS, Tracker
 
 INFO = {
     "study": "demo",

@@ -1,0 +1,189 @@
+"""The command `petl-search`. Commands import what they need: `front` loads no torch, `--help` loads nothing."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Search the design space of parameter-efficient transfer learning, and read what was found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_PACKAGES = ("petl", "spaces", "search")
+
+
+class Format(StrEnum):
+    """How a table is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class CountFormat(StrEnum):
+    """How counts are written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
+Uri = Annotated[
+    str | None,
+    typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
+]
+
+
+@app.command()
+def ls(uri: Uri = None) -> None:
+    """List the studies of a store, the newest first.
+
+    Example: petl-search ls
+    """
+    from search import report
+    from search.home import store_uri
+    from search.query import load_study
+    from search.tracking import studies
+
+    found = studies(store_uri(uri))
+    if found:
+        report.console().print(report.studies_table([load_study(summary.name, uri) for summary in found]))
+    else:
+        typer.echo("no studies yet; petl-search run STUDY.yaml starts one")
+
+
+@app.command()
+def show(
+    name: Name,
+    trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    uri: Uri = None,
+) -> None:
+    """Show a study, or everything that is known of one of its trials.
+
+    Example: petl-search show demo 12
+    """
+    from search import report
+    from search.query import load_study
+
+    study = load_study(name, uri)
+    if trial is None:
+        report.print_study(study)
+    else:
+        report.print_trial(study.trial(trial))
+
+
+@app.command()
+def front(
+    name: Name,
+    max_parameters: Annotated[
+        str | None,
+        typer.Option(help="At most this many stored parameters: 200000, or 1% of the model.", metavar="N|P%"),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to write it.")] = Format.TABLE,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw it into this file (.png, .pdf, .svg).", metavar="FILE")
+    ] = None,
+    uri: Uri = None,
+) -> None:
+    """Print the Pareto front: the best score for every number of stored parameters.
+
+    Example: petl-search front demo --max-parameters 1% --plot front.png
+    """
+    from search import report
+    from search.query import load_study
+
+    study = load_study(name, uri)
+    found = study.front(max_parameters)
+    if format is Format.TABLE:
+        report.print_front(study, found)
+    elif format is Format.JSON:
+        import json
+
+        typer.echo(json.dumps(found.to_rows(), indent=1))
+    else:
+        typer.echo(found.to_frame().to_csv(index=False), nl=False)
+    if plot:
+        # stdout may be a file of JSON
+        typer.echo(f"plot: {report.plot(study, plot, found)}", err=True)
+
+
+@app.command()
+def export(
+    name: Name,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="A trial's number.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    uri: Uri = None,
+) -> None:
+    """Write a trial's trained adapter as a folder that `petl.storage.load_model` reads.
+
+    Example: petl-search export demo 12 my-adapter
+    """
+    from search.query import load_study
+
+    folder = load_study(name, uri).trial(trial).export(directory)
+    typer.echo(f"{folder}: load it in Python by petl.storage.load_model({str(folder)!r})")
+
+
+@app.command()
+def count(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, or package:NAME/path.")],
+    design: Annotated[str, typer.Argument(metavar="DESIGN", help="A named design, with + for unions.")],
+    labels: Annotated[int, typer.Option(help="Labels of the task head; 0 leaves the head out.", min=0)] = 0,
+    format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
+) -> None:
+    """Count a design's parameters exactly, without loading weights.
+
+    Example: petl-search count roberta-base mam:length=30,size=512,scale=4
+    """
+    from petl.backbones import describe
+    from petl.count import count as count_parameters
+    from petl.presets import parse
+
+    parsed = parse(design)
+    counts = count_parameters(parsed, describe(model, weights=False), labels)
+    numbers = {kind: getattr(counts, kind) for kind in ("base", "stored", "trained", "paper", "head")}
+    if format is CountFormat.JSON:
+        import json
+
+        percents = {f"{kind}_percent": getattr(counts, f"{kind}_percent") for kind in ("stored", "trained", "paper")}
+        typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **numbers, **percents}))
+        return
+    from search.report import console, counts_table
+
+    console().print(counts_table(counts, parsed.describe(), labels))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000, uri: Uri = None) -> None:
+    """Serve MLflow's pages on the store, for this machine only, until Ctrl-C.
+
+    Example: petl-search ui --port 5001
+    """
+    from search.ui import serve
+
+    serve(uri, port)
+
+
+def main() -> None:
+    """The entry point. An exception of our own is a message for the user: one place turns it into a line.
+
+    Any other exception is a fault of ours and keeps its traceback.
+    """
+    try:
+        app()
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _PACKAGES:
+            raise
+        typer.echo(f"petl-search: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

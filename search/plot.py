@@ -1,0 +1,345 @@
+"""The front as a picture: score over cost, with every trial and the references."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from search.pareto import MAXIMIZE
+from search.record import State
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from search.query import ParetoFront, Study, Trial
+
+# Okabe and Ito's colours, which people with any colour vision tell apart.
+_FRONT: Final = "#0072B2"
+_REFERENCE: Final = "#B34700"
+_COMPLETE: Final = "#7F7F7F"
+_STOPPED: Final = "#B8B8B8"
+_INK: Final = "#222222"
+_SMALL: Final = 7.5
+_ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
+_LINE: Final = 28  # characters in a line of a label
+
+_COSTS: Final = {
+    "stored_parameters": "stored parameters",
+    "trained_parameters": "trained parameters",
+    "paper_parameters": "parameters as the paper counts them",
+    "seconds": "training time (s)",
+    "latency_ms": "latency of one row (ms)",
+    "peak_memory_mb": "peak memory (MB)",
+}
+
+
+def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
+    """Draw `front` among all trials of `study`, at `path` (its ending says the format); returns it.
+
+    Stopped trials stand at the score of their last rung. What lies below the interesting scores is
+    drawn at the lower edge, as a triangle. A cost of 0 is visible: the axis is linear near it.
+    """
+    figure = Figure(figsize=(7.6, 4.9), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    view = _View(study, front)
+    _frame(axes, view)
+    _front(axes, view)
+    _points(axes, view)
+    _references(axes, view)
+    if axes.collections:
+        figure.legend(
+            loc="outside lower center", ncols=4, fontsize=_SMALL, frameon=False, handletextpad=0.2, columnspacing=1.4
+        )
+    figure.canvas.draw()  # fixes the layout, so that labels are placed on what will be seen
+    _labels(axes, view)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+class _View:
+    """What is drawn: points by kind, and the limits of both axes."""
+
+    def __init__(self, study: Study, front: ParetoFront) -> None:
+        self.study, self.front = study, front
+        score, cost = front.objectives
+        self.score, self.cost = score.name, cost.name
+        self.upward = score.direction == MAXIMIZE
+        self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
+        self.stopped = [(x, y) for t in study.trials if t.state is State.PRUNED for x, y in self._at(t)]
+        self.members = [(x, y) for t in front for x, y in self._at(t)]
+        self.references = [
+            (trial, value)
+            for trial in study.references
+            if trial.measurements and (value := score.value(trial.measurements)) is not None and math.isfinite(value)
+        ]
+        self.low, self.high = self._limits()
+        costs = [x for x, _ in (*self.complete, *self.stopped)]
+        self.right = max(costs, default=1.0) or 1.0
+        self.step = 10.0 ** math.floor(math.log10(min((x for x in costs if x > 0), default=1.0)))
+        self.logarithmic = cost.logarithmic
+        self.zero = any(x <= 0 for x in costs)
+        self.left = min(costs, default=1.0)
+
+    def _at(self, trial: Trial) -> Iterator[tuple[float, float]]:
+        """Cost and score, where both are numbers; a stopped trial has its last rung's score."""
+        measured, rungs = trial.measurements, trial.record.rungs
+        score, cost = self.front.objectives
+        y = score.value(measured) if measured else (rungs[max(rungs)] if rungs else None)
+        x = cost.value(measured) if measured else None
+        if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
+            yield x, y
+
+    def _limits(self) -> tuple[float, float]:
+        """The scores worth a close look: those of the front, and what lies not far below."""
+        sign = 1 if self.upward else -1
+        core = sorted(sign * y for _, y in (self.members or self.complete)) or [0.0, 1.0]
+        top = max([*core, *(sign * y for _, y in self.references)])
+        span = max(top - core[0], 0.02 * max(abs(top), 1e-9))
+        near = [v for v in (*(sign * y for _, y in self.complete + self.stopped + self.references),) if v <= top]
+        bottom = min([v for v in near if v >= core[0] - 0.5 * span], default=core[0])
+        return sign * (bottom - 0.08 * span), sign * (top + 0.14 * span)
+
+    def inside(self, y: float) -> bool:
+        """Whether a score lies above the lower edge."""
+        return y >= self.low if self.upward else y <= self.low
+
+
+def _frame(axes: Axes, view: _View) -> None:
+    """Scales, ticks, titles."""
+    axes.set_ylim(view.low, view.high)
+    if view.logarithmic:
+        _scale(axes, view, 1.0, _count)
+        axes.set_xlim(-0.25 * view.step if view.zero else view.left / _ROOM, view.right * _ROOM)
+    else:
+        margin = 0.08 * (view.right - view.left or view.right)
+        axes.set_xlim(view.left - 2 * margin, view.right + margin)
+    axes.set_xlabel(_COSTS.get(view.cost, view.cost), color=_INK)
+    axes.set_ylabel(f"validation {view.score}", color=_INK)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.tick_params(labelsize=8.5, color="#999999", labelcolor=_INK)
+    info = view.study.summary.info
+    facts = [view.study.name, _model(info.get("backbone", {}).get("model", "")), info.get("task", {}).get("name")]
+    axes.set_title(" · ".join(str(fact) for fact in facts if fact), loc="left", fontsize=10, color=_INK)
+    base = view.front.base_parameters
+    if base and view.logarithmic and view.cost.endswith("_parameters"):
+        top = axes.twiny()
+        _scale(top, view, 100 / base, lambda value: f"{value:g} %")
+        top.set_xlim(*(limit * 100 / base for limit in axes.get_xlim()))
+        top.set_xlabel("share of the pretrained model", fontsize=_SMALL, color="#666666", loc="right", labelpad=3)
+        top.spines[["right", "left", "top"]].set_visible(False)
+        top.tick_params(labelsize=7.5, color="#BBBBBB", labelcolor="#666666", length=2)
+
+
+def _scale(axes: Axes, view: _View, factor: float, text: Any) -> None:
+    """A logarithmic x axis, linear near 0 where there is a 0; `factor` converts the cost to its unit."""
+    if view.zero:
+        axes.set_xscale("symlog", linthresh=view.step * factor, linscale=0.35)
+    else:
+        axes.set_xscale("log")
+    low, high = (view.step if view.zero else view.left / _ROOM) * factor, view.right * _ROOM * factor
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):  # as fine as it takes to have a few
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) >= 3:
+            break
+    axes.xaxis.set_major_locator(FixedLocator([0.0, *ticks] if view.zero else ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def _points(axes: Axes, view: _View) -> None:
+    for label, points, marker, colour, size in (
+        ("trained fully", view.complete, "o", _COMPLETE, 18),
+        ("stopped early, at its last rung", view.stopped, "x", _STOPPED, 16),
+    ):
+        seen = [(x, y) for x, y in points if view.inside(y)]
+        if seen:
+            axes.scatter(*_columns(seen), s=size, marker=marker, color=colour, linewidth=0.9, label=label, zorder=2)
+    below = [(x, view.low) for x, y in (*view.complete, *view.stopped) if not view.inside(y)]
+    if below:
+        axes.scatter(
+            *_columns(below), s=16, marker="v", color=_STOPPED, linewidth=0, clip_on=False, zorder=2,
+            label="lower score",
+        )  # fmt: skip
+
+
+def _front(axes: Axes, view: _View) -> None:
+    if not view.members:
+        return
+    xs, ys = _columns(view.members)
+    right = axes.get_xlim()[1]
+    axes.step([*xs, right], [*ys, ys[-1]], where="post", color=_FRONT, linewidth=1.6, zorder=3)
+    axes.fill_between([*xs, right], [*ys, ys[-1]], view.low, step="post", color=_FRONT, alpha=0.05, linewidth=0)
+    axes.scatter(xs, ys, s=34, color=_FRONT, edgecolor="white", linewidth=0.8, zorder=4, label="Pareto front")
+
+
+def _references(axes: Axes, view: _View) -> None:
+    """Horizontal lines, named at the right edge; a score below the picture is named at its foot."""
+    low, high = axes.get_ylim()
+    ordered = sorted(view.references, key=lambda pair: (pair[1] - low) / (high - low))
+    gap = 0.042
+    floor = -gap
+    for trial, score in ordered:
+        percent = trial.measurements.stored_percent if trial.measurements else 0.0
+        at = (score - low) / (high - low)
+        seen = view.inside(score)
+        if seen:
+            axes.axhline(score, color=_REFERENCE, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        floor = max(at if seen else 0.0, floor + gap)
+        arrow = "" if seen else " ↓"
+        share = f", {percent:.3g} %" if percent else ""
+        axes.annotate(
+            f"{trial.name} {score:.3f}{arrow}{share}",
+            (1.0, min(at, 1.0) if seen else 0.0),
+            xytext=(1.012, floor),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=_SMALL,
+            color=_REFERENCE,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _labels(axes: Axes, view: _View) -> None:
+    """Name the members of the front where there is room; each has a number, for `petl-search show`."""
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    pixels = [axes.transData.transform(point) for point in view.members]
+    others = [axes.transData.transform(point) for point in view.complete + view.stopped if view.inside(point[1])]
+    taken = [_box(point, 10) for point in pixels]
+    lines = [axes.transData.transform((1.0, value))[1] for _, value in view.references if view.inside(value)]
+    area = axes.get_window_extent(renderer)
+    if not pixels:
+        return
+    corners = [*pixels, (area.x1, pixels[-1][1])]
+    # the best and the cheapest first: they have their way where room is short
+    order = sorted(range(len(pixels)), key=lambda i: min(i, len(pixels) - 1 - i))
+    for index in order:
+        trial, (x, y) = view.front[index], pixels[index]
+        for words in _wordings(trial):
+            text = axes.annotate(
+                words, view.members[index], xytext=(0, 0), textcoords="offset pixels", fontsize=_SMALL - 0.5,
+                color=_INK, linespacing=1.05, zorder=5, path_effects=[withStroke(linewidth=1.8, foreground="white")],
+            )  # fmt: skip
+            size = text.get_window_extent(renderer)
+            found = _place((x, y), (size.width, size.height), area, taken, _Clutter(others, corners, lines))
+            if found is None:
+                text.remove()
+                continue
+            text.set_position((found.x0 - x, found.y0 - y))
+            taken.append(found)
+            others += _leader(axes, view.members[index], found, x, y)
+            break
+
+
+@dataclass(frozen=True)
+class _Clutter:
+    """What a label had better not cover, in pixels: other points, the front's corners, heights of lines."""
+
+    points: Sequence[Any]
+    corners: Sequence[Any]
+    lines: Sequence[float]
+
+    def under(self, box: Bbox) -> float:
+        """How much of it a box covers."""
+        points = sum(bool(box.contains(*point)) for point in self.points)
+        steps = sum(bool(box.overlaps(edge)) for edge in _edges(self.corners))
+        lines = sum(box.y0 < line < box.y1 for line in self.lines)
+        return 25 * points + 30 * steps + 25 * lines
+
+
+def _place(
+    point: tuple[float, float], size: tuple[float, float], area: Bbox, taken: Sequence[Bbox], clutter: _Clutter
+) -> Bbox | None:
+    """A free place for a box of that size near `point`, in pixels; None where nothing acceptable is left."""
+    (x, y), (width, height) = point, size
+    best, best_badness = None, 130.0
+    for distance in (10, 18, 30, 45, 65, 90, 120):
+        for angle in range(0, 360, 15):
+            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            box = Bbox.from_bounds(
+                x + distance * dx - width * (1 - dx) / 2, y + distance * dy - height * (1 - dy) / 2, width, height
+            )
+            padded = box.padded(3)
+            if not (area.x0 < box.x0 and box.x1 < area.x1 and area.y0 < box.y0 and box.y1 < area.y1):
+                continue
+            if any(padded.overlaps(other) for other in taken):
+                continue
+            # above and to the left of a rising front there is nothing
+            badness = distance + clutter.under(padded) + 15 * (dx - dy)
+            if badness < best_badness:
+                best, best_badness = box, badness
+    return best
+
+
+def _edges(corners: Sequence[Any]) -> Iterator[Bbox]:
+    """The segments of the step line."""
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        yield Bbox.from_extents(x0, y0 - 1, x1, y0 + 1)
+        yield Bbox.from_extents(x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))
+
+
+def _leader(axes: Axes, point: tuple[float, float], box: Bbox, x: float, y: float) -> list[tuple[float, float]]:
+    """A thin line to a label that does not stand next to its point; where it runs, in pixels."""
+    near = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    if math.dist(near, (x, y)) <= 18:
+        return []
+    axes.annotate(
+        "", point, xytext=(near[0] - x, near[1] - y), textcoords="offset pixels", zorder=3,
+        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+    )  # fmt: skip
+    return [(x + (near[0] - x) * part / 8, y + (near[1] - y) * part / 8) for part in range(1, 8)]
+
+
+def _wordings(trial: Trial) -> Iterator[str]:
+    """A trial's label, the fullest first."""
+    first, *parts = trial.name.split(" + ")
+    lines = [f"{trial.trial}: {first}"]
+    for part in parts:
+        if len(lines[-1]) + len(part) + 3 <= _LINE:
+            lines[-1] += f" + {part}"
+        else:
+            lines.append(f"+ {part}")
+    lines = [line if len(line) <= _LINE + 8 else line[: _LINE + 7] + "…" for line in lines]
+    if len(lines) <= 3:
+        yield "\n".join(lines)
+    if len(lines) > 1:
+        yield "\n".join([lines[0], lines[1] + " …"]) if len(lines) > 2 else lines[0] + " …"
+    yield str(trial.trial)
+
+
+def _model(text: str) -> str:
+    """A model's name without what only a machine needs of it."""
+    if text.startswith("package:"):
+        return text.removeprefix("package:").partition("/")[0]
+    return Path(text).name if text.startswith(("/", "~", ".")) else text
+
+
+def _box(point: Any, radius: float) -> Bbox:
+    return Bbox.from_extents(point[0] - radius, point[1] - radius, point[0] + radius, point[1] + radius)
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _count(value: float) -> str:
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"

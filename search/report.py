@@ -1,0 +1,206 @@
+"""What a study comes to, for people: tables for the terminal, a picture, and files of the front."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.naming import flat_parameters
+from search.record import State
+
+if TYPE_CHECKING:
+    from petl.count import Counts
+    from search.query import ParetoFront, Study, Trial
+
+_WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
+_NAMES: Final[Mapping[State, str]] = {
+    State.COMPLETE: "complete",
+    State.PRUNED: "stopped early",
+    State.FAIL: "failed",
+    State.RUNNING: "running",
+}
+
+
+def console() -> Console:
+    """The console on stdout; without a terminal it does not cut or fold lines."""
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else _WIDE, highlight=False, soft_wrap=not terminal)
+
+
+def front_table(rows: Sequence[Mapping[str, Any]], title: str = "", first: str = "trial") -> Table:
+    """Rows with the keys of `query.ROW`. Only the design gives way to a narrow terminal.
+
+    `first` is the heading of the first column and the key that fills it: "trial", or "name" for
+    references.
+    """
+    metric = rows[0]["metric"] if rows else "score"
+    table = _table(title)
+    table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
+    table.add_column("design", overflow="fold", min_width=12)
+    for heading in (metric, "test", "parameters", "%", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
+        table.add_row(
+            str(row[first]),
+            design,
+            _share(row["score"]),
+            _share(row["test_score"]),
+            _count(row["stored_parameters"]),
+            _percent(row["stored_percent"]),
+            _seconds(row["seconds"]),
+        )
+    return table
+
+
+def print_front(study: Study, front: ParetoFront, out: Console | None = None) -> None:
+    """The front, and the references beside it."""
+    out = out or console()
+    if len(front):
+        out.print(front_table(front.to_rows(), f"front of {study.name}"))
+    else:
+        out.print(f"The front of {study.name} is empty: no trial within the limits is complete yet.")
+    references = study.reference_rows()
+    if references:
+        out.print(front_table(references, "references", first="name"))
+
+
+def print_study(study: Study, out: Console | None = None) -> None:
+    """What a study searched, how far it is, its front and references, and what failed."""
+    out = out or console()
+    info = study.summary.info
+    facts = {
+        "model": info.get("backbone", {}).get("model"),
+        "task": info.get("task", {}).get("name"),
+        "space": info.get("space", {}).get("name"),
+        "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
+        "trials": count_states(study),
+    }
+    out.print(f"[bold]{study.name}[/bold]  {study.summary.status.lower()}")
+    for name, fact in facts.items():
+        if fact:
+            out.print(Text(f"  {name:<7} {fact}"))
+    print_front(study, study.front(), out)
+    for trial in (*study.trials, *study.references):
+        if trial.record.failure:
+            out.print(Text(f"  trial {trial.trial} failed: {trial.record.failure.splitlines()[0]}"))
+
+
+def print_trial(trial: Trial, out: Console | None = None) -> None:
+    """Everything that is known of one trial."""
+    out = out or console()
+    record, measured = trial.record, trial.measurements
+    heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
+    out.print(Text(f"{heading}  {trial.name}  {_NAMES[trial.state]}", style="bold"))
+    if record.failure:
+        out.print(Text(record.failure))
+    for title, values in (
+        ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
+        ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
+        ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
+        ("test", {name: _value(value) for name, value in trial.row.test.items()}),
+        ("MLflow run", {"id": trial.run_id}),
+    ):
+        if values:
+            out.print(Text(f"\n{title}"))
+            width = max(map(len, values))
+            for name, value in values.items():
+                out.print(Text(f"  {name:<{width}}  {value}"))
+
+
+def studies_table(studies: Sequence[Study]) -> Table:
+    """A line per study: how far it is, and its best score."""
+    table = _table("")
+    table.add_column("study", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("trials", overflow="fold")
+    table.add_column("best", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for study in studies:
+        info, front = study.summary.info, study.front()
+        best = f"{study.objectives[0].name} {_share(front.best().score)}" if len(front) else ""
+        table.add_row(
+            study.name,
+            study.summary.status.lower(),
+            count_states(study),
+            best,
+            info.get("backbone", {}).get("model", ""),
+            info.get("task", {}).get("name", ""),
+        )
+    return table
+
+
+def counts_table(counts: Counts, design: str, labels: int) -> Table:
+    """The counts of a design, with what each of them means."""
+    table = _table(design)
+    table.add_column("count", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("% of base", justify="right", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    head = f"with a head for {labels} labels" if labels else "the head not counted: give --labels"
+    for kind, percent, meaning in (
+        ("stored", counts.stored_percent, "the adapter's file"),
+        ("trained", counts.trained_percent, f"has a gradient in training, {head}"),
+        ("paper", counts.paper_percent, "weight matrices only, as He et al. (2022) count"),
+        ("base", None, "the pretrained model without task head"),
+    ):
+        table.add_row(kind, _count(getattr(counts, kind)), _percent(percent), meaning)
+    return table
+
+
+def count_states(study: Study) -> str:
+    """Such as `20 complete, 3 stopped early, 1 failed`; references are not counted."""
+    counts = Counter(trial.state for trial in study.trials)
+    return ", ".join(f"{counts[state]} {name}" for state, name in _NAMES.items() if counts[state]) or "none yet"
+
+
+def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
+    """Draw the study and its front, at `path`; the ending says the format (PNG, PDF, SVG)."""
+    from search.plot import draw  # matplotlib is slow to import
+
+    return draw(study, study.front() if front is None else front, path)
+
+
+def write_front(study: Study, folder: Path) -> list[Path]:
+    """front.json, front.csv and front.png in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    front = study.front()
+    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+    files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
+    front.to_frame().to_csv(files[1], index=False)
+    plot(study, files[2], front)
+    return files
+
+
+def _table(title: str) -> Table:
+    return Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
+def _value(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
