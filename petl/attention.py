@@ -72,8 +72,8 @@ def prefix_attention(
     causal = arguments.pop("is_causal", None)
     if causal is None:
         causal = getattr(module, "is_causal", False)
-    if attention_mask is None and causal and query.shape[2] > 1:
-        # Without a mask sdpa would crop the longer keys to the queries' length.
+    if implementation == "sdpa" and attention_mask is None and causal and query.shape[2] > 1:
+        # It would crop the longer keys to the queries' length. (Eager always gets a mask.)
         square = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
         attention_mask = square.tril(key.shape[2] - query.shape[2])[None, None]
     if attention_mask is not None:

@@ -270,28 +270,46 @@ def test_two_prefixes_share_one_softmax(model: PreTrainedModel) -> None:
         assert torch.allclose(logits(model), expected, atol=1e-6)
 
 
-def test_a_causal_attention_without_mask_sees_no_future() -> None:
-    """sdpa given a prefix and no mask would crop the keys: decoders to come depend on this."""
+class Attending(torch.nn.Module):
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.is_causal = causal
 
-    class Causal(torch.nn.Module):
-        is_causal = True
 
-    shapes = {"bert.encoder.layer.0.attention.self.key.weight": (8, 8)}
-    shapes |= {name.replace("key", "value"): shape for name, shape in shapes.items()}
+Attending.__module__ = eager_attention_forward.__module__  # where `eager` looks for the model's own function
+
+# What five queries see of five keys: (mask given, mask meant). A decoder without mask is the case that
+# sdpa would get wrong with more keys than queries.
+SEEN = {
+    "all": (None, torch.ones(5, 5, dtype=torch.bool)),
+    "causal": (None, torch.ones(5, 5, dtype=torch.bool).tril()),
+    "left padded": (torch.tensor([False, False, True, True, True]).expand(5, 5),) * 2,
+    "right padded": (torch.tensor([True, True, True, False, False]).expand(5, 5),) * 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("implementation", "seen"),
+    [("sdpa", seen) for seen in SEEN] + [("eager", seen) for seen in SEEN if seen != "causal"],  # always masked
+)
+def test_prefixes_are_seen_by_all_and_hide_nothing(implementation: str, seen: str) -> None:
+    given, meant = SEEN[seen]
+    if given is not None and implementation == "eager":  # eager takes what is added to the scores
+        given = torch.zeros(5, 5).masked_fill(~given, -torch.inf)
+    shapes = {f"bert.encoder.layer.0.attention.self.{linear}.weight": (8, 8) for linear in ("key", "value")}
     (delta,) = deltas(presets.prefix(3), FAMILIES["bert"], 1, shapes)
     prefix = build(delta, 0)
     assert isinstance(prefix, Prefix)
-    module = Causal()
+    module = Attending(seen == "causal")
     put(module, [prefix])
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 5, 4, generator=generator)
-    ours, _ = prefix_attention(module, query, key, value, None, implementation="sdpa", scaling=0.5)
-    rows = [part.view(3, 2, 4).transpose(0, 1)[None] for part in prefix()]
-    mask = torch.cat((torch.zeros(5, 3), torch.full((5, 5), -torch.inf).triu(1)), 1)
-    theirs, _ = eager_attention_forward(
-        module, query, torch.cat((rows[0], key), 2), torch.cat((rows[1], value), 2), mask[None, None], scaling=0.5
-    )
-    assert torch.allclose(ours, theirs, atol=1e-6)
+    query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = None if given is None else given[None, None]
+    ours, _ = prefix_attention(module, query, key, value, mask, implementation=implementation, scaling=0.5)
+    keys, values = (part.view(3, 2, 4).transpose(0, 1)[None] for part in prefix())
+    scores = 0.5 * query @ torch.cat((keys, key), 2).mT
+    hidden = ~torch.cat((torch.ones(5, 3, dtype=torch.bool), meant), 1)
+    theirs = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ torch.cat((values, value), 2)
+    assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize(
