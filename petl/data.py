@@ -71,7 +71,7 @@ def read_table(path: str) -> pd.DataFrame:
         if kind in ("csv", "tsv"):
             return pd.read_csv(file, sep="\t" if kind == "tsv" else ",", encoding_errors="replace")
         if kind in ("jsonl", "json"):
-            return pd.read_json(file, lines=kind == "jsonl", encoding_errors="replace", convert_dates=False)
+            return pd.read_json(file, lines=kind == "jsonl", encoding_errors="replace", dtype=False)
         if kind == "parquet":
             return pd.read_parquet(file)
     except (ValueError, OSError, EOFError) as error:

@@ -23,8 +23,6 @@ from petl.measurements import Measurements
 from search.store import StudyLock, TrialFolder, read_json, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from petl.data import TaskData
     from petl.train import TrainingRun
 
@@ -70,7 +68,7 @@ class Resident:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self._model: PreTrainedModel | None = None
+        self._model: Any = None
         self._data: TaskData | None = None
 
     @property
@@ -86,7 +84,7 @@ class Resident:
         return self._data
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The frozen backbone with an untrained head."""
         if self._model is None:
             from petl import backbones

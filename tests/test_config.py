@@ -1,0 +1,122 @@
+"""Study files: read as written, every fault in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from studies import study
+
+from search.config import ConfigError, load_config
+
+ROOT = Path(__file__).parent.parent
+STUDIES = sorted((ROOT / "spaces" / "studies").rglob("*.yaml"))
+
+
+def test_shipped_studies_are_found() -> None:
+    assert ROOT / "spaces" / "studies" / "demo.yaml" in STUDIES
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_study_is_valid(path: Path) -> None:
+    assert load_config(path).study == path.stem
+
+
+def test_demo_is_what_the_readme_says() -> None:
+    demo = load_config(ROOT / "spaces" / "studies" / "demo.yaml")
+    assert demo.budget.trials >= 24
+    assert demo.resources.concurrent >= 2
+    assert demo.space["name"] == "unified"
+    assert list(demo.references) == ["majority", "probe", "head_only", "full"]
+
+
+def test_every_fault_is_listed_at_once_with_rule_and_value(tmp_path: Path) -> None:
+    broken = {
+        "study": "no spaces",
+        "backbone": {"model": "", "precision": "fp8"},
+        "task": {"name": "nowhere"},
+        "space": {"name": "unified", "max_sice": 4},
+        "objectives": {"score": "acuracy"},
+        "constraints": {"accuracy": 5},
+        "references": ["best"],
+        "enqueue": ["lora:rnk=8"],
+        "training": {"learning_rate": -1},
+        "sampler": {"name": "grid"},
+        "scheduler": {"name": "asha", "eta": 1},
+        "budget": {"trials": 0, "epochs": -3},
+        "resources": {"workers_per_trial": 2},
+        "trackin": {},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "study.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("study.yaml has 16 fault(s):")
+    for where, received in (
+        ("study:", "'no spaces'"),
+        ("backbone.model:", "''"),
+        ("backbone.precision:", "'fp8'"),
+        ("task:", "tweets"),
+        ("space:", "max_sice"),
+        ("objectives.score:", "'acuracy'"),
+        ("constraints:", "'accuracy'"),
+        ("references:", "'best'"),
+        ("enqueue:", "rnk"),
+        ("training:", "-1"),
+        ("sampler.name:", "'grid'"),
+        ("scheduler:", "1"),
+        ("budget.trials:", "0"),
+        ("budget.epochs:", "-3"),
+        ("resources:", "workers_per_trial 2"),
+        ("trackin:", "no such key"),
+    ):
+        assert any(line.strip().startswith(where) and received in line for line in lines[1:]), where
+
+
+def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
+    config = load_config(study(tmp_path), ["budget.trials=48", "space.max_size=4", "constraints={stored_percent: 2}"])
+    assert config.budget.trials == 48
+    assert config.space["max_size"] == 4
+    assert config.constraints == {"stored_percent": 2}
+    with pytest.raises(ConfigError, match=r"budget.trials: .*received 'many'"):
+        load_config(study(tmp_path), ["budget.trials=many"])
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(study(tmp_path), ["budget.trials"])
+    with pytest.raises(ConfigError, match="study is a value, not a section"):
+        load_config(study(tmp_path), ["study.name=x"])
+
+
+def test_references_take_settings_of_their_own(tmp_path: Path) -> None:
+    config = load_config(study(tmp_path, references={"majority": {}, "full": {"learning_rate": 2e-5}}))
+    configurations = config.reference_configurations()
+    assert configurations["majority"] is None
+    full = configurations["full"]
+    assert full is not None
+    assert (full.training.learning_rate, full.training.epochs, full.training.batch_size) == (2e-5, 2, 16)
+    with pytest.raises(ConfigError, match="majority is not trained"):
+        load_config(study(tmp_path, references={"majority": {"learning_rate": 1}}))
+
+
+def test_space_of_the_users_own_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_space.py").write_text("def mine(trial, backbone, width=3): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_config(study(tmp_path, space={"name": "my_space:mine", "width": 5})).space["width"] == 5
+    with pytest.raises(ConfigError, match="takes the options width; received depth"):
+        load_config(study(tmp_path, space={"name": "my_space:mine", "depth": 5}))
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        load_config(study(tmp_path, space={"name": "my_space:yours"}))
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="mapping of sections"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("study: [a\n")
+    with pytest.raises(ConfigError, match="no YAML file"):
+        load_config(tmp_path / "torn.yaml")
+    (tmp_path / "code.yaml").write_text("study: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="no YAML file"):
+        load_config(tmp_path / "code.yaml")

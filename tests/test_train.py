@@ -1,0 +1,232 @@
+"""Training: the loop against plain torch, its schedule against the formula, resuming bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from studies import write_backbone, write_rows
+
+from petl import backbones
+from petl.attach import attach
+from petl.configuration import Configuration, Training
+from petl.count import count
+from petl.data import TaskData, epoch_batches, load_data
+from petl.presets import parse
+from petl.tasks import resolve
+from petl.train import DivergedError, TrainingRun, evaluate, fastest_precision
+
+DESIGNS = ("lora:rank=2,where=both", "mam:length=2,size=4,scale=4", "houlsby:size=3", "bitfit", "head_only", "full")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("train")
+    write_backbone(path / "backbone")
+    write_rows(path / "rows.csv", rows=150)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> TaskData:
+    task = resolve({"name": "words", "paths": str(folder / "rows.csv"), "validation_rows": 30, "test_rows": 20})
+    return load_data(task, backbones.load_tokenizer(str(folder / "backbone")))
+
+
+def load(folder: Path, data: TaskData) -> Any:
+    return backbones.load(str(folder / "backbone"), labels=data.labels)
+
+
+def configuration(design: str, **training: Any) -> Configuration:
+    settings = {"learning_rate": 5e-3, "epochs": 2.0, "batch_size": 16, "accumulation": 1, **training}
+    return Configuration(parse(design), Training(**settings), seed=3)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
+    folder: Path, data: TaskData, design: str, accumulation: int
+) -> None:
+    what = configuration(design, accumulation=accumulation, schedule="cosine")
+    whole = TrainingRun(load(folder, data), data, what)
+    whole.advance(1.0)
+    whole.advance(2.0)
+
+    first = TrainingRun(load(folder, data), data, what)
+    first.advance(1.0)
+    tensors, position = first.state()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    first.close()
+    second = TrainingRun(load(folder, data), data, what)
+    second.restore(tensors, position)
+    second.advance(2.0)
+
+    assert second.position.validations[-1].scores == whole.position.validations[-1].scores
+    assert [point.loss for point in second.position.points] == [point.loss for point in whole.position.points]
+    (a, _), (b, _) = whole.state(), second.state()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_state_holds_what_trains_and_nothing_frozen(folder: Path, data: TaskData) -> None:
+    run = TrainingRun(load(folder, data), data, configuration("mam:length=2,size=4,scale=4"))
+    run.advance(1.0)
+    tensors, _ = run.state()
+    trained = {name for name, _ in run.attachment.named_parameters()}
+    assert {name.removeprefix("model.") for name in tensors if name.startswith("model.")} == trained
+    for moment in ("exp_avg", "exp_avg_sq", "step"):
+        prefix = f"optimizer.{moment}."
+        assert {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)} == trained
+    assert len(tensors) == 4 * len(trained)
+
+
+def test_same_configuration_gives_the_same_score_on_a_used_backbone(folder: Path, data: TaskData) -> None:
+    model = load(folder, data)
+    before = evaluate(model, data, "validation")
+    results = []
+    for design in ("lora:rank=2", "full", "lora:rank=2"):
+        run = TrainingRun(model, data, configuration(design))
+        results.append(run.advance(2.0).scores)
+        run.close()
+    assert results[0] == results[2] != results[1]
+    assert evaluate(model, data, "validation") == before
+
+
+def test_loop_equals_plain_torch(folder: Path, data: TaskData) -> None:
+    """The same batches, AdamW, schedule and clipping written out in torch give the same weights."""
+    what = configuration("lora:rank=2", epochs=1.0, warmup=0.25, clip=0.5, weight_decay=0.1)
+    run = TrainingRun(_without_dropout(load(folder, data)), data, what)
+    run.advance(1.0)
+    ours, _ = run.state()
+
+    model = _without_dropout(load(folder, data)).train()
+    attachment = attach(model, what.design, seed=what.seed)
+    parameters = dict(attachment.named_parameters())
+    matrices = [p for p in parameters.values() if p.ndim > 1]
+    vectors = [p for p in parameters.values() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=5e-3
+    )
+    batches = epoch_batches(data.splits["train"].lengths, 16, what.seed, 0)
+    steps, warm = len(batches), round(0.25 * len(batches))
+    for step, index in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (step / warm if step < warm else (steps - step) / (steps - warm))
+        inputs, labels = data.batch("train", index)
+        loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*parameters.values()], 0.5)
+        optimizer.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(ours[f"model.{name}"], parameter.detach(), rtol=0, atol=1e-6)
+
+
+def test_accumulation_equals_a_larger_batch(folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout, two micro-batches of 8 rows have the gradient of one batch of the same 16."""
+
+    def in_order(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        return np.split(np.arange(len(lengths)), range(size, len(lengths), size))
+
+    monkeypatch.setattr("petl.train.epoch_batches", in_order)
+    gradients = []
+    for batch_size, accumulation in ((8, 2), (16, 1)):
+        what = configuration("full", batch_size=batch_size, accumulation=accumulation, clip=0.0)
+        run = TrainingRun(_without_dropout(load(folder, data)), data, what)
+        run.advance(what.training.epochs / run.steps)
+        assert run.position.step == 1
+        gradients.append({name: t for name, t in run.state()[0].items() if ".exp_avg." in name})
+    for name, tensor in gradients[0].items():
+        torch.testing.assert_close(tensor, gradients[1][name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rate_follows_the_formula(folder: Path, data: TaskData, schedule: str) -> None:
+    what = configuration("bitfit", epochs=4.0, schedule=schedule, warmup=0.1, learning_rate=1e-3)
+    run = TrainingRun(load(folder, data), data, what)
+    run.advance(4.0)
+    steps, warm = run.steps, round(0.1 * run.steps)
+    for point in run.position.points:
+        step = point.step - 1  # the rate that the step was taken with
+        share = (step - warm) / (steps - warm)
+        falling = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant": 1.0}[schedule]
+        assert point.learning_rate == pytest.approx(1e-3 * (step / warm if step < warm else falling))
+
+
+def test_training_learns_and_measures(folder: Path, data: TaskData) -> None:
+    what = configuration("lora:rank=8,where=both", epochs=12.0, learning_rate=1e-2)
+    run = TrainingRun(load(folder, data), data, what)
+    early, late = run.advance(1.0), run.advance(12.0)
+    assert late.scores["loss"] < early.scores["loss"]
+    assert late.scores["accuracy"] > 0.6  # three classes: guessing gives a third
+    counts = count(what.design, backbones.describe(str(folder / "backbone")), len(data.labels))
+    measured = run.measurements(counts)
+    assert measured.accuracy == late.scores["accuracy"]
+    assert measured.stored_parameters == sum(t.numel() for t in run.attachment.state_dict().values())
+    assert measured.epochs == 12.0
+    assert measured.steps == run.steps
+    assert measured.seconds > 0
+    assert measured.latency_ms > 0
+    assert measured.tokens_per_second > 0
+    assert measured.peak_memory_mb > 50  # torch alone is more
+    assert run.position.tokens == 12 * int(data.splits["train"].lengths.sum())
+
+
+def test_divergence_is_an_error_of_its_own(folder: Path, data: TaskData) -> None:
+    run = TrainingRun(load(folder, data), data, configuration("full", learning_rate=1e30, clip=0.0))
+    with pytest.raises(DivergedError, match=r"became|no longer finite"):
+        run.advance(2.0)
+    run.close()
+
+
+def test_state_of_another_design_is_refused(folder: Path, data: TaskData) -> None:
+    run = TrainingRun(load(folder, data), data, configuration("lora:rank=2"))
+    run.advance(1.0)
+    state = run.state()
+    run.close()
+    other = TrainingRun(load(folder, data), data, configuration("bitfit"))
+    with pytest.raises(ValueError, match="another design"):
+        other.restore(*state)
+
+
+def test_close_removes_every_hook(folder: Path, data: TaskData) -> None:
+    model = load(folder, data)
+
+    def hooks() -> int:
+        tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
+
+    before = hooks()
+    run = TrainingRun(model, data, configuration("mam:length=2,size=4,scale=4"))
+    run.advance(0.5)
+    assert hooks() > before
+    run.close()
+    assert hooks() == before
+
+
+def test_dropout_of_the_backbone_can_be_set_and_comes_back(folder: Path, data: TaskData) -> None:
+    model = load(folder, data)
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    run = TrainingRun(model, data, configuration("bitfit", dropout=0.0))
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    run.close()
+    assert [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)] == rates
+
+
+def test_precision_is_measured(folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(folder, data)
+    assert fastest_precision(model) in ("fp32", "bf16")
+    seconds = iter([0.0, 9.0, 0.0, 9.0, 0.0, 9.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0])  # fp32 takes 9 s, bf16 1 s
+    monkeypatch.setattr("petl.train.time.perf_counter", lambda: next(seconds))
+    assert fastest_precision(model) == "bf16"
+
+
+def _without_dropout(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
