@@ -4,48 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
+
+from search.objectives import SCORES
+from search.pareto import MINIMIZE
 
 LIMIT: Final = 7_500  # characters; MLflow keeps a note in a tag of at most 8,000
 
 Row = Mapping[str, Any]
 
 
-def filters(experiment_id: str, run_id: str) -> str:
-    """What to paste into the search box above the runs, and links that do it.
+def links(experiment_id: str, run_id: str, metric: str) -> str:
+    """One line for the experiment's page: the study's own run, and views of the runs."""
+    views = " · ".join(f"[{what}]({_view(experiment_id, text, metric)})" for what, text in _filters(run_id).items())
+    return f"[Front and references as tables](#/experiments/{experiment_id}/runs/{run_id}). Runs: {views}"
 
-    MLflow's charts load a hundred runs: with a filter these are the ones that matter. `run_id` is the
-    study's parent run.
+
+def note(front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str, metric: str) -> str:
+    """The note of a study's parent run: front, references, filters. A front too long for it is cut.
+
+    `metric` is the study's score.
     """
-    lines = ["| show | filter |", "|---|---|"]
-    for what, text in (
-        ("the front", "tags.on_front = 'true'"),
-        ("references", "tags.kind = 'reference'"),
-        ("fully trained trials", "attributes.status = 'FINISHED' and tags.kind = 'trial'"),
-        ("trials under 1 %", "metrics.stored_percent <= 1 and tags.kind = 'trial'"),
-        ("failed trials", "tags.state = 'FAIL'"),
-        ("all trials and references", f"tags.`mlflow.parentRunId` = '{run_id}'"),
-    ):
-        link = f"#/experiments/{experiment_id}/runs?searchFilter={quote(text, safe='')}"
-        lines.append(f"| [{what}]({link}) | ``{text}`` |")
-    return "\n".join(lines)
-
-
-def note(front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str) -> str:
-    """The note of a study's parent run: front, references, filters. A front too long for it is cut."""
-    metric = next((row["metric"] for row in (*front, *references)), "score")
     heading = [f"| trial | design | {metric} | test | parameters | % | seconds |", "|--:|---|--:|--:|--:|--:|--:|"]
     lines = [_line(row, experiment_id) for row in front]
+    filters = ["| show | filter |", "|---|---|"]
+    for what, text in _filters(run_id).items():
+        filters.append(f"| [{what}]({_view(experiment_id, text, metric)}) | ``{text}`` |")
 
-    def text(shown: int) -> str:
+    def cut(shown: int) -> str:
         parts = ["### Front", *heading, *lines[:shown]]
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:
             parts += ["\n### References", *heading, *(_line(row, experiment_id) for row in references)]
-        return "\n".join([*parts, "\n### Filters for the runs page", filters(experiment_id, run_id)])
+        return "\n".join([*parts, "\n### Filters for the runs page", *filters])
 
-    return next(cut for shown in range(len(lines), -1, -1) if len(cut := text(shown)) <= LIMIT or not shown)
+    return next(text for shown in range(len(lines), -1, -1) if len(text := cut(shown)) <= LIMIT or not shown)
+
+
+def _filters(run_id: str) -> dict[str, str]:
+    """What to paste into the search box above the runs: MLflow's charts load a hundred of them."""
+    return {
+        "the front": "tags.on_front = 'true'",
+        "references": "tags.kind = 'reference'",
+        "fully trained": "attributes.status = 'FINISHED' and tags.kind = 'trial'",
+        "under 1 %": "metrics.stored_percent <= 1 and tags.kind = 'trial'",
+        "failed": "tags.state = 'FAIL'",
+        "all": f"tags.`mlflow.parentRunId` = '{run_id}'",
+    }
+
+
+def _view(experiment_id: str, filter_: str, metric: str) -> str:
+    """The runs page with a filter, the best first: sorted by date it would fold the trials into their parent."""
+    ascending = str(SCORES[metric].direction == MINIMIZE).lower()
+    options = {"searchFilter": filter_, "orderByKey": f"metrics.`{metric}`", "orderByAsc": ascending}
+    return f"#/experiments/{experiment_id}/runs?{urlencode(options, quote_via=quote)}"
 
 
 def _line(row: Row, experiment_id: str) -> str:

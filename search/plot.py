@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
 
+from search.labels import Box, Clutter, Point, place
 from search.pareto import MAXIMIZE
 from search.record import State
 
@@ -93,7 +92,7 @@ class _View:
         self.zero = any(x <= 0 for x in costs)
         self.left = min(costs, default=1.0)
 
-    def _at(self, trial: Trial) -> Iterator[tuple[float, float]]:
+    def _at(self, trial: Trial) -> Iterator[Point]:
         """Cost and score, where both are numbers; a stopped trial has its last rung's score."""
         measured, rungs = trial.measurements, trial.record.rungs
         score, cost = self.front.objectives
@@ -102,7 +101,7 @@ class _View:
         if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
             yield x, y
 
-    def _limits(self) -> tuple[float, float]:
+    def _limits(self) -> Point:
         """The scores worth a close look: those of the front, and what lies not far below."""
         sign = 1 if self.upward else -1
         core = sorted(sign * y for _, y in (self.members or self.complete)) or [0.0, 1.0]
@@ -218,92 +217,56 @@ def _references(axes: Axes, view: _View) -> None:
 
 def _labels(axes: Axes, view: _View) -> None:
     """Name the members of the front where there is room; each has a number, for `petl-search show`."""
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    pixels = [axes.transData.transform(point) for point in view.members]
-    others = [axes.transData.transform(point) for point in view.complete + view.stopped if view.inside(point[1])]
-    taken = [_box(point, 10) for point in pixels]
-    lines = [axes.transData.transform((1.0, value))[1] for _, value in view.references if view.inside(value)]
-    area = axes.get_window_extent(renderer)
-    if not pixels:
+    if not view.members:
         return
-    corners = [*pixels, (area.x1, pixels[-1][1])]
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    area = axes.get_window_extent(renderer).extents
+    pixels = _pixels(axes, view.members)
+    corners = [*pixels, (area[2], pixels[-1][1])]
+    clutter = Clutter(
+        taken=[(x - 10, y - 10, x + 10, y + 10) for x, y in pixels],
+        points=_pixels(axes, [point for point in view.complete + view.stopped if view.inside(point[1])]),
+        edges=[box for start, end in pairwise(corners) for box in _stair(start, end)],
+        lines=[y for _, y in _pixels(axes, [(view.right, s) for _, s in view.references if view.inside(s)])],
+    )
     # the best and the cheapest first: they have their way where room is short
-    order = sorted(range(len(pixels)), key=lambda i: min(i, len(pixels) - 1 - i))
-    for index in order:
-        trial, (x, y) = view.front[index], pixels[index]
-        for words in _wordings(trial):
+    for index in sorted(range(len(pixels)), key=lambda i: min(i, len(pixels) - 1 - i)):
+        for words in _wordings(view.front[index]):
             text = axes.annotate(
                 words, view.members[index], xytext=(0, 0), textcoords="offset pixels", fontsize=_SMALL - 0.5,
                 color=_INK, linespacing=1.05, zorder=5, path_effects=[withStroke(linewidth=1.8, foreground="white")],
             )  # fmt: skip
             size = text.get_window_extent(renderer)
-            found = _place((x, y), (size.width, size.height), area, taken, _Clutter(others, corners, lines))
-            if found is None:
+            box = place(pixels[index], (size.width, size.height), area, clutter)
+            if box is None:
                 text.remove()
                 continue
-            text.set_position((found.x0 - x, found.y0 - y))
-            taken.append(found)
-            others += _leader(axes, view.members[index], found, x, y)
+            text.set_position((box[0] - pixels[index][0], box[1] - pixels[index][1]))
+            clutter.add(box, _leader(axes, view.members[index], pixels[index], box))
             break
 
 
-@dataclass(frozen=True)
-class _Clutter:
-    """What a label had better not cover, in pixels: other points, the front's corners, heights of lines."""
-
-    points: Sequence[Any]
-    corners: Sequence[Any]
-    lines: Sequence[float]
-
-    def under(self, box: Bbox) -> float:
-        """How much of it a box covers."""
-        points = sum(bool(box.contains(*point)) for point in self.points)
-        steps = sum(bool(box.overlaps(edge)) for edge in _edges(self.corners))
-        lines = sum(box.y0 < line < box.y1 for line in self.lines)
-        return 25 * points + 30 * steps + 25 * lines
+def _stair(start: Point, end: Point) -> list[Box]:
+    """The two segments of the step line from one corner to the next, as thin boxes."""
+    (x0, y0), (x1, y1) = start, end
+    return [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
 
 
-def _place(
-    point: tuple[float, float], size: tuple[float, float], area: Bbox, taken: Sequence[Bbox], clutter: _Clutter
-) -> Bbox | None:
-    """A free place for a box of that size near `point`, in pixels; None where nothing acceptable is left."""
-    (x, y), (width, height) = point, size
-    best, best_badness = None, 130.0
-    for distance in (10, 18, 30, 45, 65, 90, 120):
-        for angle in range(0, 360, 15):
-            dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            box = Bbox.from_bounds(
-                x + distance * dx - width * (1 - dx) / 2, y + distance * dy - height * (1 - dy) / 2, width, height
-            )
-            padded = box.padded(3)
-            if not (area.x0 < box.x0 and box.x1 < area.x1 and area.y0 < box.y0 and box.y1 < area.y1):
-                continue
-            if any(padded.overlaps(other) for other in taken):
-                continue
-            # above and to the left of a rising front there is nothing
-            badness = distance + clutter.under(padded) + 15 * (dx - dy)
-            if badness < best_badness:
-                best, best_badness = box, badness
-    return best
-
-
-def _edges(corners: Sequence[Any]) -> Iterator[Bbox]:
-    """The segments of the step line."""
-    for (x0, y0), (x1, y1) in pairwise(corners):
-        yield Bbox.from_extents(x0, y0 - 1, x1, y0 + 1)
-        yield Bbox.from_extents(x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))
-
-
-def _leader(axes: Axes, point: tuple[float, float], box: Bbox, x: float, y: float) -> list[tuple[float, float]]:
+def _leader(axes: Axes, member: Point, at: Point, box: Box) -> list[Point]:
     """A thin line to a label that does not stand next to its point; where it runs, in pixels."""
-    near = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-    if math.dist(near, (x, y)) <= 18:
+    (x, y), (x0, y0, x1, y1) = at, box
+    dx, dy = min(max(x, x0), x1) - x, min(max(y, y0), y1) - y
+    if math.hypot(dx, dy) <= 18:
         return []
     axes.annotate(
-        "", point, xytext=(near[0] - x, near[1] - y), textcoords="offset pixels", zorder=3,
+        "", member, xytext=(dx, dy), textcoords="offset pixels", zorder=3,
         arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
     )  # fmt: skip
-    return [(x + (near[0] - x) * part / 8, y + (near[1] - y) * part / 8) for part in range(1, 8)]
+    return [(x + dx * part / 8, y + dy * part / 8) for part in range(1, 8)]
+
+
+def _pixels(axes: Axes, points: Sequence[Point]) -> list[Point]:
+    return [tuple(axes.transData.transform(point).tolist()) for point in points]
 
 
 def _wordings(trial: Trial) -> Iterator[str]:
@@ -330,11 +293,7 @@ def _model(text: str) -> str:
     return Path(text).name if text.startswith(("/", "~", ".")) else text
 
 
-def _box(point: Any, radius: float) -> Bbox:
-    return Bbox.from_extents(point[0] - radius, point[1] - radius, point[0] + radius, point[1] + radius)
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 

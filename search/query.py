@@ -28,7 +28,7 @@ from search.tracking import StudySummary, TrialRow
 if TYPE_CHECKING:
     import pandas as pd
 
-    from petl.storage import AdaptedModel
+    from petl.predict import AdaptedModel
 
 ROW: Final = (
     "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent", "trained_parameters",

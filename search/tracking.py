@@ -36,7 +36,7 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from search.home import StoreError, database, require_store
 from search.naming import flat_parameters, run_name
-from search.note import filters, note
+from search.note import links, note
 from search.provenance import provenance
 from search.record import State, TrialRecord
 
@@ -111,8 +111,9 @@ class Tracker:
         tracker.close()
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, study: str) -> None:
+    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, study: str, score: str) -> None:
         self.study = study
+        self.score = score
         self.experiment_id = experiment_id
         self.run_id = run_id  # of the parent
         self._client = client
@@ -143,13 +144,13 @@ class Tracker:
         experiment_id = _own_experiment(client, study, artifact_root)
         parent = _parent(client, experiment_id)
         if parent is None:
-            tags = {"kind": "study", "study": study, "mlflow.source.name": "petl-search"}
-            parent = client.create_run(experiment_id, run_name=study, tags=tags)
+            parent = client.create_run(experiment_id, run_name=study, tags={"kind": "study", "study": study})
         run_id = parent.info.run_id
         client.update_run(run_id, status="RUNNING")
         _write(client, run_id, tags=_split("info", json.dumps(info)) | provenance())
-        client.set_experiment_tag(experiment_id, "mlflow.note.content", filters(experiment_id, run_id))
-        return cls(client, experiment_id, run_id, study)
+        score = info["objectives"]["score"]
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
+        return cls(client, experiment_id, run_id, study, score)
 
     def run_of(self, number: int) -> str | None:
         """The MLflow run of a trial; None where it was never published."""
@@ -227,7 +228,7 @@ class Tracker:
             if child.on_front != (number in members):
                 child.on_front = number in members
                 self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
-        text = note(rows, references, self.experiment_id, self.run_id)
+        text = note(rows, references, self.experiment_id, self.run_id, self.score)
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
         for file in files:
             self._client.log_artifact(self.run_id, str(file))
@@ -243,7 +244,6 @@ class Tracker:
     def _create(self, record: TrialRecord) -> _Child:
         tags = {
             "mlflow.parentRunId": self.run_id,
-            "mlflow.source.name": "petl-search",
             "study": self.study,
             "trial": str(record.number),
             "kind": "reference" if record.reference else "trial",
@@ -444,7 +444,8 @@ def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None
         _require_ours(experiment, study)
         return str(experiment.experiment_id)
     location = (artifact_root / study).absolute().as_uri() if artifact_root else None
-    return str(client.create_experiment(study, artifact_location=location, tags={_STUDY_TAG: study}))
+    tags = {_STUDY_TAG: study, "mlflow.experimentKind": "custom_model_development"}  # opens at its runs
+    return str(client.create_experiment(study, artifact_location=location, tags=tags))
 
 
 def _require_ours(experiment: Experiment, study: str) -> None:

@@ -1,0 +1,243 @@
+"""Tables, the picture, and the files of a front: on studies made by hand, without a store."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from petl.configuration import Configuration
+from petl.design import Composition, Design, Form, Modification, Site
+from petl.measurements import Measurements
+from search import plot as picture
+from search import report
+from search.query import ROW, Study
+from search.record import State, TrialRecord
+from search.tracking import StudySummary, TrialRow
+
+BASE = 22_713_216
+INFO = {
+    "objectives": {"score": "accuracy", "cost": "stored_parameters"},
+    "backbone": {"model": "package:minilm/model"},
+    "task": {"name": "tweets"},
+}
+
+
+def trial(number: int, accuracy: float, stored: int, **changes: Any) -> TrialRecord:
+    design = Design(
+        (
+            Modification(form=Form.PREFIX, site=Site.HEADS, composition=Composition.GATE, size=number + 1),
+            Modification(form=Form.BOTTLENECK, site=Site.FFN, composition=Composition.SCALE, size=8, scale=4.0),
+        )
+    )
+    measured = Measurements(
+        accuracy=accuracy,
+        loss=1 - accuracy,
+        stored_parameters=stored,
+        stored_percent=100 * stored / BASE,
+        base_parameters=BASE,
+        seconds=10.0 + number,
+        latency_ms=8.0 + number / 10,
+    )
+    values = {
+        "number": number,
+        "state": State.COMPLETE,
+        "configuration": Configuration(design),
+        "measurements": measured,
+    }
+    return TrialRecord(**{**values, **changes})
+
+
+RECORDS = [
+    *(trial(n, 0.65 + 0.01 * n - 0.0005 * n * n, 3_000 * 2**n) for n in range(8)),
+    *(trial(8 + n, 0.60 + 0.01 * n, 5_000 * 2**n) for n in range(6)),
+    trial(14, 0.3, 9_999),
+    trial(15, 0.61, 50_000, state=State.PRUNED, rungs={1.0: 0.61}),
+    trial(16, 0.0, 1, state=State.FAIL, measurements=None, failure="diverged: loss\nat step 3"),
+    trial(17, 0.73, BASE, reference="full"),
+    trial(18, 0.43, 0, reference="majority", configuration=None),
+]
+
+
+def study(records: list[TrialRecord] = RECORDS, **objectives: str) -> Study:
+    info = {**INFO, "objectives": {**INFO["objectives"], **objectives}}
+    summary = StudySummary(name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=info)
+    rows = [TrialRow(record=record, run_id=f"run-{record.number}", test={"accuracy": 0.5}) for record in records]
+    return Study(summary, tuple(rows), "sqlite:///nowhere.db")
+
+
+def printed(what: Any, width: int) -> str:
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    what(out)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize("width", [200, 80])
+def test_no_number_is_cut(width: int) -> None:
+    text = printed(lambda out: report.print_front(study(), study().front(), out), width)
+    for number in ("0.6500", "0.6955", "0.5000", "384,000", "22,713,216", "100.0", "1.691"):
+        assert number in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_references_are_named() -> None:
+    text = printed(lambda out: report.print_front(study(), study().front(), out), 120)
+    lines = text.splitlines()
+    assert next(line for line in lines if line.strip().startswith("full")).split()[0] == "full"
+    assert any("majority" in line for line in lines)
+
+
+def test_an_empty_front_says_so() -> None:
+    empty = study([])
+    assert "is empty" in printed(lambda out: report.print_front(empty, empty.front(), out), 80)
+
+
+def test_a_study_in_words() -> None:
+    text = printed(lambda out: report.print_study(study(), out), 120)
+    assert "15 complete, 1 stopped early, 1 failed" in text
+    assert "trial 16 failed: diverged: loss\n" in text
+    assert "package:minilm/model" in text
+
+
+@pytest.mark.parametrize("number", [3, 15, 16, 18])
+def test_a_trial_in_words(number: int) -> None:
+    text = printed(lambda out: report.print_trial(study().trial(number), out), 100)
+    expected = {
+        3: ["complete", "prefix.length  4", "ffn.scale", "run-3", "24,000"],
+        15: ["stopped early", "1  0.6100"],
+        16: ["failed", "at step 3"],
+        18: ["reference majority", "accuracy"],
+    }
+    for words in expected[number]:
+        assert words in text
+
+
+def test_files_of_a_front(tmp_path: Path) -> None:
+    files = report.write_front(study(), tmp_path / "new")
+    assert [file.name for file in files] == ["front.json", "front.csv", "front.png"]
+    rows = json.loads(files[0].read_text())
+    assert [row["trial"] for row in rows] == list(range(8))
+    assert list(csv.DictReader(files[1].open()))[3]["trial"] == "3"
+    assert files[1].read_text().splitlines()[0].split(",") == list(ROW)
+    assert size_of_png(files[2])[0] >= 1200
+
+
+def size_of_png(file: Path) -> tuple[int, int]:
+    data = file.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Draws a study and gives back the figure."""
+    kept: list[Any] = []
+
+    class Kept(picture.Figure):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            kept.append(self)
+
+    monkeypatch.setattr(picture, "Figure", Kept)
+
+    def draw(what: Study) -> Any:
+        report.plot(what, tmp_path / "front.png")
+        return kept[-1]
+
+    return draw
+
+
+def texts(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def test_the_picture_names_members_and_references(drawn: Any) -> None:
+    axes = drawn(study()).axes[0]
+    words = texts(axes)
+    for number in range(8):
+        assert any(text.startswith((f"{number}:", f"{number}")) for text in words)
+    assert "full 0.730, 100 %" in words
+    assert "majority 0.430 ↓" in words  # below the picture, named at its foot
+    assert axes.get_title("left") == "demo · minilm · tweets"
+
+
+def test_labels_overlap_neither_each_other_nor_the_members(drawn: Any) -> None:
+    figure = drawn(study())
+    axes = figure.axes[0]
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
+    assert len(boxes) == 10
+    assert not [1 for one, other in combinations(boxes, 2) if one.overlaps(other)]
+    members = axes.transData.transform([(t.cost, t.score) for t in study().front()])
+    assert not [1 for box in boxes for point in members if box.contains(*point)]
+
+
+def test_a_cost_of_nothing_is_visible(drawn: Any) -> None:
+    zero = trial(0, 0.64, 0, configuration=Configuration(Design()))
+    figure = drawn(study([zero, *RECORDS[1:]]))
+    axes, top = figure.axes
+    assert axes.get_xscale() == "symlog"
+    assert axes.get_xlim()[0] < 0 < axes.get_xlim()[1]
+    assert 0 in axes.get_xticks()
+    # the upper axis shows the same places in percent
+    for count in (0, 1_000, 300_000):
+        lower = axes.transData.transform((count, 0.6))[0]
+        assert top.transData.transform((100 * count / BASE, 0.6))[0] == pytest.approx(lower, abs=0.5)
+
+
+def test_the_upper_axis_without_a_zero(drawn: Any) -> None:
+    axes, top = drawn(study()).axes
+    assert axes.get_xscale() == "log"
+    for count in (3_000, 300_000):
+        lower = axes.transData.transform((count, 0.6))[0]
+        assert top.transData.transform((100 * count / BASE, 0.6))[0] == pytest.approx(lower, abs=0.5)
+
+
+def test_less_is_better_is_drawn_upside_down(drawn: Any) -> None:
+    axes = drawn(study(score="loss", cost="latency_ms")).axes[0]
+    low, high = axes.get_ylim()
+    assert low > high
+    assert axes.get_xscale() == "linear"
+    assert axes.get_xlabel() == "latency of one row (ms)"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [trial(0, 0.5, 100)],
+        [trial(0, 0.5, 0)],
+        [trial(0, math.nan, 100), trial(1, 0.5, 200)],
+        [RECORDS[-1]],
+        [replace(RECORDS[-4], measurements=None)],
+        [trial(n, 0.5 + n / 1000, 1000 + n) for n in range(60)],
+    ],
+    ids=["none", "one", "one of no cost", "nan", "a reference only", "stopped without measurements", "sixty in a heap"],
+)
+@pytest.mark.parametrize("objectives", [{}, {"score": "loss", "cost": "seconds"}])
+def test_every_study_can_be_drawn(
+    records: list[TrialRecord], objectives: dict[str, str], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    what = study(records, **objectives)
+    size_of_png(report.plot(what, tmp_path / "deep" / "front.png"))
+    assert not [warning for warning in recwarn if "matplotlib" in str(warning.filename) or "plot" in warning.filename]
+
+
+def test_tables_do_not_load_matplotlib() -> None:
+    code = "import sys; from search import report; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
