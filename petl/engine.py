@@ -71,7 +71,7 @@ class Engine:
 
 
 @cache
-def _join_process_group() -> None:
+def join_process_group() -> None:
     """A process group of one, over a file: there is no port to collide on. Once per process."""
     import deepspeed
     import deepspeed.ops
@@ -100,7 +100,7 @@ def open_engine(model: PreTrainedModel, training: Training, steps: int, precisio
     import deepspeed
     from transformers import get_scheduler
 
-    _join_process_group()
+    join_process_group()
     optimizer = _optimizer(model, training)
     hooks = _hooks(model)
     name = "constant_with_warmup" if training.schedule == "constant" else training.schedule

@@ -41,6 +41,43 @@ Uri = Annotated[
 ]
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the study file; may be repeated.", metavar="KEY=VALUE"),
+]
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")],
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
+    or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
+) -> None:
+    """Run a study to its end: search, test scores of the front, plot.
+
+    Example: petl-search run spaces/studies/demo.yaml --set budget.trials=48
+    """
+    from search import report
+    from search.study import run as run_study
+
+    _import_from_here()
+    report.print_ending(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume))
+
+
+@app.command()
+def resume(name: Name, overrides: Overrides = None) -> None:
+    """Go on with a study that was interrupted or killed, or with a larger budget.
+
+    Example: petl-search resume demo --set budget.trials=48
+    """
+    from search import report
+    from search.study import resume as resume_study
+
+    _import_from_here()
+    report.print_ending(resume_study(name, overrides=overrides or ()))
+
+
 @app.command()
 def ls(uri: Uri = None) -> None:
     """List the studies of a store, the newest first.
@@ -171,6 +208,11 @@ def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000, uri: Uri
     serve(uri, port)
 
 
+def _import_from_here() -> None:
+    """A space of the user's own, `my_space:function`, lies in the current folder."""
+    sys.path.insert(0, "")
+
+
 def main() -> None:
     """The entry point. An exception of our own is a message for the user: one place turns it into a line.
 
@@ -178,6 +220,8 @@ def main() -> None:
     """
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise

@@ -74,12 +74,7 @@ class Bridge:
 
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Takes a report in; whether the trial goes on."""
-        number = self._numbers[tune_id]
-        goes_on = True
-        for validation in report.get("validations", ()):
-            if self.search.report(number, validation["epoch"], validation["scores"][self.score]) is Decision.STOP:
-                goes_on = False
-        self.listener.reported(self.search.records.get(number), report)
+        goes_on = self._take_in(self._numbers[tune_id], report)
         if not goes_on:
             self._end(tune_id, stopped=True)
         return goes_on
@@ -93,9 +88,18 @@ class Bridge:
         elif failure := report.get("failure"):
             self._end(tune_id, failure=failure)
         elif measured := report.get("measurements"):
-            self.listener.reported(self.search.records.get(self._numbers[tune_id]), report)
+            self._take_in(self._numbers[tune_id], report)
             self._end(tune_id, measurements=Measurements.from_dict(measured))
         # else: Tune itself is being stopped; the trial stays open and a resume takes it up
+
+    def _take_in(self, number: int, report: Mapping[str, Any]) -> bool:
+        """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
+        decisions = [
+            self.search.report(number, validation["epoch"], validation["scores"][self.score])
+            for validation in report.get("validations", ())
+        ]
+        self.listener.reported(self.search.records.get(number), report)
+        return Decision.STOP not in decisions
 
     def _end(self, tune_id: str, **outcome: Any) -> None:
         number = self._numbers.pop(tune_id)

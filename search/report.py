@@ -74,6 +74,30 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
         out.print(front_table(references, "references", first="name"))
 
 
+def print_ending(study: Study, out: Console | None = None) -> None:
+    """What a run ends with: the front, the references, the plot, and what to type next."""
+    from search.home import home
+
+    out = out or console()
+    front = study.front()
+    print_front(study, front, out)
+    plot_file = home() / "studies" / study.name / "front.png"
+    if plot_file.is_file():
+        out.print(f"plot: {plot_file}", soft_wrap=True)
+    if len(front):
+        smallest = front.best(within=0.01).trial
+        commands = {
+            f"petl-search front {study.name} --max-parameters 1%": "the front under a limit",
+            f"petl-search show {study.name} {smallest}": "all about the smallest within a point of the best",
+            f"petl-search export {study.name} {smallest} my-adapter": "its adapter, ready to load",
+            "petl-search ui": "every run side by side, in MLflow",
+        }
+        width = max(map(len, commands))
+        out.print("next:")
+        for command, what in commands.items():
+            out.print(f"  {command.ljust(width)}   {what}", soft_wrap=True)
+
+
 def print_study(study: Study, out: Console | None = None) -> None:
     """What a study searched, how far it is, its front and references, and what failed."""
     out = out or console()

@@ -6,7 +6,6 @@ driver starts, so that it does not matter when an earlier one died.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from petl import backbones, presets, tasks
 from petl.backbones import Backbone
 from petl.configuration import Configuration
 from petl.count import count
-from search import cluster
+from search import cluster, report
 from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
 from search.display import Display
@@ -88,7 +87,7 @@ def run(
             records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
             records.set_info("config", config.model_dump(mode="json"))
             records.set_info("resolved", resolved)
-            return _drive(config, records, resolved, console or Console())
+            return _drive(config, records, resolved, console or report.console())
     finally:
         lock.release()
 
@@ -117,7 +116,7 @@ def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None 
                     "restore it, or start anew with --fresh"
                 )
         with cluster.joined(config.resources):
-            return _drive(config, records, resolved, console or Console())
+            return _drive(config, records, resolved, console or report.console())
     finally:
         lock.release()
 
@@ -303,13 +302,7 @@ def _test(
 def _publish(config: StudyConfig, tracker: Tracker, folder: Path, uri: str) -> Study:
     study = load_study(config.study, uri)
     front = study.front()
-    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
-    files[0].write_text(json.dumps(front.to_rows(), indent=1))
-    front.to_frame().to_csv(files[1], index=False)
-    from search import report  # matplotlib is slow to import
-
-    report.plot(study, files[2])
-    tracker.front(front.to_rows(), study.reference_rows(), files)
+    tracker.front(front.to_rows(), study.reference_rows(), report.write_front(study, folder))
     return study
 
 

@@ -92,6 +92,13 @@ class Resident:
             self._model = backbones.load(self.workload.backbone["model"], labels=self.data.labels)
         return self._model
 
+    def warm(self) -> None:
+        """Loads and imports all that a trial needs, so that only a process's first one waits for it."""
+        from petl.engine import join_process_group
+
+        join_process_group()
+        _ = self.model
+
     def discard_model(self) -> None:
         """Forgets the backbone, after a failure that may have left something on it."""
         self._model = None
@@ -135,6 +142,7 @@ class Attempt:
         try:
             if result := self.folder.find("result"):
                 return {**read_json(result / "report.json"), "done": True}
+            self.resident.warm()
             return self._baseline() if self.job.configuration is None else self._train()
         except Exception as error:  # whatever a trial raises is recorded as its end; the worker lives on
             self.close()

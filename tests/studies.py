@@ -14,13 +14,14 @@ WORDS = {
     "bad": ["awful", "grim", "poor", "sad", "dull"],
     "plain": ["table", "road", "stone", "paper", "glass"],
 }
+SIGNALS = [word for words in WORDS.values() for word in words]
 FILLER = [f"word{index}" for index in range(60)]
 
 
 def write_backbone(folder: Path, hidden_dropout_prob: float = 0.1) -> Path:
     """A BERT of 2 layers, width 32, saved with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sum(WORDS.values(), []), *FILLER]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SIGNALS, *FILLER]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     import torch

@@ -1,0 +1,102 @@
+"""A small study whose driver and workers are killed, again and again, at random moments: see test_survival."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+_READY = 120.0  # seconds until a driver has workers
+_GONE = 30.0  # seconds until nothing of a killed driver lives
+
+
+@dataclass
+class Kill:
+    """Who was killed, when in the life of its driver (seconds), and what was finished at that moment."""
+
+    who: str
+    after: float
+    finished: dict[int, str]
+    left_running: int = 0
+
+
+@dataclass
+class Victim:
+    """A driver as a child process, and all the processes that it ever started."""
+
+    command: list[str]
+    log: Path
+    family: dict[int, psutil.Process] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "search.cli", *self.command],
+            stdout=self.log.open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def watch(self) -> None:
+        """Remembers the processes that there are now."""
+        try:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self.family.setdefault(child.pid, child)
+        except psutil.NoSuchProcess:
+            pass
+
+    def workers(self) -> list[psutil.Process]:
+        """The live processes that train."""
+        self.watch()
+        titles = {child: _title(child) for child in self.family.values()}
+        return [child for child, title in titles.items() if title.startswith("ray::") and "IDLE" not in title]
+
+    def wait_for_workers(self) -> None:
+        """Until a trial is being trained, or the driver is done."""
+        deadline = time.monotonic() + _READY
+        while not self.workers() and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def kill_worker(self, draw: random.Random) -> bool:
+        """SIGKILL to one of the workers; False where there is none."""
+        workers = sorted(self.workers(), key=lambda worker: worker.pid)
+        if workers:
+            draw.choice(workers).kill()
+        return bool(workers)
+
+    def kill(self) -> int:
+        """SIGKILL to the driver alone; how many of its processes outlive it for long."""
+        self.watch()
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs(list(self.family.values()), timeout=_GONE)
+        return len(alive)
+
+
+def finished(home: Path, study: str) -> dict[int, str]:
+    """Trials with a committed result: number -> the manifest's text, which has the hash of every file."""
+    trials = (home / "studies" / study / "trials").glob("*/result/manifest.json")
+    return {int(path.parts[-3]): path.read_text() for path in trials if _is_json(path.read_text())}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

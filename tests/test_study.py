@@ -1,0 +1,218 @@
+"""A whole study with every real component: Ray Tune, DeepSpeed, Optuna, MLflow, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+import yaml
+from rich.console import Console
+
+from petl import storage
+from search.config import ConfigError
+from search.query import Study, load_study
+from search.record import State
+from search.store import read_json
+from search.study import StudyError, resume, run
+
+DEVIL = """
+from petl.configuration import Configuration, Training
+from petl.presets import parse
+
+DESIGNS = ["lora:rank=2", "lora:rank=3", "bitfit", "prefix:length=10000000000000"]  # the fourth needs petabytes
+
+
+def space(trial, backbone, training):
+    index = trial.suggest_int("index", 0, 3)
+    rate = 1e30 if index == 1 else 5e-3  # the second one diverges
+    return Configuration(parse(DESIGNS[index]), Training(learning_rate=rate, batch_size=16, clip=0.0, warmup=0.0))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("home")
+        patch.setenv("PETL_SEARCH_HOME", str(path))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def content(home: Path) -> dict[str, Any]:
+    """asha with rungs at 1 epoch; enqueued named designs; all four references."""
+    return studies.study(
+        home / "inputs",
+        references=["majority", "probe", "head_only", "full"],
+        enqueue=["lora:rank=2", "bitfit"],
+        budget={"trials": 6, "epochs": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, content: dict[str, Any]) -> tuple[Study, str]:
+    (home / "study.yaml").write_text(yaml.safe_dump(content))
+    console = Console(record=True, width=200, file=(home / "out.txt").open("w"))
+    return run(home / "study.yaml", console=console), console.export_text()
+
+
+def test_budget_and_references_are_spent(finished: tuple[Study, str]) -> None:
+    study, _ = finished
+    assert len(study.trials) == 6
+    assert {trial.state for trial in study.trials} <= {State.COMPLETE, State.PRUNED}
+    assert {trial.name: trial.state for trial in study.references} == dict.fromkeys(
+        ("majority", "probe", "head_only", "full"), State.COMPLETE
+    )
+    assert [trial.name for trial in study.trials[:2]] == ["lora:rank=2", "bitfit"]
+
+
+def test_stopped_trials_are_not_complete_and_not_on_the_front(finished: tuple[Study, str]) -> None:
+    study, _ = finished
+    stopped = [trial for trial in study.trials if trial.state is State.PRUNED]
+    assert stopped  # of six trials, asha takes at most a third on from one that was not the best so far
+    front = {trial.trial for trial in study.front()}
+    assert not front & {trial.trial for trial in stopped}
+    for trial in study.trials:
+        reached = max(trial.record.rungs)
+        assert reached == (2.0 if trial.state is State.COMPLETE else 1.0)
+
+
+def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], home: Path) -> None:
+    from safetensors import safe_open
+
+    study, _ = finished
+    for trial in study.trials:
+        if trial.state is not State.COMPLETE:
+            continue
+        file = (
+            home / "studies" / "tiny" / "trials" / f"{trial.trial:04d}" / "result" / "adapter" / "adapter.safetensors"
+        )
+        with safe_open(file, "pt") as tensors:
+            sizes = [tensors.get_tensor(name).numel() for name in tensors.keys()]  # noqa: SIM118 (no mapping)
+        assert trial.measurements is not None
+        assert sum(sizes) == trial.measurements.stored_parameters
+        assert trial.measurements.stored_percent <= 30.0
+
+
+def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -> None:
+    """A member loaded from MLflow alone predicts the test split with the accuracy that was recorded."""
+    from petl import backbones
+    from petl.data import read_splits
+    from petl.tasks import Task
+
+    study, _ = finished
+    resolved = study.summary.info
+    task = Task(**{**resolved["task"], "paths": {"train": resolved["task"]["paths"]["train"]}})
+    test = read_splits(task)["test"]
+    assert backbones.locate(resolved["backbone"]["model"])
+    for member in study.front():
+        predicted = member.load_model().predict(list(test["text"]))
+        accuracy = sum(a == b for a, b in zip(predicted, test["label"], strict=True)) / len(test)
+        assert accuracy == pytest.approx(member.test_score)
+
+
+def test_test_split_is_for_the_front_and_references_alone(finished: tuple[Study, str]) -> None:
+    study, _ = finished
+    shown = {trial.trial for trial in (*study.front(), *study.references)}
+    tested = {trial.trial for trial in (*study.trials, *study.references) if trial.test_score is not None}
+    assert tested == shown
+
+
+def test_workers_stay_alive_between_trials(finished: tuple[Study, str], home: Path) -> None:
+    """The driver's own clock: a trial that reuses a worker starts training within a second of being assigned."""
+    waits = []
+    for report in sorted((home / "studies" / "tiny" / "trials").glob("*/result/report.json")):
+        waits.append(read_json(report)["startup_seconds"])
+    assert sum(wait > 1.0 for wait in waits) <= 2  # the two processes' own first trials import everything
+
+
+def test_what_a_person_reads(finished: tuple[Study, str], home: Path) -> None:
+    _, text = finished
+    assert "trial 0 (reference majority) finished" in text
+    assert "6/6" in text
+    folder = home / "studies" / "tiny"
+    assert {path.name for path in folder.glob("front.*")} == {"front.json", "front.csv", "front.png"}
+    assert json.loads((folder / "front.json").read_text())[0]["metric"] == "accuracy"
+
+
+def test_no_training_state_is_left(finished: tuple[Study, str], home: Path) -> None:
+    assert not list((home / "studies" / "tiny" / "trials").glob("*/state-*"))
+
+
+def test_the_same_name_is_refused_and_resume_of_a_finished_study_trains_nothing(
+    finished: tuple[Study, str], content: dict[str, Any], home: Path
+) -> None:
+    with pytest.raises(StudyError, match=r"petl-search resume tiny.*--fresh"):
+        run(content)
+    before = {path: path.stat().st_mtime_ns for path in home.glob("studies/tiny/trials/**/*")}
+    study = resume("tiny", overrides=["budget.hours=2"], console=Console(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in home.glob("studies/tiny/trials/**/*")} == before
+    assert study.front().to_rows() == finished[0].front().to_rows()
+
+
+def test_changed_data_is_noticed(finished: tuple[Study, str], content: dict[str, Any], tmp_path: Path) -> None:
+    rows = Path(content["task"]["paths"]["train"])
+    kept = shutil.copy(rows, tmp_path / "kept.csv")
+    try:
+        rows.write_text(rows.read_text().replace("word1 ", "word2 "))
+        with pytest.raises(StudyError, match="the data of study 'tiny' changed"):
+            resume("tiny")
+    finally:
+        shutil.copy(kept, rows)
+    with pytest.raises(StudyError, match="may change budget and resources"):
+        resume("tiny", overrides=["sampler.name=tpe"])
+    with pytest.raises(StudyError, match="epochs"):
+        resume("tiny", overrides=["budget.epochs=9"])
+    with pytest.raises(StudyError, match="there are: tiny"):
+        resume("tinny")
+
+
+def test_exported_adapter_loads(finished: tuple[Study, str], tmp_path: Path) -> None:
+    member = load_study("tiny").front().best()
+    model = storage.load_model(member.export(tmp_path / "adapter"))
+    assert model.labels == sorted(studies.WORDS) or model.labels == tuple(sorted(studies.WORDS))
+    assert set(model.predict(["great lovely word1", "awful grim"])) <= set(studies.WORDS)
+
+
+def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "devil.py").write_text(DEVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = studies.study(
+        tmp_path / "inputs",
+        study="devil",
+        space={"name": "devil:space"},
+        references=[],
+        constraints={},
+        scheduler={"name": "none"},
+        budget={"trials": 4, "epochs": 1},
+    )
+    study = run(content, console=Console(quiet=True))
+    outcome = {trial.record.params["index"]: trial for trial in study.trials}
+    assert sorted(outcome) == [0, 1, 2, 3]  # every point once
+    assert {index: trial.state for index, trial in outcome.items()} == {
+        0: State.COMPLETE, 1: State.FAIL, 2: State.COMPLETE, 3: State.FAIL,
+    }  # fmt: skip
+    assert (outcome[1].record.failure or "").startswith("diverged")
+    assert (outcome[3].record.failure or "").startswith("out of memory")
+    assert {trial.trial for trial in study.front()} <= {outcome[0].trial, outcome[2].trial}
+    # --fresh starts over
+    again = run(content, fresh=True, console=Console(quiet=True))
+    assert [trial.score for trial in again.trials] == [trial.score for trial in study.trials]
+    assert {trial.run_id for trial in again.trials}.isdisjoint(trial.run_id for trial in study.trials)
+
+
+def test_faults_of_a_study_leave_nothing_behind(home: Path, content: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        run({**content, "study": "faulty", "sampler": {"name": "grid"}})
+    task = {**content["task"], "columns": {"text": "sentence", "label": "label"}}
+    with pytest.raises(ValueError, match="no column"):
+        run({**content, "study": "faulty", "task": task})
+    with pytest.raises(StudyError, match="no study 'faulty'"):
+        resume("faulty")

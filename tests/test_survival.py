@@ -1,0 +1,123 @@
+"""SIGKILL of drivers and workers at random moments: nothing lost, nothing repeated, nothing left running."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import studies
+import yaml
+from mlflow.tracking import MlflowClient
+from survival import Kill, Victim, finished
+
+from search.query import load_study
+from search.record import Records, State
+
+KILLS = 10
+SEED = int(os.environ.get("PETL_KILL_SEED", "0"))
+
+
+def write_study(home: Path, **sections: object) -> Path:
+    path = home / "study.yaml"
+    content = studies.study(
+        home / "inputs",
+        study="victim",
+        references=["majority", "head_only"],
+        scheduler={"name": "none"},  # its decisions would depend on who finishes first
+        budget={"trials": 8, "epochs": 3},
+        **sections,
+    )
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def check_consistent(home: Path) -> None:
+    """One record a trial in Optuna and MLflow, all ended, saying the same."""
+    study = optuna.load_study(study_name="victim", storage=f"sqlite:///{home / 'optuna.db'}")
+    states = [trial.state for trial in study.trials]
+    assert states == [optuna.trial.TrialState.COMPLETE] * 10  # 8 and two references
+    keys = [trial.user_attrs["configuration"] for trial in study.trials if not trial.user_attrs["reference"]]
+    assert len({str(key) for key in keys}) == 8
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = [run for experiment in client.search_experiments() for run in client.search_runs([experiment.experiment_id])]
+    children = [run for run in runs if "trial" in run.data.tags]
+    assert sorted(int(run.data.tags["trial"]) for run in children) == list(range(10))
+    assert len(runs) == 11
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in children:
+        trial = study.trials[int(run.data.tags["trial"])]
+        assert run.data.metrics["accuracy"] == trial.values[0]
+        history = client.get_metric_history(run.info.run_id, "accuracy")
+        assert len({point.step for point in history}) == len(history)
+
+
+def test_ten_kills(home: Path) -> None:
+    path, log, draw = write_study(home), home / "log.txt", random.Random(SEED)
+    kills: list[Kill] = []
+    command = ["run", str(path)]
+    while len(kills) < KILLS:
+        victim = Victim(command, log)
+        # Most of a driver's life is its start: a third of the drivers die in it, the others at work.
+        if draw.random() > 1 / 3:
+            victim.wait_for_workers()
+        time.sleep(draw.uniform(0, 4))
+        if len(kills) % 2 == 0 and victim.kill_worker(draw):
+            kills.append(Kill("worker", time.monotonic() - victim.began, finished(home, "victim")))
+            time.sleep(draw.uniform(0, 4))
+        left = victim.kill()
+        kills.append(Kill("driver", time.monotonic() - victim.began, finished(home, "victim"), left))
+        known = (home / "optuna.db").exists() and Records.exists(f"sqlite:///{home / 'optuna.db'}", "victim")
+        command = ["resume", "victim"] if known else ["run", str(path)]
+    last = Victim(command, log)
+    assert last.process.wait(timeout=300) == 0, log.read_text()[-3000:]
+
+    for kill in kills:
+        print(f"{kill.who} after {kill.after:.1f} s, {len(kill.finished)} finished, {kill.left_running} left running")
+    assert [kill.left_running for kill in kills] == [0] * len(kills)
+    after = finished(home, "victim")
+    for kill in kills:  # nothing finished was lost or trained again: the very files are there
+        assert kill.finished.items() <= after.items()
+    check_consistent(home)
+
+    # What came out is what an undisturbed search gives, bit for bit.
+    disturbed = load_study("victim")
+    subprocess.run([sys.executable, "-m", "search.cli", "run", str(path), "--fresh"], check=True, capture_output=True)
+    calm = load_study("victim")
+    assert [trial.design_text for trial in disturbed.trials] == [trial.design_text for trial in calm.trials]
+    assert [trial.score for trial in disturbed.trials] == [trial.score for trial in calm.trials]
+
+
+def test_ctrl_c_and_resume(home: Path) -> None:
+    path, log = write_study(home), home / "log.txt"
+    victim = Victim(["run", str(path)], log)
+    victim.wait_for_workers()
+    time.sleep(2)
+    victim.watch()
+    victim.process.send_signal(signal.SIGINT)
+    victim.process.wait(timeout=60)
+    assert "petl-search resume victim" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    _, alive = psutil.wait_procs(list(victim.family.values()), timeout=30)
+    assert not alive
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = [run for experiment in client.search_experiments() for run in client.search_runs([experiment.experiment_id])]
+    assert "RUNNING" not in {run.info.status for run in runs}
+    subprocess.run([sys.executable, "-m", "search.cli", "resume", "victim"], check=True, capture_output=True)
+    check_consistent(home)
+    assert all(trial.state is State.COMPLETE for trial in load_study("victim").trials)
