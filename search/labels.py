@@ -15,7 +15,7 @@ _Floats: TypeAlias = NDArray[np.float64]
 _DISTANCES: Final = (10.0, 18.0, 30.0, 45.0, 65.0, 90.0, 120.0)
 _ANGLES: Final = np.radians(np.arange(0, 360, 15))
 _CLEARANCE: Final = 3.0
-_POINT, _EDGE, _LINE, _AWRY = 25.0, 30.0, 25.0, 15.0  # what it costs, in pixels of distance
+_POINT, _EDGE, _LINE, _CROSSING, _AWRY = 25.0, 30.0, 25.0, 40.0, 15.0  # what it costs, in pixels of distance
 _TOO_BAD: Final = 130.0
 
 
@@ -59,6 +59,7 @@ def place(point: Point, size: Point, area: Box, clutter: Clutter) -> Box | None:
         + _AWRY * (dx - dy)
         + _POINT * _overlaps(padded, np.hstack([clutter.points, clutter.points])).sum(axis=1)
         + _EDGE * _overlaps(padded, clutter.edges).sum(axis=1)
+        + _CROSSING * _crossed(point, boxes, clutter.taken)
         + _LINE * ((padded[:, 1:2] < clutter.lines) & (clutter.lines < padded[:, 3:4])).sum(axis=1)
     )
     best = int(np.argmin(np.where(free, badness, np.inf)))
@@ -66,6 +67,16 @@ def place(point: Point, size: Point, area: Box, clutter: Clutter) -> Box | None:
         return None
     x0, y0, x1, y1 = boxes[best].tolist()
     return x0, y0, x1, y1
+
+
+def _crossed(point: Point, boxes: _Floats, taken: _Floats) -> NDArray[np.int64]:
+    """How many of the taken boxes a straight line from `point` to each box runs through, (n,)."""
+    others = taken[~_overlaps(np.array([[*point, *point]]), taken)[0]]  # a line starts on its own mark
+    near = np.clip(point, boxes[:, :2], boxes[:, 2:])
+    crossed = np.zeros((len(boxes), len(others)), dtype=bool)
+    for part in (0.3, 0.5, 0.7, 0.9):
+        crossed |= _overlaps(np.tile(point + part * (near - point), 2), others)
+    return crossed.sum(axis=1)
 
 
 def _overlaps(boxes: _Floats, others: _Floats) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 def links(experiment_id: str, run_id: str, metric: str) -> str:
     """One line for the experiment's page: the study's own run, and views of the runs."""
     views = " · ".join(f"[{what}]({_view(experiment_id, text, metric)})" for what, text in _filters(run_id).items())
-    return f"[Front and references as tables](#/experiments/{experiment_id}/runs/{run_id}). Runs: {views}"
+    return f"[Front and references as tables]({_page(experiment_id, run_id)}). Runs: {views}"
 
 
 def note(front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str, metric: str) -> str:
@@ -58,13 +58,19 @@ def _view(experiment_id: str, filter_: str, metric: str) -> str:
     """The runs page with a filter, the best first: sorted by date it would fold the trials into their parent."""
     ascending = str(SCORES[metric].direction == MINIMIZE).lower()
     options = {"searchFilter": filter_, "orderByKey": f"metrics.`{metric}`", "orderByAsc": ascending}
-    return f"#/experiments/{experiment_id}/runs?{urlencode(options, quote_via=quote)}"
+    return f"{_page(experiment_id)}&{urlencode(options, quote_via=quote)}"
+
+
+def _page(experiment_id: str, run_id: str = "") -> str:
+    """A run's page, or that of all runs. Without the option MLflow 3 shows its pages for language models."""
+    run = f"/{run_id}" if run_id else ""
+    return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
 
 
 def _line(row: Row, experiment_id: str) -> str:
     test = "" if row["test_score"] is None else f"{row['test_score']:.4f}"
     return (
-        f"| [{row['trial']}](#/experiments/{experiment_id}/runs/{row['run_id']}) | {row['name']} "
+        f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {row['name']} "
         f"| {row['score']:.4f} | {test} | {row['stored_parameters']:,} | {row['stored_percent']:.3f} "
         f"| {row['seconds']:.0f} |"
     )

@@ -18,7 +18,9 @@ def serve(uri: str | None, port: int) -> None:
     root = artifact_root(uri)
     if root is None:
         raise StoreError(f"{uri} is a server already: open it in a browser")
-    print(f"http://127.0.0.1:{port} in some seconds; Ctrl-C ends it", flush=True)
+    # without the option MLflow 3 opens at its pages for language models
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    print("is there in some seconds; Ctrl-C ends it", flush=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
