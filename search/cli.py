@@ -226,7 +226,7 @@ def main() -> None:
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise
         typer.echo(f"petl-search: {error}", err=True)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ class ClusterError(ValueError):
 def joined(resources: ResourcesConfig) -> Iterator[None]:
     """A local Ray for as long as the block runs. Raises ClusterError where a trial cannot fit into it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's agents outlive a driver that is killed until they give up on it: after a minute by default.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning of a coming change
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -45,7 +47,9 @@ def _resources() -> dict[str, float]:
 
 
 def room(resources: ResourcesConfig) -> int:
-    """How many trials run at once: what was asked for, as far as the cluster has the resources."""
+    """How many trials run at once: what was asked for, as far as the cluster, if joined, has the resources."""
+    if not ray.is_initialized():
+        return resources.concurrent
     there = _resources()
     fits = [there.get("CPU", 0) / resources.cpus_per_trial]
     if resources.gpus_per_trial:

@@ -153,7 +153,8 @@ class Search:
         )
         self._check_limits()
         self._enqueued = deque(self._checked(plan.enqueued))
-        self._references = deque(plan.references.items())
+        there = {record.reference for record in records.all()}
+        self._references = deque((name, item) for name, item in plan.references.items() if name not in there)
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
@@ -170,6 +171,11 @@ class Search:
     def active(self) -> frozenset[int]:
         """The trials that were handed out and have not finished."""
         return frozenset(self._active)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing is left to hand out."""
+        return not self._active and not self._open()
 
     @property
     def counted(self) -> int:
@@ -259,21 +265,19 @@ class Search:
             return True
         if self._clock() >= self.plan.budget.hours * 3600:
             return False
-        return bool(self._references or self._enqueued) or (
-            self.counted < self.plan.budget.trials and not self._exhausted
+        return bool(self._references) or (
+            self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)
         )
 
     def _new(self) -> TrialRecord | None:
         """The next trial that the study does not have: references, then enqueued designs, then the sampler's."""
-        there = {record.reference for record in self.records.all()}
-        while self._references:
+        if self._references:
             reference, configuration = self._references.popleft()
-            if reference not in there:
-                if configuration is None:
-                    return self.records.create(None, reference=reference)
-                configuration = self._canonical(configuration)
-                counts = self._count(configuration)
-                return self.records.create(configuration, origin=_origin(None, counts, ()), reference=reference)
+            if configuration is None:
+                return self.records.create(None, reference=reference)
+            configuration = self._canonical(configuration)
+            counts = self._count(configuration)
+            return self.records.create(configuration, origin=_origin(None, counts, ()), reference=reference)
         while self._enqueued and self.counted < self.plan.budget.trials:
             item, found = self._enqueued.popleft()
             if item.configuration.key not in self._twins:

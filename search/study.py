@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ from search.pareto import front as non_dominated
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
-from search.store import StudyLock, TrialFolder
+from search.store import StudyLock, TrialFolder, read_json
 from search.tracking import Tracker, discard
 from search.worker import Workload
 from spaces.space import encode
@@ -44,6 +45,8 @@ class StudyError(ValueError):
 
 class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for it)
     """The run was interrupted; nothing that was finished is lost."""
+
+    exit_code = 130  # as shells have it for SIGINT
 
 
 def run(
@@ -62,34 +65,25 @@ def run(
 
         front = run("spaces/studies/demo.yaml", overrides=["budget.trials=6"]).front()
 
-    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError.
+    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, and
+    InterruptedStudy for Ctrl-C.
     """
     config = load_config(source, overrides)
-    if Records.exists(_database(), config.study):
-        if or_resume:
-            return resume(config.study, console=console)
-        if not fresh:
-            raise StudyError(
-                f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
-                "or start it anew with --fresh, which deletes its trials and adapters"
-            )
-    lock = StudyLock(_folder(config.study))
-    lock.drive()
-    try:
+    there = _existing(config.study)
+    if there and or_resume:
+        return resume(config.study, console=console)
+    if there and not fresh:
+        raise StudyError(
+            f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
+            "or start it anew with --fresh, which deletes its trials and adapters"
+        )
+    with _driving(config.study):
         resolved = _resolve(config)  # before anything is deleted
-        if fresh:
-            _delete(config)
-        with cluster.joined(config.resources):
-            if resolved["precision"] == "auto":
-                resolved["precision"] = cluster.fastest_precision(
-                    config.backbone.model, resolved["labels"], config.resources
-                )
-            records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
-            records.set_info("config", config.model_dump(mode="json"))
-            records.set_info("resolved", resolved)
-            return _drive(config, records, resolved, console or report.console())
-    finally:
-        lock.release()
+        _delete(config)  # also what a driver left that died in the next lines
+        records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
+        records.set_info("config", config.model_dump(mode="json"))
+        records.set_info("resolved", resolved)  # from here on the study exists
+        return _drive(config, records, console or report.console())
 
 
 def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None = None) -> Study:
@@ -98,25 +92,35 @@ def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None 
     `overrides` may change the sections budget and resources. Raises StudyError where there is no
     such study, or where its backbone or data are not what they were.
     """
-    if not Records.exists(_database(), name):
-        there = ", ".join(Records.names(_database()))
+    if not _existing(name):
+        there = ", ".join(Records.names(_database())) if _database_file().exists() else ""
         raise StudyError(f"there is no study {name!r} in {home()}; there are: {there or 'none'}")
-    lock = StudyLock(_folder(name))
-    lock.drive()
-    try:
+    with _driving(name):
         records = Records.open_study(_database(), name)
         config = _changed(records, overrides)
-        resolved = records.info("resolved")
-        now = _resolve(config)
-        for what in ("fingerprint", "digest"):
-            if now[what] != resolved[what]:
-                thing = "backbone" if what == "fingerprint" else "data"
+        before, now = records.info("resolved"), _resolve(config)
+        for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
+            if now[what] != before[what]:
                 raise StudyError(
-                    f"the {thing} of study {name!r} changed since it began ({what} {resolved[what]}, now {now[what]}); "
+                    f"the {thing} of study {name!r} changed since it began ({what} {before[what]}, now {now[what]}); "
                     "restore it, or start anew with --fresh"
                 )
-        with cluster.joined(config.resources):
-            return _drive(config, records, resolved, console or report.console())
+        return _drive(config, records, console or report.console())
+
+
+@contextmanager
+def _driving(study: str) -> Iterator[None]:
+    """This process is the study's one driver inside; Ctrl-C becomes InterruptedStudy."""
+    lock = StudyLock(_folder(study))
+    lock.drive()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedStudy(
+            f"interrupted; nothing that was finished is lost. Go on with: petl-search resume {study}"
+            if _existing(study)
+            else f"interrupted before the study {study!r} began"
+        ) from None
     finally:
         lock.release()
 
@@ -167,42 +171,93 @@ class _Both:
         return tell
 
 
-def _drive(config: StudyConfig, records: Records, resolved: Mapping[str, Any], console: Console) -> Study:
+def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     """Everything after the study is on record: trials, test scores, the published front."""
     folder, uri = _folder(config.study), store_uri(config.tracking.uri)
-    backbone = Backbone.from_dict(resolved["backbone"])
-    workload = Workload(str(folder), resolved["backbone"], resolved["task"], resolved["precision"])
-    info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
-    tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
-    search = Search(records, _plan(config, backbone, len(resolved["labels"])))
-    publisher = _Publisher(tracker, folder)
+    with cluster.joined(config.resources) if _unfinished(config, records, folder) else nullcontext():
+        resolved = _measured(config, records)
+        info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
+        tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
+        status = "FAILED"
+        try:
+            _search(config, records, resolved, _Publisher(tracker, folder), console)
+            study = load_study(config.study, uri)
+            tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.close(status)
+    return load_study(config.study, uri)
+
+
+def _search(
+    config: StudyConfig, records: Records, resolved: Mapping[str, Any], publisher: _Publisher, console: Console
+) -> None:
+    """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
+    workload = Workload(str(publisher.folder), resolved["backbone"], resolved["task"], resolved["precision"])
+    search = Search(records, _plan(config, Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])))
     for record in records.all():
         publisher.tracker.publish(record)
         if record.state is not State.RUNNING:
             publisher.ended(record)
-
     display = Display(
         config.study, config.budget.trials, config.objectives.score, records.all, lambda: _front(records), console
     )
-    display.say(_headline(config, resolved, cluster.room(config.resources)))
-    status = "FAILED"
-    try:
+    display.say(_headline(config, resolved))
+    if not search.done:
         with display.showing():
-            bridge = Bridge(search, _Both(publisher, display), config.objectives.score, _milestones(config))
-            run_trials(bridge, workload, config.resources)
-        status = "KILLED"
-        if any(record.state is State.RUNNING for record in records.all()):
-            raise InterruptedStudy(
-                f"interrupted; nothing that was finished is lost. Go on with: petl-search resume {config.study}"
+            listener = _Both(publisher, display)
+            run_trials(
+                Bridge(search, listener, config.objectives.score, _milestones(config)), workload, config.resources
             )
-        if search.note:
-            display.say(search.note)
-        _test(config, records, resolved, workload, tracker, display)
-        study = _publish(config, tracker, folder, uri)
-        status = "FINISHED"
-    finally:
-        tracker.close(status)
-    return study
+    if any(record.state is State.RUNNING for record in records.all()):
+        raise KeyboardInterrupt
+    if search.note:
+        display.say(search.note)
+    untested = _untested(records, publisher.folder) if "test" in resolved["rows"] else []
+    if untested:
+        display.say(f"scoring {len(untested)} trials on the test split")
+
+    def heard(number: int, scores: dict[str, float] | None, reason: str) -> None:
+        if scores is None:
+            display.say(f"trial {number} could not be tested: {reason}")
+
+    cluster.test_scores(workload, config.resources, [(record.number, record.reference) for record in untested], heard)
+    for record in _shown(records):
+        if tested := TrialFolder(publisher.folder, record.number).find("test"):
+            publisher.tracker.tested(record.number, read_json(tested / "scores.json"))
+
+
+def _unfinished(config: StudyConfig, records: Records, folder: Path) -> bool:
+    """Whether there may be work for Ray."""
+    everything = records.all()
+    trials = sum(record.reference is None for record in everything)
+    return (
+        any(record.state is State.RUNNING for record in everything)
+        or trials < config.budget.trials
+        or not set(config.references) <= {record.reference for record in everything}
+        or bool("test" in records.info("resolved")["rows"] and _untested(records, folder))
+    )
+
+
+def _shown(records: Records) -> list[TrialRecord]:
+    """Members of the front, and the references beside it: the only ones that see the test split."""
+    return [*_front(records), *(r for r in records.all() if r.reference and r.state is State.COMPLETE)]
+
+
+def _untested(records: Records, folder: Path) -> list[TrialRecord]:
+    return [record for record in _shown(records) if not TrialFolder(folder, record.number).find("test")]
+
+
+def _measured(config: StudyConfig, records: Records) -> dict[str, Any]:
+    """What was resolved, the precision included: measured once a study, where it would train."""
+    resolved: dict[str, Any] = records.info("resolved")
+    if resolved["precision"] == "auto":
+        precision = cluster.fastest_precision(config.backbone.model, resolved["labels"], config.resources)
+        records.set_info("resolved", {**resolved, "precision": precision})
+    return dict(records.info("resolved"))
 
 
 def _plan(config: StudyConfig, backbone: Backbone, labels: int) -> Plan:
@@ -276,36 +331,6 @@ def _resolve(config: StudyConfig) -> dict[str, Any]:
     }
 
 
-def _test(
-    config: StudyConfig,
-    records: Records,
-    resolved: Mapping[str, Any],
-    workload: Workload,
-    tracker: Tracker,
-    display: Display,
-) -> None:
-    """The one use of the test split: members of the final front, and the references beside it."""
-    if "test" not in resolved["rows"]:
-        return
-    shown = [*_front(records), *(r for r in records.all() if r.reference and r.state is State.COMPLETE)]
-    display.say(f"scoring {len(shown)} trials on the test split")
-
-    def heard(number: int, scores: dict[str, float] | None, reason: str) -> None:
-        if scores is None:
-            display.say(f"trial {number} could not be tested: {reason}")
-        else:
-            tracker.tested(number, scores)
-
-    cluster.test_scores(workload, config.resources, [(record.number, record.reference) for record in shown], heard)
-
-
-def _publish(config: StudyConfig, tracker: Tracker, folder: Path, uri: str) -> Study:
-    study = load_study(config.study, uri)
-    front = study.front()
-    tracker.front(front.to_rows(), study.reference_rows(), report.write_front(study, folder))
-    return study
-
-
 def _front(records: Records) -> list[TrialRecord]:
     """The non-dominated complete trials, the cheapest first. Limits were kept before training."""
     complete = [
@@ -330,28 +355,40 @@ def _changed(records: Records, overrides: Sequence[str]) -> StudyConfig:
     return config
 
 
-def _headline(config: StudyConfig, resolved: Mapping[str, Any], room: int) -> str:
+def _headline(config: StudyConfig, resolved: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
-    fewer = f" of {config.resources.concurrent} asked for" if room < config.resources.concurrent else ""
+    there = cluster.room(config.resources)
+    fewer = f" of {config.resources.concurrent} asked for" if there < config.resources.concurrent else ""
     return (
         f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
-        f"{resolved['precision']}, {config.budget.trials} trials, {room}{fewer} at once"
+        f"{resolved['precision']}, {config.budget.trials} trials, {there}{fewer} at once"
     )
 
 
 def _delete(config: StudyConfig) -> None:
-    """Removes a study everywhere, its lock file excepted."""
+    """Removes a study everywhere, its lock file excepted; nothing where there is none."""
     if Records.exists(_database(), config.study):
         Records.delete(_database(), config.study)
     discard(store_uri(config.tracking.uri), config.study)
     shutil.rmtree(_folder(config.study) / "trials", ignore_errors=True)
 
 
+def _existing(study: str) -> bool:
+    """Whether a study was begun and not deleted; one whose driver died before it was on record was not."""
+    if not (_database_file().exists() and Records.exists(_database(), study)):
+        return False
+    return Records.open_study(_database(), study).info("resolved") is not None
+
+
 def _folder(study: str) -> Path:
     return home() / "studies" / study
+
+
+def _database_file() -> Path:
+    return home() / "optuna.db"
 
 
 def _database() -> str:
     """The durable Optuna storage of this home."""
     home().mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{home() / 'optuna.db'}"
+    return f"sqlite:///{_database_file()}"

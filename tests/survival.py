@@ -57,7 +57,7 @@ class Victim:
         """The live processes that train."""
         self.watch()
         titles = {child: _title(child) for child in self.family.values()}
-        return [child for child, title in titles.items() if title.startswith("ray::") and "IDLE" not in title]
+        return [child for child, title in titles.items() if title.startswith("ray::ResourceTrainable")]
 
     def wait_for_workers(self) -> None:
         """Until a trial is being trained, or the driver is done."""
