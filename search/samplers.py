@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from petl.backbones import Backbone
 
 POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
+ASIDES: Final = 100  # the latest, that a sampler is told: enough to learn a limit from, and bounded
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
 
@@ -69,7 +70,8 @@ class Proposer:
 
     def ask(self, records: Records, origin: Origin) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
-        told = tell(records, origin, self.objectives, self.limits)
+        # telling costs about a millisecond a trial, and a random sampler does not listen
+        told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits)
         with quiet():
             study = optuna.create_study(
                 directions=[objective.direction for objective in self.objectives],
@@ -107,7 +109,7 @@ def tell(
     A complete trial has its values, a stopped one its last rung's score, a failed one the worst
     score of the study, and so has a proposal outside the limits, with how far it is outside. An
     aside that means what another trial means has that trial's values. References, and trials that
-    were stopped before their first rung, are not told.
+    were stopped before their first rung, are not told, nor any but the latest ASIDES asides.
     """
     score, cost = objectives
     all_records = records.all()
@@ -132,9 +134,12 @@ def tell(
         return record.state is State.PRUNED and not record.rungs
 
     rows: list[Told] = []
+    forgotten = sum(len(records.origin(record.number).asides) for record in all_records) + len(origin.asides) - ASIDES
     for record in [*all_records, None]:
         source = records.origin(record.number) if record else origin
-        for aside in source.asides:
+        asides = source.asides[max(forgotten, 0) :]
+        forgotten -= len(source.asides)
+        for aside in asides:
             twin = all_records[aside.twin] if aside.twin is not None else None
             if twin and silent(twin):
                 continue

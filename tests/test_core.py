@@ -1,0 +1,425 @@
+"""The search by a plain loop over a made-up objective, with restarts at every point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from petl.configuration import Configuration, Training
+from petl.design import Design
+from petl.measurements import Measurements
+from petl.presets import parse
+from search import core
+from search.core import DONE, WAIT, Budget, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
+from search.halving import Asha, Never
+from search.record import Records, State, TrialRecord
+from spaces.space import SPACES, encode, resolve
+
+OPTIONS = {"sizes": [0, 4, 16, 64], "lengths": [0, 4, 16]}
+TRAINING = Training(epochs=3)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    depth: int = 4
+    width: int = 32
+    ffn_width: int = 64
+    heads: int = 4
+
+
+BACKBONE = Tiny()
+
+
+def count(configuration: Configuration) -> Mapping[str, float]:
+    """A made-up count: 10 parameters a unit of size and layer, of a backbone of 100,000."""
+    stored = sum(
+        10 * (part.size or 5) * len(part.layers_of(BACKBONE.depth)) for part in configuration.design.modifications
+    )
+    return {"stored_parameters": float(stored), "stored_percent": stored / 1000}
+
+
+def score(configuration: Configuration, epochs: float) -> float:
+    """Better with size, with diminishing returns, with a learning rate near 1e-3, and with epochs."""
+    size = math.log1p(count(configuration)["stored_parameters"]) / 12
+    rate = abs(math.log10(configuration.training.learning_rate / 1e-3))
+    return (0.5 + 0.4 * size - 0.1 * rate) * (1 - 0.3 * math.exp(-epochs))
+
+
+def plan(**changes: object) -> Plan:
+    values = {
+        "space": resolve("unified", OPTIONS, TRAINING),
+        "backbone": BACKBONE,
+        "count": count,
+        "budget": Budget(trials=8),
+        "sampler": "random",
+    }
+    return Plan(**{**values, **changes})
+
+
+def measured(configuration: Configuration | None, **changes: float) -> Measurements:
+    if configuration is None:
+        return Measurements(accuracy=0.3)
+    values = {
+        "accuracy": score(configuration, 3),
+        "stored_parameters": int(count(configuration)["stored_parameters"]),
+        "epochs": 3.0,
+    }
+    return Measurements(**{**values, **changes})
+
+
+def train(search: Search, record: TrialRecord, after: Callable[[], None] = lambda: None) -> None:
+    """One trial as a worker would run it; `after` is called after every call of the search."""
+    for epoch in search.rungs(record.number):
+        assert record.configuration
+        known = epoch in search.records.get(record.number).rungs
+        decision = search.report(record.number, epoch, score(record.configuration, epoch))
+        if not known:  # else a search that is killed after every call would never get further
+            after()
+        if decision is Decision.STOP:
+            search.finish(record.number, measured(record.configuration, epochs=epoch), stopped=True)
+            return after()
+    search.finish(record.number, measured(record.configuration))
+    return after()
+
+
+def run(search: Search) -> list[TrialRecord]:
+    """One worker until the search is over."""
+    while isinstance(step := search.next(1), Start | Resume):
+        train(search, step.record)
+    assert step is DONE
+    return search.records.all()
+
+
+def facts(records: Records) -> list[object]:
+    """All of a study but the times, and but what a stopped trial measured: its rungs are what counts."""
+    return [
+        (
+            replace(
+                record,
+                started=None,
+                ended=None,
+                measurements=None if record.state is State.PRUNED else record.measurements,
+            ),
+            records.origin(record.number),
+            records.stopped_at(record.number),
+        )
+        for record in records.all()
+    ]
+
+
+def test_budget_counts_sampled_trials_and_not_references() -> None:
+    references = {"majority": None, "head_only": Configuration(Design(), TRAINING)}
+    done = run(Search(Records.in_memory(), plan(references=references)))
+    assert [record.reference for record in done[:3]] == ["majority", "head_only", None]
+    assert len(done) == 2 + 8
+    assert all(record.state is State.COMPLETE for record in done)
+    assert len({record.configuration.key for record in done if record.configuration}) == 9
+
+
+def test_enqueued_designs_come_before_sampled_ones_and_count() -> None:
+    design = parse("lora:rank=4,scale=2")
+    configuration = Configuration(design, TRAINING)
+    item = Enqueued("lora", configuration, encode("unified", design, 1e-3, BACKBONE, OPTIONS))
+    assert item.coordinates
+    other = Enqueued("houlsby:size=10", Configuration(parse("houlsby:size=10"), TRAINING))
+    done = run(Search(Records.in_memory(), plan(enqueued=[item, other, item])))
+    assert [record.name for record in done[:3]] == ["lora", "houlsby:size=10", ""]
+    assert done[0].params["low_rank.attention"] == 4  # the size, not its index
+    assert done[1].params == {}
+    assert len(done) == 8
+
+
+def test_enqueued_designs_outside_the_limits_are_refused_all_at_once() -> None:
+    items = [Enqueued(text, Configuration(parse(text), TRAINING)) for text in ("houlsby:size=64", "mam", "bitfit")]
+    with pytest.raises(SearchError, match=r"houlsby:size=64: stored_percent 5.12 > 5; mam: stored_percent"):
+        Search(Records.in_memory(), plan(enqueued=items, limits={"stored_percent": 5.0}))
+
+
+def test_coordinates_of_another_configuration_are_refused() -> None:
+    coordinates = encode("unified", parse("bitfit"), 1e-3, BACKBONE, OPTIONS)
+    item = Enqueued("lora", Configuration(parse("lora:rank=4"), TRAINING), coordinates)
+    with pytest.raises(SearchError, match="lora: its coordinates are those of another"):
+        Search(Records.in_memory(), plan(enqueued=[item]))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_no_trial_lies_outside_the_limits(sampler: str) -> None:
+    limits = {"stored_parameters": 500.0}
+    records = Records.in_memory()
+    search = Search(records, plan(limits=limits, sampler=sampler, budget=Budget(trials=12)))
+    done = run(search)
+    assert len(done) == 12
+    assert all(count(record.configuration)["stored_parameters"] <= 500 for record in done if record.configuration)
+    asides = [aside for record in done for aside in records.origin(record.number).asides]
+    assert asides  # the limit binds
+    assert all(aside.counts["stored_parameters"] > 500 for aside in asides if aside.twin is None)
+
+
+def test_references_are_exempt_from_limits_and_rungs() -> None:
+    full = Configuration(parse("lora:rank=512"), TRAINING)
+    chosen = plan(references={"full": full}, limits={"stored_percent": 0.5}, rule=Asha(epochs=3, first=1))
+    done = run(Search(Records.in_memory(), chosen))
+    assert done[0].reference == "full"
+    assert done[0].state is State.COMPLETE
+    assert done[0].rungs == {}
+
+
+def test_a_limit_on_what_training_tells_is_refused() -> None:
+    with pytest.raises(SearchError, match="one of stored_parameters, stored_percent; received 'seconds'"):
+        Search(Records.in_memory(), plan(limits={"seconds": 10.0}))
+
+
+def test_a_space_outside_its_limits_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "DRAWS", 50)
+    space = resolve("unified", {**OPTIONS, "methods": ["ffn", "bias"]}, TRAINING)
+
+    def large(configuration: Configuration) -> Mapping[str, float]:
+        return {"stored_percent": 9.0}
+
+    with pytest.raises(SearchError, match=r"no point of the space was within stored_percent <= 5 .* raise the limit"):
+        Search(Records.in_memory(), plan(space=space, count=large, limits={"stored_percent": 5.0})).next(1)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
+def test_a_finite_space_ends_when_it_is_exhausted(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "PROPOSALS", 5)
+    monkeypatch.setattr(core, "DRAWS", 100)
+    space = resolve("prefix", {"lengths": [2], "learning_rate": [1e-3, 1e-3], "first_layers": [0, 2]}, TRAINING)
+    records = Records.in_memory()
+    search = Search(records, plan(space=space, sampler=sampler))
+    done = run(search)
+    # length 0 is one configuration whatever its first layer; length 2 has two
+    assert sorted(record.configuration.design.describe() for record in done if record.configuration) == [
+        "head only",
+        "prefix 2",
+        "prefix 2, top 2",
+    ]
+    assert "exhausted after 3 of 8" in search.note
+    assert search.next(1) is DONE
+
+
+def test_a_twin_that_still_runs_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "DRAWS", 100)
+    space = resolve("prefix", {"lengths": [2], "learning_rate": [1e-3, 1e-3], "first_layers": [0]}, TRAINING)
+    search = Search(Records.in_memory(), plan(space=space, budget=Budget(trials=8, concurrent=8)))
+    first, second = search.next(8), search.next(7)
+    assert isinstance(first, Start)
+    assert isinstance(second, Start)
+    assert search.next(6) is WAIT
+    for step in (first, second):
+        search.finish(step.record.number, measured(step.record.configuration))
+    assert search.next(8) is DONE
+    assert len(search.records.all()) == 2
+
+
+def test_concurrency_is_capped_and_counts_running_trials() -> None:
+    search = Search(Records.in_memory(), plan(budget=Budget(trials=3, concurrent=2)))
+    first, second = search.next(5), search.next(4)
+    assert isinstance(first, Start)
+    assert isinstance(second, Start)
+    assert search.active == {0, 1}
+    assert search.next(3) is WAIT
+    assert search.next(0) is WAIT
+    train(search, first.record)
+    third = search.next(4)
+    assert isinstance(third, Start)
+    assert search.next(3) is WAIT
+    for step in (second, third):
+        train(search, step.record)
+    assert search.next(5) is DONE
+
+
+def test_nothing_starts_after_the_hours_and_running_trials_go_on() -> None:
+    now = [0.0]
+    records = Records.in_memory()
+    budget = Budget(trials=8, hours=1.0, concurrent=2)
+    search = Search(records, plan(budget=budget, rule=Asha(epochs=3)), clock=lambda: now[0])
+    step = search.next(2)
+    assert isinstance(step, Start)
+    now[0] = 3600.0
+    assert search.next(1) is WAIT
+    again = Search(records, plan(budget=budget, rule=Asha(epochs=3)), clock=lambda: now[0])
+    step = again.next(1)
+    assert isinstance(step, Resume)
+    train(again, step.record)
+    assert again.next(2) is DONE
+    assert [record.state for record in records.all()] == [State.COMPLETE]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_fails_as_diverged(bad: float) -> None:
+    search = Search(Records.in_memory(), plan(rule=Asha(epochs=3)))
+    at_rung, at_end = search.next(1), search.next(1)
+    assert isinstance(at_rung, Start)
+    assert search.report(0, 1.0, bad) is Decision.STOP
+    assert search.finish(0, stopped=True).failure == "diverged"
+    at_end = search.next(1)
+    assert isinstance(at_end, Start)
+    closed = search.finish(1, measured(at_end.record.configuration, accuracy=bad))
+    assert (closed.state, closed.failure) == (State.FAIL, "diverged")
+    assert len(run(search)) == 8
+
+
+def test_failures_keep_their_reason_and_count() -> None:
+    search = Search(Records.in_memory(), plan())
+    step = search.next(1)
+    assert isinstance(step, Start)
+    assert search.finish(0, failure="out of memory").failure == "out of memory"
+    assert search.finish(0, measured(step.record.configuration)).state is State.FAIL  # the first end stays
+    step = search.next(1)
+    assert isinstance(step, Start)
+    assert search.finish(1, Measurements(loss=0.4, epochs=3)).failure == "accuracy was not measured"
+    assert len(run(search)) == 8
+
+
+def test_a_trial_short_of_its_epochs_is_not_complete() -> None:
+    search = Search(Records.in_memory(), plan())
+    step = search.next(1)
+    assert isinstance(step, Start)
+    assert search.finish(0, measured(step.record.configuration, epochs=2.9)).state is State.PRUNED
+    step = search.next(1)
+    assert isinstance(step, Start)
+    assert search.finish(1, measured(step.record.configuration, epochs=3 - 1e-9)).state is State.COMPLETE
+
+
+def test_asha_stops_what_is_not_among_the_best_third() -> None:
+    search = Search(Records.in_memory(), plan(rule=Asha(epochs=3, eta=3), budget=Budget(trials=6, concurrent=6)))
+    for _ in range(6):
+        assert isinstance(search.next(6), Start)
+    scores = [0.5, 0.4, 0.6, 0.55, 0.7, 0.65]
+    decisions = [search.report(number, 1.0, value) for number, value in enumerate(scores)]
+    # floor(n / 3), at least 1, may go on: the best of 1 to 5, then the best two of 6
+    goes_on = [True, False, True, False, True, True]
+    assert [decision is Decision.CONTINUE for decision in decisions] == goes_on
+    # the same reports again are answered as they were, though more scores are there now
+    assert [search.report(number, 1.0, 0.0) for number in range(6)] == decisions
+    assert [record.rungs for record in search.records.all()] == [{1.0: value} for value in scores]
+
+
+def test_a_rung_is_recognised_by_its_value() -> None:
+    search = Search(Records.in_memory(), plan(rule=Asha(epochs=1, eta=3, first=1 / 9)))
+    assert isinstance(search.next(1), Start)
+    first, second = search.rungs(0)
+    search.report(0, first + 1e-12, 0.5)
+    search.report(0, second - 1e-9, 0.5)
+    assert tuple(search.records.get(0).rungs) == (first, second)
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tuple[Records, int]:
+    """Run with the search dropped and made anew after every `every` calls; the number of resumes."""
+    resumes, handed = 0, []
+    while True:
+        calls = 0
+
+        def after() -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= every:
+                raise Killed
+
+        search = Search(records(), chosen)
+        try:
+            while isinstance(step := search.next(1), Start | Resume):
+                if isinstance(step, Resume):
+                    resumes += 1  # not a place to be killed: with every=1 nothing would ever train
+                else:
+                    handed.append(step.record.number)
+                    after()
+                train(search, step.record, after)
+            assert step is DONE
+        except Killed:
+            continue
+        assert handed == [record.number for record in search.records.all()]  # each started once
+        return search.records, resumes
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_restarts_lose_nothing_and_repeat_nothing(sampler: str, every: int) -> None:
+    """One worker, so that no order of arrival differs: the interrupted study equals the other exactly."""
+    chosen = plan(
+        sampler=sampler,
+        rule=Asha(epochs=3, eta=2, first=0.75),
+        limits={"stored_parameters": 2_000.0},
+        references={"majority": None, "head_only": Configuration(Design(), TRAINING)},
+        enqueued=[Enqueued("lora", Configuration(parse("lora:rank=4"), TRAINING))],
+        budget=Budget(trials=14),
+    )
+    whole = Records.in_memory()
+    run(Search(whole, chosen))
+    states = [record.state for record in whole.all()]
+    assert State.PRUNED in states
+    assert State.COMPLETE in states
+    cut = Records.in_memory()
+    records, resumes = interrupted(lambda: cut, chosen, every)
+    assert facts(records) == facts(whole)
+    assert resumes > 0 or every > 3
+
+
+def test_restarts_from_sqlite_equal_an_uninterrupted_study(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    Records.create_study(url, "cut", ("accuracy", "stored_parameters"))
+    chosen = plan(sampler="gp", rule=Asha(epochs=3), limits={"stored_parameters": 2_000.0}, budget=Budget(trials=13))
+    whole = Records.in_memory()
+    run(Search(whole, chosen))
+    records, _ = interrupted(lambda: Records.open_study(url, "cut"), chosen, 4)
+    assert facts(records) == facts(whole)
+
+
+def test_running_trials_come_back_once_each() -> None:
+    records = Records.in_memory()
+    chosen = plan(budget=Budget(trials=5, concurrent=3), rule=Asha(epochs=3))
+    search = Search(records, chosen)
+    for free in (3, 2, 1):
+        assert isinstance(search.next(free), Start)
+    search.report(0, 1.0, 0.9)
+    search.report(1, 1.0, 0.1)  # told to stop, and killed before it ended
+    again = Search(records, chosen)
+    assert records.get(1).state is State.PRUNED
+    steps = [again.next(3), again.next(2)]
+    assert [(type(step), step.record.number) for step in steps if isinstance(step, Resume)] == [
+        (Resume, 0),
+        (Resume, 2),
+    ]
+    assert steps[0].record.rungs == {1.0: 0.9}  # type: ignore[union-attr]
+    assert isinstance(again.next(1), Start)
+    assert again.next(0) is WAIT
+    assert len(records.all()) == 4
+
+
+def test_a_bad_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match="concurrent is at least 1; received 0"):
+        Budget(trials=3, concurrent=0)
+    with pytest.raises(ValueError, match="hours is at least 0; received nan"):
+        Budget(trials=3, hours=math.nan)
+
+
+def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that branches: its dimensions appear and vanish, and the stock samplers must cope."""
+    from petl.design import Form, Modification, Site
+
+    def branching(trial: object, backbone: Tiny, *, most: int) -> Configuration:
+        if trial.suggest_categorical("form", ["bias", "prefix"]) == "bias":  # type: ignore[attr-defined]
+            part = Modification(form=Form.BIAS, site=Site.MODEL)
+        else:
+            length = trial.suggest_int("length", 1, most)  # type: ignore[attr-defined]
+            part = Modification(form=Form.PREFIX, site=Site.HEADS, composition="gate", size=length)
+        return Configuration(Design((part,)), TRAINING)
+
+    monkeypatch.setattr(core, "branching", branching, raising=False)
+    for sampler in ("gp", "tpe", "nsga2"):
+        chosen = plan(space=resolve("search.core:branching", {"most": 400}), sampler=sampler, rule=Never())
+        assert len(run(Search(Records.in_memory(), chosen))) == 8
+
+
+def test_every_space_of_ours_runs() -> None:
+    for name in SPACES:
+        assert len(run(Search(Records.in_memory(), plan(space=resolve(name, {}, TRAINING))))) == 8
