@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from search.query import ParetoFront, Study, load_study
     from search.record import TrialRecord
+    from search.study import run
 
 _HOMES: Final = {
     "run": "search.study",
@@ -17,7 +18,7 @@ _HOMES: Final = {
     "TrialRecord": "search.record",
 }
 
-__all__ = ["ParetoFront", "Study", "TrialRecord", "load_study"]
+__all__ = ["ParetoFront", "Study", "TrialRecord", "load_study", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,7 +76,7 @@ def _crossed(point: Point, boxes: _Floats, taken: _Floats) -> NDArray[np.int64]:
     crossed = np.zeros((len(boxes), len(others)), dtype=bool)
     for part in (0.3, 0.5, 0.7, 0.9):
         crossed |= _overlaps(np.tile(point + part * (near - point), 2), others)
-    return crossed.sum(axis=1)
+    return np.asarray(crossed.sum(axis=1))
 
 
 def _overlaps(boxes: _Floats, others: _Floats) -> NDArray[np.bool_]:

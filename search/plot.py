@@ -97,7 +97,7 @@ class _View:
         measured, rungs = trial.measurements, trial.record.rungs
         score, cost = self.front.objectives
         y = score.value(measured) if measured else (rungs[max(rungs)] if rungs else None)
-        x = cost.value(measured) if measured else None
+        x = cost.value(measured) if measured else trial.row.counts.get(cost.name)
         if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
             yield x, y
 

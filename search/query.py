@@ -96,8 +96,9 @@ class Trial:
 
     @property
     def cost(self) -> float | None:
-        """The study's second objective."""
-        return self.objectives[1].value(self.measurements) if self.measurements else None
+        """The study's second objective; before the end of training, where it is known by then."""
+        objective = self.objectives[1]
+        return objective.value(self.measurements) if self.measurements else self.row.counts.get(objective.name)
 
     @property
     def test_score(self) -> float | None:
@@ -111,18 +112,18 @@ class Trial:
 
     def to_row(self) -> dict[str, Any]:
         """A JSON-ready row with the keys of ROW."""
-        measured = self.measurements
+        measured = self.measurements.to_dict() if self.measurements else self.row.counts
         return {
             "trial": self.trial,
             "name": self.name,
             "design": self.design_text,
             "score": self.score,
             "metric": self.objectives[0].name,
-            "stored_parameters": measured.stored_parameters if measured else None,
-            "stored_percent": measured.stored_percent if measured else None,
-            "trained_parameters": measured.trained_parameters if measured else None,
+            "stored_parameters": measured.get("stored_parameters"),
+            "stored_percent": measured.get("stored_percent"),
+            "trained_parameters": measured.get("trained_parameters"),
             "test_score": self.test_score,
-            "seconds": measured.seconds if measured else None,
+            "seconds": measured.get("seconds"),
             "run_id": self.run_id,
         }
 

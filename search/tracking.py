@@ -72,10 +72,14 @@ class StudySummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """A TrialRecord and what only MLflow adds: its run, the scores on the test split, the front."""
+    """A TrialRecord and what else MLflow has of it.
+
+    `counts` are the measurements known before training, by name; `test` the scores on the test split.
+    """
 
     record: TrialRecord
     run_id: str
+    counts: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     on_front: bool = False
 
@@ -93,6 +97,7 @@ class _Child:
     run_id: str
     status: str
     record: str | None
+    counts: str | None
     test: str | None
     on_front: bool
     has_parameters: bool
@@ -123,6 +128,7 @@ class Tracker:
                 run_id=run.info.run_id,
                 status=run.info.status,
                 record=_joined(run.data.tags, "record"),
+                counts=_joined(run.data.tags, "counts"),
                 test=_joined(run.data.tags, "test"),
                 on_front=run.data.tags.get("on_front") == "true",
                 has_parameters=bool(run.data.params),
@@ -157,8 +163,12 @@ class Tracker:
         child = self._children.get(number)
         return child.run_id if child else None
 
-    def publish(self, record: TrialRecord) -> str:
-        """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing."""
+    def publish(self, record: TrialRecord, counts: Mapping[str, float] | None = None) -> str:
+        """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing.
+
+        `counts` are measurements known before training, by the names of Measurements: the only cost
+        that a stopped or failed trial has. They never change.
+        """
         child = self._children.get(record.number)
         if child is None:
             child = self._children[record.number] = self._create(record)
@@ -174,6 +184,10 @@ class Tracker:
                 tags=_readable(record) | _split("record", text),
             )
             child.record, child.has_parameters = text, bool(parameters)
+        if counts and child.counts is None:
+            child.counts = json.dumps(dict(counts), sort_keys=True)
+            metrics = [] if record.measurements else self._new(child, counts, step=0)
+            _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
         status = STATUS[record.state]
         if child.status != status:
             if record.state is State.RUNNING:
@@ -257,6 +271,7 @@ class Tracker:
             run_id=run.info.run_id,
             status="RUNNING",
             record=None,
+            counts=None,
             test=None,
             on_front=False,
             has_parameters=False,
@@ -400,6 +415,7 @@ def _row(run: Run, text: str) -> TrialRow:
     return TrialRow(
         record=from_dict(json.loads(text)),
         run_id=run.info.run_id,
+        counts=json.loads(_joined(run.data.tags, "counts") or "{}"),
         test=json.loads(_joined(run.data.tags, "test") or "{}"),
         on_front=run.data.tags.get("on_front") == "true",
     )

@@ -140,6 +140,13 @@ def test_rows_have_exactly_these_keys(study: Study) -> None:
     assert rows[0]["test_score"] is None
 
 
+def test_a_trial_that_still_runs_has_its_counts(store: tuple[str, Tracker]) -> None:
+    store[1].publish(RECORDS[12], {"stored_parameters": 77, "stored_percent": 0.0077, "trained_parameters": 80})
+    trial = load_study("demo", store[0]).trial(12)
+    assert (trial.cost, trial.score) == (77, None)
+    assert (trial.to_row()["stored_parameters"], trial.to_row()["seconds"]) == (77, None)
+
+
 def test_references_have_rows(study: Study) -> None:
     assert [(row["name"], row["score"]) for row in study.reference_rows()] == [("full", 0.99), ("majority", 0.4)]
 

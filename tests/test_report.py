@@ -63,7 +63,7 @@ RECORDS = [
     *(trial(n, 0.65 + 0.01 * n - 0.0005 * n * n, 3_000 * 2**n) for n in range(8)),
     *(trial(8 + n, 0.60 + 0.01 * n, 5_000 * 2**n) for n in range(6)),
     trial(14, 0.3, 9_999),
-    trial(15, 0.61, 50_000, state=State.PRUNED, rungs={1.0: 0.61}),
+    trial(15, 0.61, 50_000, state=State.PRUNED, rungs={0.5: 0.6, 1.0: 0.67}, measurements=None),
     trial(16, 0.0, 1, state=State.FAIL, measurements=None, failure="diverged: loss\nat step 3"),
     trial(17, 0.73, BASE, reference="full"),
     trial(18, 0.43, 0, reference="majority", configuration=None),
@@ -73,7 +73,15 @@ RECORDS = [
 def study(records: list[TrialRecord] = RECORDS, **objectives: str) -> Study:
     info = {**INFO, "objectives": {**INFO["objectives"], **objectives}}
     summary = StudySummary(name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=info)
-    rows = [TrialRow(record=record, run_id=f"run-{record.number}", test={"accuracy": 0.5}) for record in records]
+    rows = [
+        TrialRow(
+            record=record,
+            run_id=f"run-{record.number}",
+            counts={"stored_parameters": 50_000} if record.number == 15 else {},
+            test={"accuracy": 0.5},
+        )
+        for record in records
+    ]
     return Study(summary, tuple(rows), "sqlite:///nowhere.db")
 
 
@@ -118,7 +126,7 @@ def test_a_trial_in_words(number: int) -> None:
     text = printed(lambda out: report.print_trial(study().trial(number), out), 100)
     expected = {
         3: ["complete", "prefix.length  4", "ffn.scale", "run-3", "24,000"],
-        15: ["stopped early", "1  0.6100"],
+        15: ["stopped early", "1    0.6700"],
         16: ["failed", "at step 3"],
         18: ["reference majority", "accuracy"],
     }
@@ -173,6 +181,12 @@ def test_the_picture_names_members_and_references(drawn: Any) -> None:
     assert "full 0.730, 100 %" in words
     assert "majority 0.430 ↓" in words  # below the picture, named at its foot
     assert axes.get_title("left") == "demo · minilm · tweets"
+
+
+def test_a_stopped_trial_stands_at_its_last_rung(drawn: Any) -> None:
+    axes = drawn(study()).axes[0]
+    marks = next(group for group in axes.collections if str(group.get_label()).startswith("stopped early"))
+    assert marks.get_offsets().tolist() == [[50_000, 0.67]]
 
 
 def test_labels_overlap_neither_each_other_nor_the_members(drawn: Any) -> None:

@@ -149,6 +149,18 @@ def test_children_are_nested_named_and_tagged(tracker: Tracker) -> None:
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
 
 
+def test_counts_are_there_before_training_and_stay(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    counts = {"stored_parameters": 1234, "stored_percent": 6.17}
+    run = tracker._client.get_run(tracker.publish(RUNNING, counts))
+    assert run.data.metrics == counts
+    second = again(tracker, uri, tmp_path)
+    for record in (RUNNING, replace(RUNNING, state=State.PRUNED, rungs={1.0: 0.5})):
+        second.publish(record, counts)
+    (row,) = tracking.records(uri, study)
+    assert (row.counts, row.record.state) == (counts, State.PRUNED)
+    assert history(second, 3, "stored_parameters") == [(0, 1234)]
+
+
 def test_no_step_is_written_twice(tracker: Tracker, uri: str, tmp_path: Path) -> None:
     tracker.publish(RUNNING)
     points = [{"step": step, "train_loss": 1 / step, "learning_rate": 1e-3} for step in range(10, 60, 10)]
