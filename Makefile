@@ -18,7 +18,7 @@ setup: .venv/.installed
 	touch $@
 
 demo: setup
-	$(BIN)/petl-search demo
+	$(BIN)/petl-search run spaces/studies/demo.yaml --or-resume
 
 test: setup
 	$(BIN)/python -m pytest

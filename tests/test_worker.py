@@ -1,0 +1,130 @@
+"""A worker's attempts at trials, without Ray: what lies in the trial's folder decides where one goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+
+from petl import backbones, tasks
+from petl.configuration import Configuration, Training
+from petl.presets import parse
+from search.store import TrialFolder, read_json
+from search.worker import Attempt, Job, Resident, Workload
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return studies.study(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def workload(content: dict[str, Any], tmp_path: Path) -> Workload:
+    backbone = backbones.describe(content["backbone"]["model"])
+    return Workload(str(tmp_path), backbone.to_dict(), asdict(tasks.resolve(content["task"])), "fp32")
+
+
+def job(design: str = "lora:rank=2", number: int = 0, **training: Any) -> Job:
+    settings = {"learning_rate": 5e-3, "epochs": 3.0, "batch_size": 16, **training}
+    configuration = Configuration(parse(design), Training(**settings)).to_dict()
+    return Job(number, configuration, None, (1.0, 2.0, 3.0), time.time())
+
+
+def finish(attempt: Attempt) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    while not report.get("done"):
+        report = attempt.advance()
+    return report
+
+
+def test_milestones_are_reported_and_kept(workload: Workload) -> None:
+    attempt = Attempt(Resident(workload), job())
+    for epoch in (1.0, 2.0):
+        report = attempt.advance()
+        assert [row["epoch"] for row in report["validations"]] == list(range(1, int(epoch) + 1))
+        states = [path.name for path in attempt.folder.path.glob("state-*")]
+        assert states == [f"state-{report['validations'][-1]['step']}"]
+    report = attempt.advance()
+    assert report["done"]
+    assert report["measurements"]["epochs"] == 3.0
+    assert not list(attempt.folder.path.glob("state-*"))
+    assert {path.name for path in (attempt.folder.path / "result" / "adapter").iterdir()} == {
+        "adapter.safetensors", "design.json", "head.safetensors", "model.json", "tokenizer",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("milestones", [0, 1, 2])
+def test_another_process_goes_on_from_the_folder(workload: Workload, milestones: int, tmp_path: Path) -> None:
+    whole = finish(Attempt(Resident(Workload(**{**asdict(workload), "folder": str(tmp_path / "whole")})), job()))
+    first = Attempt(Resident(workload), job())
+    for _ in range(milestones):
+        first.advance()
+    second = Attempt(Resident(workload), job())
+    if milestones:  # what the first reported may never have arrived
+        assert len(second.advance()["validations"]) == milestones
+    report = finish(second)
+    for key in ("accuracy", "loss", "f1"):
+        assert report["measurements"][key] == whole["measurements"][key]
+    assert [point["loss"] for point in report["points"]] == [point["loss"] for point in whole["points"]]
+
+
+def test_a_committed_result_is_reported_without_training(workload: Workload) -> None:
+    report = finish(Attempt(Resident(workload), job()))
+    again = Attempt(Resident(workload), job())
+    manifest = (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns
+    assert again.advance()["measurements"] == report["measurements"]
+    assert (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns == manifest
+
+
+def test_a_torn_state_is_not_used(workload: Workload) -> None:
+    attempt = Attempt(Resident(workload), job())
+    attempt.advance()
+    state = attempt.folder.latest_state()
+    assert state is not None
+    (state / "state.safetensors").write_bytes((state / "state.safetensors").read_bytes()[:-8])
+    assert len(finish(Attempt(Resident(workload), job()))["validations"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("design", "training", "reason"),
+    [
+        ("full", {"learning_rate": 1e30, "clip": 0.0}, "diverged: "),
+        ("prefix:length=10000000000000", {}, "out of memory: "),
+        ("pfeiffer", {}, "DesignError: supported so far"),
+    ],
+)
+def test_failures_are_reported_and_the_resident_lives_on(
+    workload: Workload, design: str, training: dict[str, Any], reason: str
+) -> None:
+    resident = Resident(workload)
+    before = finish(Attempt(resident, job(number=0)))
+    report = finish(Attempt(resident, job(design, number=1, **training)))
+    assert report["failure"].startswith(reason)
+    after = finish(Attempt(resident, job(number=2)))
+    assert after["measurements"]["accuracy"] == before["measurements"]["accuracy"]
+    assert after["measurements"]["loss"] == before["measurements"]["loss"]
+
+
+@pytest.mark.parametrize("name", ["majority", "probe"])
+def test_baselines(workload: Workload, name: str) -> None:
+    resident = Resident(workload)
+    report = Attempt(resident, Job(0, None, name, (), time.time())).advance()
+    measured, labels = report["measurements"], resident.data.splits["validation"].labels.numpy()
+    counts = [int((resident.data.splits["train"].labels == index).sum()) for index in range(3)]
+    majority = float((labels == counts.index(max(counts))).mean())
+    if name == "majority":
+        assert measured["accuracy"] == pytest.approx(majority)
+        assert measured["trained_parameters"] == 0
+    else:
+        assert measured["trained_parameters"] == 3 * (32 + 1)
+        assert measured["accuracy"] > majority
+    scores = resident.test(0, name)
+    assert scores == read_json(TrialFolder(Path(workload.folder), 0).path / "test" / "scores.json")
+
+
+def test_job_survives_json() -> None:
+    assert Job.from_json(job().to_json()).configuration == job().configuration
