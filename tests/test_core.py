@@ -309,7 +309,7 @@ def test_a_rung_is_recognised_by_its_value() -> None:
     assert tuple(search.records.get(0).rungs) == (first, second)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -323,7 +323,7 @@ def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tup
             nonlocal calls
             calls += 1
             if calls >= every:
-                raise Killed
+                raise KilledError
 
         search = Search(records(), chosen)
         try:
@@ -335,7 +335,7 @@ def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tup
                     after()
                 train(search, step.record, after)
             assert step is DONE
-        except Killed:
+        except KilledError:
             continue
         assert handed == [record.number for record in search.records.all()]  # each started once
         return search.records, resumes

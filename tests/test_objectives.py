@@ -1,0 +1,50 @@
+"""The table of objectives: every row is a measurement, with a direction and a reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from petl.measurements import Measurements
+from search.objectives import COSTS, SCORES, objectives, reference_point
+
+
+@pytest.mark.parametrize("name", [*SCORES, *COSTS])
+def test_every_objective_is_a_measurement(name: str) -> None:
+    objective = {**SCORES, **COSTS}[name]
+    assert objective.name == name
+    assert objective.value(Measurements(**{name: 3})) == 3.0
+    reference = reference_point((SCORES["accuracy"], objective), base_parameters=1_000)[1]
+    assert math.isfinite(reference)
+
+
+def test_directions() -> None:
+    maximised = [name for name, objective in {**SCORES, **COSTS}.items() if objective.direction == "maximize"]
+    assert maximised == ["accuracy", "f1", "matthews"]
+
+
+def test_what_is_known_before_training() -> None:
+    known = [name for name, objective in {**SCORES, **COSTS}.items() if objective.known]
+    assert known == ["stored_parameters", "trained_parameters", "paper_parameters"]
+
+
+def test_the_worst_is_by_direction() -> None:
+    assert SCORES["accuracy"].worst([0.5, 0.2, 0.9]) == 0.2
+    assert SCORES["loss"].worst([0.5, 0.2, 0.9]) == 0.9
+    assert SCORES["accuracy"].worst([]) == 0.0
+
+
+def test_an_absent_score_is_none() -> None:
+    assert SCORES["f1"].value(Measurements(accuracy=0.5)) is None
+
+
+def test_reference_point_of_counts_is_the_pretrained_model() -> None:
+    assert reference_point(objectives("f1", "stored_parameters"), 22_713_216) == (0.0, 22_713_216.0)
+
+
+def test_unknown_names_are_refused_with_the_list() -> None:
+    with pytest.raises(ValueError, match="score is one of accuracy, f1, matthews, loss; received 'acc'"):
+        objectives("acc", "seconds")
+    with pytest.raises(ValueError, match=r"cost is one of stored_parameters, .* received 'accuracy'"):
+        objectives("accuracy", "accuracy")
