@@ -17,15 +17,20 @@ class Objective:
 
     `reference` is its side of the hypervolume's reference point, and what a trial that failed is
     given while nothing better is known; None stands for the size of the pretrained model. `known`:
-    exact before training. `logarithmic`: spread over orders of magnitude, so that a sampler is shown
-    its logarithm.
+    exact before training. `knee`: where it is spread over orders of magnitude, and differences below
+    the knee hardly matter, a sampler is shown log(1 + value / knee): linear below, logarithmic above.
     """
 
     name: str
     direction: Literal["minimize", "maximize"]
     reference: float | None
     known: bool = False
-    logarithmic: bool = False
+    knee: float | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether it is spread over orders of magnitude."""
+        return self.knee is not None
 
     def value(self, measurements: Measurements) -> float | None:
         """What was measured, or None."""
@@ -34,7 +39,7 @@ class Objective:
 
     def seen(self, value: float) -> float:
         """The value as a sampler sees it."""
-        return math.log1p(value) if self.logarithmic else value
+        return value if self.knee is None else math.log1p(value / self.knee)
 
     def worst(self, values: list[float]) -> float:
         """The worst of these, or the reference where there is none."""
@@ -53,13 +58,17 @@ SCORES: Final[Mapping[str, Objective]] = {
     )
 }
 
+# Without a knee the step from none to the smallest design would weigh as much as from there to the largest,
+# and a search by hypervolume would spend its trials on the learning rate of the bare head.
+_PARAMETERS: Final = 1_000.0
+
 COSTS: Final[Mapping[str, Objective]] = {
     objective.name: objective
     for objective in (
-        Objective("stored_parameters", MINIMIZE, None, known=True, logarithmic=True),
-        Objective("trained_parameters", MINIMIZE, None, known=True, logarithmic=True),
-        Objective("paper_parameters", MINIMIZE, None, known=True, logarithmic=True),
-        Objective("seconds", MINIMIZE, 86_400.0, logarithmic=True),
+        Objective("stored_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
+        Objective("trained_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
+        Objective("paper_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
+        Objective("seconds", MINIMIZE, 86_400.0, knee=1.0),
         Objective("latency_ms", MINIMIZE, 1_000.0),
         Objective("peak_memory_mb", MINIMIZE, 81_920.0),
     )

@@ -367,7 +367,7 @@ def test_restarts_lose_nothing_and_repeat_nothing(sampler: str, every: int) -> N
 def test_restarts_from_sqlite_equal_an_uninterrupted_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     Records.create_study(url, "cut", ("accuracy", "stored_parameters"))
-    chosen = plan(sampler="gp", rule=Asha(epochs=3), limits={"stored_parameters": 2_000.0}, budget=Budget(trials=13))
+    chosen = plan(sampler="gp", rule=Asha(epochs=3), budget=Budget(trials=12))
     whole = Records.in_memory()
     run(Search(whole, chosen))
     records, _ = interrupted(lambda: Records.open_study(url, "cut"), chosen, 4)

@@ -35,6 +35,14 @@ def test_the_worst_is_by_direction() -> None:
     assert SCORES["accuracy"].worst([]) == 0.0
 
 
+def test_a_sampler_sees_counts_by_their_logarithm_above_the_knee() -> None:
+    stored, accuracy = COSTS["stored_parameters"], SCORES["accuracy"]
+    assert accuracy.seen(0.5) == 0.5
+    assert stored.seen(0.0) == 0.0
+    assert stored.seen(10.0) == pytest.approx(0.01, rel=0.01)  # linear far below 1,000
+    assert stored.seen(1e9) - stored.seen(1e8) == pytest.approx(math.log(10), rel=1e-4)
+
+
 def test_an_absent_score_is_none() -> None:
     assert SCORES["f1"].value(Measurements(accuracy=0.5)) is None
 
