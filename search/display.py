@@ -77,6 +77,10 @@ class Display:
                 self._reached[record.number] = reached
             self._line(record, reached)
 
+    def restarted(self, record: TrialRecord) -> None:
+        """A trial's process died."""
+        self.say(f"the worker process of trial {record.number} died; another one goes on from its last milestone")
+
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""
         if record.state is State.COMPLETE and record.measurements:

@@ -7,6 +7,7 @@ experiment is never read.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -36,6 +37,9 @@ class Listener(Protocol):
 
     def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """The trial passed a milestone; `report` is a worker's."""
+
+    def restarted(self, record: TrialRecord) -> None:
+        """The trial's process died; another one goes on from the last milestone."""
 
     def ended(self, record: TrialRecord) -> None:
         """The trial is COMPLETE, PRUNED or FAIL."""
@@ -92,6 +96,10 @@ class Bridge:
             self._end(tune_id, measurements=Measurements.from_dict(measured))
         # else: Tune itself is being stopped; the trial stays open and a resume takes it up
 
+    def restarted(self, tune_id: str) -> None:
+        """Tune starts the trial again in another process."""
+        self.listener.restarted(self.search.records.get(self._numbers[tune_id]))
+
     def _take_in(self, number: int, report: Mapping[str, Any]) -> bool:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
         decisions = [
@@ -142,6 +150,17 @@ class _Scheduler(FIFOScheduler):
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 
+class _Restarts(tune.Callback):
+    """Hears of trials whose process died."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called before the trial starts again."""
+        self.bridge.restarted(trial.trial_id)
+
+
 def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -> None:
     """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`."""
     os.environ |= {
@@ -151,6 +170,7 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
         "TUNE_MAX_PENDING_TRIALS_PG": str(resources.concurrent),  # else workers start one after another
         "RAY_AIR_NEW_OUTPUT": "0",
     }
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of workers that died
     trainable = tune.with_resources(
         tune.with_parameters(Worker, workload=workload),
         {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
@@ -171,6 +191,6 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
                 name="trials",
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
-                callbacks=[],
+                callbacks=[_Restarts(bridge)],
             ),
         ).fit()

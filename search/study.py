@@ -25,6 +25,7 @@ from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
 from search.display import Display
 from search.home import artifact_root, home, store_uri
+from search.naming import curve
 from search.pareto import front as non_dominated
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
@@ -128,33 +129,35 @@ def _driving(study: str) -> Iterator[None]:
 class _Publisher:
     """Keeps MLflow in line with the records: a Listener."""
 
-    def __init__(self, tracker: Tracker, folder: Path) -> None:
-        self.tracker, self.folder = tracker, folder
+    def __init__(self, tracker: Tracker, records: Records, folder: Path) -> None:
+        self.tracker, self.records, self.folder = tracker, records, folder
 
     def started(self, record: TrialRecord) -> None:
         """The trial's run exists from here on."""
-        self.tracker.publish(record)
+        self.tracker.publish(record, self.records.origin(record.number).counts)
 
     def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """Curves over steps."""
-        self.tracker.publish(record)
-        points = [
-            {"train_loss" if key == "loss" else key: value for key, value in point.items()}
-            for point in report.get("points", ())
-        ]
-        validations = [
-            {"step": row["step"], "epoch": row["epoch"], **row["scores"]} for row in report.get("validations", ())
-        ]
+        self.started(record)
         start = [{"step": 0, "startup_seconds": report["startup_seconds"]}] if "startup_seconds" in report else []
-        self.tracker.progress(record.number, [*start, *points, *validations])
+        points = curve(report.get("points", ()), report.get("validations", ()))
+        self.tracker.progress(record.number, [*start, *points])
+
+    def restarted(self, record: TrialRecord) -> None:
+        """Nothing: the run goes on."""
 
     def ended(self, record: TrialRecord) -> None:
         """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
-        self.tracker.publish(record)
+        self.started(record)
         trial = TrialFolder(self.folder, record.number)
         if record.state is State.COMPLETE and (result := trial.find("result")) and (result / "adapter").is_dir():
             self.tracker.artifacts(record.number, result / "adapter")
         trial.drop_states()
+
+    def everything(self) -> None:
+        """Whatever an earlier driver did not live to publish."""
+        for record in self.records.all():
+            (self.started if record.state is State.RUNNING else self.ended)(record)
 
 
 class _Both:
@@ -180,7 +183,7 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
         tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
         status = "FAILED"
         try:
-            _search(config, records, resolved, _Publisher(tracker, folder), console)
+            _search(config, records, resolved, _Publisher(tracker, records, folder), console)
             study = load_study(config.study, uri)
             tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
             status = "FINISHED"
@@ -198,10 +201,7 @@ def _search(
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     workload = Workload(str(publisher.folder), resolved["backbone"], resolved["task"], resolved["precision"])
     search = Search(records, _plan(config, Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])))
-    for record in records.all():
-        publisher.tracker.publish(record)
-        if record.state is not State.RUNNING:
-            publisher.ended(record)
+    publisher.everything()
     display = Display(
         config.study, config.budget.trials, config.objectives.score, records.all, lambda: _front(records), console
     )
