@@ -100,8 +100,9 @@ class Display:
     def _progress(self) -> str:
         records = self._records()
         over = sum(record.state is not State.RUNNING and record.reference is None for record in records)
-        elapsed = time.monotonic() - self._began
-        return f"[{_clock(elapsed)}] {over}/{self.budget}"
+        left = _left(records, self.budget)
+        expected = "" if left is None else f", about {_clock(left)} left"
+        return f"[{_clock(time.monotonic() - self._began)}{expected}] {over}/{self.budget}"
 
     def _render(self) -> RenderableType:
         with self._lock:

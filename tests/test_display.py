@@ -1,0 +1,65 @@
+"""What a person sees during a run: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from petl.configuration import Configuration
+from petl.measurements import Measurements
+from petl.presets import parse
+from search.display import Display, _left
+from search.record import State, TrialRecord
+
+LORA = TrialRecord(number=1, state=State.RUNNING, configuration=Configuration(parse("lora:rank=8")), started=0.0)
+DONE = replace(
+    LORA,
+    number=2,
+    state=State.COMPLETE,
+    ended=60.0,
+    measurements=Measurements(accuracy=0.8125, stored_parameters=73728, stored_percent=0.325),
+)
+FAILED = replace(LORA, number=3, state=State.FAIL, failure="out of memory: 9 GB", ended=60.0)
+STOPPED = replace(LORA, number=4, state=State.PRUNED, ended=60.0)
+MAJORITY = TrialRecord(number=0, state=State.COMPLETE, reference="majority", started=0.0, ended=1.0)
+RECORDS = [MAJORITY, LORA, DONE, FAILED, STOPPED]
+
+
+def shown(terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    display = Display("demo", 24, "accuracy", lambda: RECORDS, lambda: [DONE], console)
+    with display.showing():
+        for record in RECORDS:
+            display.started(record)
+        display.reported(LORA, {"validations": [{"epoch": 1.0, "scores": {"accuracy": 0.75}}]})
+        for record in (DONE, FAILED, STOPPED):
+            display.ended(record)
+        display.restarted(LORA)
+    return out.getvalue()
+
+
+def test_plain_lines_without_a_terminal() -> None:
+    text = shown(terminal=False)
+    assert "trial 1 (lora query,value 8 x2) accuracy 0.7500 after 1 epochs" in text
+    assert "trial 2 (lora query,value 8 x2) finished: accuracy 0.8125, 73,728 parameters" in text
+    assert "failed: out of memory: 9 GB" in text
+    assert "3/24" in text
+    assert "\x1b" not in text
+
+
+def test_live_table_on_a_terminal() -> None:
+    text = shown(terminal=True)
+    for part in ("3/24 trials", "2 finished", "1 running", "1 stopped early", "1 failed", "elapsed", "left"):
+        assert part in text
+    for part in ("front so far", "0.8125", "73,728", "accuracy 0.7500 after 1 epochs", "out of memory: 9 GB"):
+        assert part in text
+
+
+def test_expected_time_is_the_pace_of_what_is_over() -> None:
+    """Three trials took 60 s each. Two run, half done on average; 24 - 5 wait; two at once."""
+    records = [DONE, FAILED, STOPPED, LORA, replace(LORA, number=5)]
+    assert _left(records, 24) == 60 * (19 + 1) / 2
+    assert _left(records[:2], 24) is None
