@@ -25,8 +25,6 @@ class ClusterError(ValueError):
 def joined(resources: ResourcesConfig) -> Iterator[None]:
     """A local Ray for as long as the block runs. Raises ClusterError where a trial cannot fit into it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's agents outlive a driver that is killed until they give up on it: after a minute by default.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning of a coming change
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 _READY = 120.0  # seconds until a driver has workers
-_GONE = 30.0  # seconds until nothing of a killed driver lives
+_GONE = 90.0  # seconds until nothing of a killed driver lives: two agents of Ray's take 60 to give up on it
 
 
 @dataclass
@@ -25,7 +25,6 @@ class Kill:
     who: str
     after: float
     finished: dict[int, str]
-    left_running: int = 0
 
 
 @dataclass
@@ -72,13 +71,18 @@ class Victim:
             draw.choice(workers).kill()
         return bool(workers)
 
-    def kill(self) -> int:
-        """SIGKILL to the driver alone; how many of its processes outlive it for long."""
+    def kill(self) -> None:
+        """SIGKILL to the driver alone."""
         self.watch()
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(list(self.family.values()), timeout=_GONE)
-        return len(alive)
+
+
+def left_running(victims: list[Victim]) -> list[str]:
+    """The processes that outlived these drivers."""
+    everybody = [process for victim in victims for process in victim.family.values()]
+    _, alive = psutil.wait_procs(everybody, timeout=_GONE)
+    return [_title(process) for process in alive]
 
 
 def finished(home: Path, study: str) -> dict[int, str]:
