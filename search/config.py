@@ -49,6 +49,11 @@ class BackboneConfig(_Section):
     model: str = Field(min_length=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
+    @field_validator("model")
+    @classmethod
+    def _anchored(cls, value: str) -> str:
+        return _anchored(value) if Path(value).expanduser().exists() else value
+
 
 class ObjectivesConfig(_Section):
     """The two axes of the front."""
@@ -124,6 +129,12 @@ class TrackingConfig(_Section):
 
     uri: str | None = None
 
+    @field_validator("uri")
+    @classmethod
+    def _anchored(cls, value: str | None) -> str | None:
+        scheme, found, path = (value or "").partition("sqlite:///")
+        return f"sqlite:///{_anchored(path)}" if found and not scheme and path else value
+
 
 class StudyConfig(_Section):
     """One study, as in a study file. `seed` is the training seed of all its trials."""
@@ -154,6 +165,11 @@ class StudyConfig(_Section):
     @field_validator("task")
     @classmethod
     def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
+        paths = value.get("paths")
+        if isinstance(paths, str):
+            paths = {"train": paths}
+        if isinstance(paths, dict):
+            value = {**value, "paths": {split: _anchored(str(path)) for split, path in paths.items()}}
         tasks.resolve(value)
         return value
 
@@ -267,6 +283,11 @@ def _fault(fault: Any) -> str:
         return f"  {where}: no such key; received {fault['input']!r}"
     # our own rules quote what they received where it is not the whole section
     return f"  {where}: {rule}" + ("" if "received" in rule else f"; received {fault['input']!r}")
+
+
+def _anchored(path: str) -> str:
+    """An absolute path: workers run in other folders, and a resume may too. `package:` names stay."""
+    return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
 
 
 def _check_training(settings: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ray import tune
@@ -45,11 +46,17 @@ class Listener(Protocol):
         """The trial is COMPLETE, PRUNED or FAIL."""
 
 
+def milestones(rungs: Sequence[float], epochs: float) -> tuple[float, ...]:
+    """The epochs at which a trial validates: its rungs, every whole epoch, and the end."""
+    whole = [float(epoch) for epoch in range(1, math.ceil(epochs))]
+    return tuple(sorted({*rungs, *whole, epochs}))
+
+
 class Bridge:
     """Translates between Tune's trials and the search's."""
 
-    def __init__(self, search: Search, listener: Listener, score: str, milestones: tuple[float, ...]) -> None:
-        self.search, self.listener, self.score, self.milestones = search, listener, score, milestones
+    def __init__(self, search: Search, listener: Listener, score: str) -> None:
+        self.search, self.listener, self.score = search, listener, score
         self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +77,9 @@ class Bridge:
             number=record.number,
             configuration=configuration.to_dict() if configuration else None,
             reference=record.reference,
-            milestones=self.milestones if configuration else (),
+            milestones=milestones(self.search.rungs(record.number), configuration.training.epochs)
+            if configuration
+            else (),
             assigned=time.time(),
         )
         self.listener.started(record)

@@ -209,9 +209,7 @@ def _search(
     if not search.done:
         with display.showing():
             listener = _Both(publisher, display)
-            run_trials(
-                Bridge(search, listener, config.objectives.score, _milestones(config)), workload, config.resources
-            )
+            run_trials(Bridge(search, listener, config.objectives.score), workload, config.resources)
     if any(record.state is State.RUNNING for record in records.all()):
         raise KeyboardInterrupt
     if search.note:
@@ -301,13 +299,6 @@ def _plan(config: StudyConfig, backbone: Backbone, labels: int) -> Plan:
         references=config.reference_configurations(),
         enqueued=[enqueued(text) for text in config.enqueue],
     )
-
-
-def _milestones(config: StudyConfig) -> tuple[float, ...]:
-    """The epochs at which a trial validates: the rungs, every whole epoch, and the end."""
-    epochs = config.budget.epochs
-    whole = [float(epoch) for epoch in range(1, math.ceil(epochs))]
-    return tuple(sorted({*config.scheduler.rule(epochs).rungs, *whole, epochs}))
 
 
 def _resolve(config: StudyConfig) -> dict[str, Any]:

@@ -170,9 +170,9 @@ class Attempt:
                 # what the state had reached may never have arrived
                 return self._report()
         run = self._run
-        reached = run.epoch
-        run.advance(next(milestone for milestone in self.job.milestones if milestone > reached + 1e-9))
-        if run.epoch < configuration.training.epochs:
+        reached = run.position.validations[-1].epoch if run.position.validations else 0.0
+        reached = run.advance(next(milestone for milestone in self.job.milestones if milestone > reached)).epoch
+        if reached < configuration.training.epochs:
             part = f"state-{run.position.step}"
             state, (tensors, position) = self.folder.begin(part), run.state()
             save_file(tensors, state / "state.safetensors")

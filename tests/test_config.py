@@ -108,6 +108,20 @@ def test_space_of_the_users_own_is_imported(tmp_path: Path, monkeypatch: pytest.
         load_config(study(tmp_path, space={"name": "my_space:yours"}))
 
 
+def test_relative_paths_are_of_the_folder_where_the_study_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    content = study(tmp_path, backbone={"model": "backbone"}, tracking={"uri": "sqlite:///mine.db"})
+    config = load_config({**content, "task": {"name": "words", "paths": "rows.csv"}})
+    assert config.backbone.model == str(tmp_path / "backbone")
+    assert config.task["paths"] == {"train": str(tmp_path / "rows.csv")}
+    assert config.tracking.uri == f"sqlite:///{tmp_path / 'mine.db'}"
+    for kept in ("roberta-base", "package:some-model/files"):
+        assert load_config({**content, "backbone": {"model": kept}}).backbone.model == kept
+
+
 def test_files_that_are_no_study(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")

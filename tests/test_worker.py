@@ -57,6 +57,17 @@ def test_milestones_are_reported_and_kept(workload: Workload) -> None:
     }  # fmt: skip
 
 
+def test_each_milestone_is_reported_once_wherever_its_step_falls(workload: Workload) -> None:
+    """A third of an epoch is no whole number of steps; 2.9 and 3 epochs may be the same one."""
+    milestones = (1 / 3, 0.67, 1.0, 2.99, 3.0)
+    attempt = Attempt(Resident(workload), Job(**{**asdict(job()), "milestones": milestones}))
+    report = finish(attempt)
+    assert tuple(row["epoch"] for row in report["validations"]) == milestones
+    steps = [row["step"] for row in report["validations"]]
+    per_epoch = -(-len(attempt.resident.data.splits["train"]) // 16)
+    assert steps == [round(milestone * per_epoch) for milestone in milestones]
+
+
 @pytest.mark.parametrize("milestones", [0, 1, 2])
 def test_another_process_goes_on_from_the_folder(workload: Workload, milestones: int, tmp_path: Path) -> None:
     whole = finish(Attempt(Resident(Workload(**{**asdict(workload), "folder": str(tmp_path / "whole")})), job()))
