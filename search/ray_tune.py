@@ -55,8 +55,9 @@ def milestones(rungs: Sequence[float], epochs: float) -> tuple[float, ...]:
 class Bridge:
     """Translates between Tune's trials and the search's."""
 
-    def __init__(self, search: Search, listener: Listener, score: str) -> None:
-        self.search, self.listener, self.score = search, listener, score
+    def __init__(self, search: Search, listeners: Sequence[Listener], score: str) -> None:
+        self.search, self.listeners, self.score = search, listeners, score
+        self.error: Exception | None = None  # why no further trial could be proposed
         self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +66,11 @@ class Bridge:
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """A configuration for Tune, None to wait, or FINISHED."""
-        decision = self.search.next(free_workers=1)
+        try:
+            decision = self.search.next(free_workers=1)
+        except Exception as error:  # also what a space of the user's own raises; running trials still end
+            self.error = error
+            return str(Searcher.FINISHED)
         if decision is DONE:
             return str(Searcher.FINISHED)
         if decision is WAIT:
@@ -82,7 +87,8 @@ class Bridge:
             else (),
             assigned=time.time(),
         )
-        self.listener.started(record)
+        for listener in self.listeners:
+            listener.started(record)
         return {"job": job.to_json()}
 
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
@@ -107,7 +113,8 @@ class Bridge:
 
     def restarted(self, tune_id: str) -> None:
         """Tune starts the trial again in another process."""
-        self.listener.restarted(self.search.records.get(self._numbers[tune_id]))
+        for listener in self.listeners:
+            listener.restarted(self.search.records.get(self._numbers[tune_id]))
 
     def _take_in(self, number: int, report: Mapping[str, Any]) -> bool:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
@@ -115,13 +122,15 @@ class Bridge:
             self.search.report(number, validation["epoch"], validation["scores"][self.score])
             for validation in report.get("validations", ())
         ]
-        self.listener.reported(self.search.records.get(number), report)
+        for listener in self.listeners:
+            listener.reported(self.search.records.get(number), report)
         return Decision.STOP not in decisions
 
     def _end(self, tune_id: str, **outcome: Any) -> None:
         number = self._numbers.pop(tune_id)
         self.search.finish(number, **outcome)
-        self.listener.ended(self.search.records.get(number))
+        for listener in self.listeners:
+            listener.ended(self.search.records.get(number))
 
 
 class _Searcher(Searcher):
@@ -171,7 +180,10 @@ class _Restarts(tune.Callback):
 
 
 def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -> None:
-    """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`."""
+    """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`.
+
+    Raises what the search raised when it was asked for a trial, once the running ones have ended.
+    """
     os.environ |= {
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
@@ -203,3 +215,5 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
                 callbacks=[_Restarts(bridge)],
             ),
         ).fit()
+    if bridge.error:
+        raise bridge.error

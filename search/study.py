@@ -79,7 +79,8 @@ def run(
             "or start it anew with --fresh, which deletes its trials and adapters"
         )
     with _driving(config.study):
-        resolved = _resolve(config)  # before anything is deleted
+        resolved = _resolve(config)
+        _rehearse(config, resolved)  # whatever is wrong is said before anything is made or deleted
         _delete(config)  # also what a driver left that died in the next lines
         records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
         records.set_info("config", config.model_dump(mode="json"))
@@ -160,20 +161,6 @@ class _Publisher:
             (self.started if record.state is State.RUNNING else self.ended)(record)
 
 
-class _Both:
-    """Two listeners as one."""
-
-    def __init__(self, *listeners: Any) -> None:
-        self.listeners = listeners
-
-    def __getattr__(self, name: str) -> Any:
-        def tell(*arguments: Any) -> None:
-            for listener in self.listeners:
-                getattr(listener, name)(*arguments)
-
-        return tell
-
-
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     """Everything after the study is on record: trials, test scores, the published front."""
     folder, uri = _folder(config.study), store_uri(config.tracking.uri)
@@ -200,7 +187,7 @@ def _search(
 ) -> None:
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     workload = Workload(str(publisher.folder), resolved["backbone"], resolved["task"], resolved["precision"])
-    search = Search(records, _plan(config, Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])))
+    search = Search(records, _plan(config, resolved))
     publisher.everything()
     display = Display(
         config.study, config.budget.trials, config.objectives.score, records.all, lambda: _front(records), console
@@ -208,9 +195,8 @@ def _search(
     display.say(_headline(config, resolved))
     if not search.done:
         with display.showing():
-            listener = _Both(publisher, display)
-            run_trials(Bridge(search, listener, config.objectives.score), workload, config.resources)
-    if any(record.state is State.RUNNING for record in records.all()):
+            run_trials(Bridge(search, (publisher, display), config.objectives.score), workload, config.resources)
+    if not search.done:
         raise KeyboardInterrupt
     if search.note:
         display.say(search.note)
@@ -258,7 +244,19 @@ def _measured(config: StudyConfig, records: Records) -> dict[str, Any]:
     return dict(records.info("resolved"))
 
 
-def _plan(config: StudyConfig, backbone: Backbone, labels: int) -> Plan:
+def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+    """A search that proposes one point and is thrown away.
+
+    Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
+    """
+    plan, objectives = _plan(config, resolved), (config.objectives.score, config.objectives.cost)
+    Search(Records.in_memory(objectives), plan)
+    bare = replace(plan, references={}, enqueued=(), sampler="random")
+    Search(Records.in_memory(objectives), bare).next(free_workers=1)
+
+
+def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
+    backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
     options = dict(config.space)
     name = options.pop("name", "unified")
     training = config.fixed_training

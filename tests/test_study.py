@@ -34,6 +34,21 @@ def space(trial, backbone, training):
 """
 
 
+MOODY = """
+from petl.configuration import Configuration
+from petl.presets import parse
+
+calls = []
+
+
+def space(trial, backbone):
+    calls.append(trial)
+    if len(calls) > 3:
+        raise RuntimeError("had enough")
+    return Configuration(parse(f"lora:rank={trial.suggest_int('rank', 1, 64)}"))
+"""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
@@ -208,11 +223,38 @@ def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
     assert {trial.run_id for trial in again.trials}.isdisjoint(trial.run_id for trial in study.trials)
 
 
+def test_a_space_that_raises_in_the_middle_ends_the_search_and_keeps_what_was_trained(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moody.py").write_text(MOODY)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = studies.study(
+        tmp_path / "inputs",
+        study="moody",
+        space={"name": "moody:space"},
+        references=[],
+        scheduler={"name": "none"},
+        budget={"trials": 9, "epochs": 1},
+    )
+    with pytest.raises(RuntimeError, match="had enough"):
+        run(content, console=Console(quiet=True))
+    trials = load_study("moody").trials
+    assert trials
+    assert {trial.state for trial in trials} == {State.COMPLETE}
+
+
 def test_faults_of_a_study_leave_nothing_behind(home: Path, content: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         run({**content, "study": "faulty", "sampler": {"name": "grid"}})
     task = {**content["task"], "columns": {"text": "sentence", "label": "label"}}
     with pytest.raises(ValueError, match="no column"):
         run({**content, "study": "faulty", "task": task})
+    with pytest.raises(ValueError, match="lora"):  # the smallest LoRA is larger than that
+        run({**content, "study": "faulty", "constraints": {"stored_parameters": 1}})
+    with pytest.raises(ValueError, match="no point of the space"):
+        run({**content, "study": "faulty", "space": {"name": "lora", "sizes": [8, 16]}, "enqueue": [],
+             "constraints": {"stored_parameters": 1}})  # fmt: skip
+    with pytest.raises(ValueError, match="first_layers"):  # the backbone has two layers
+        run({**content, "study": "faulty", "space": {"name": "unified", "first_layers": [7]}})
     with pytest.raises(StudyError, match="no study 'faulty'"):
         resume("faulty")
