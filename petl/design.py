@@ -328,17 +328,16 @@ class Design:
         return Design((*self.modifications, *other.modifications), head=self.head or other.head)
 
     def describe(self) -> str:
-        """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3`."""
-        if not self.modifications:
-            return "head only"
-        spans = {m.layers for m in self.modifications if "layers" in RULES[m.form].options}
-        shared = spans.pop() if len(spans) == 1 else "all"
-        groups: dict[Modification, list[Modification]] = {}
+        """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3; bias`."""
+        groups: dict[str, dict[Modification, list[Modification]]] = {}
         for m in self.modifications:
             alike = replace(m, site=LINEARS[0]) if m.form is Form.LOW_RANK else m
-            groups.setdefault(alike, []).append(m)
-        text = " + ".join(_describe(group, shared) for group in groups.values())
-        return text if shared == "all" else f"{text}, {_layers(shared)}"
+            groups.setdefault(m.layers, {}).setdefault(alike, []).append(m)
+        texts = []
+        for layers, group in groups.items():
+            where = {"all": ""}.get(layers, f", {layers}" if layers.startswith("top") else f", layers {layers}")
+            texts.append(" + ".join(map(_describe, group.values())) + where)
+        return "; ".join(texts) or "head only"
 
     def __str__(self) -> str:
         return self.describe()
@@ -354,12 +353,8 @@ def table() -> str:
     )
 
 
-def _layers(layers: str) -> str:
-    return layers if layers.startswith("top") else f"layers {layers}"
-
-
-def _describe(group: Sequence[Modification], shared: str) -> str:
-    """Modifications that are alike but for their sites, as one phrase; `shared` layers are said elsewhere."""
+def _describe(group: Sequence[Modification]) -> str:
+    """Modifications that are alike but for their sites, as one phrase; their layers are said elsewhere."""
     m = group[0]
     sites = ",".join(str(modification.site) for modification in group)
     words = {
@@ -375,8 +370,6 @@ def _describe(group: Sequence[Modification], shared: str) -> str:
         words.append("x learned")
     elif m.form is Form.PREFIX and m.composition is Composition.ADD:
         words.append("ungated")
-    if m.layers not in ("all", shared):
-        words.append(_layers(m.layers))
     return " ".join(words)
 
 

@@ -54,7 +54,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
     or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
 ) -> None:
-    """Run a study to its end: search, test scores of the front, plot.
+    """Run a study: search, test scores, plot.
 
     Example: petl-search run spaces/studies/demo.yaml --set budget.trials=48
     """
@@ -67,7 +67,10 @@ def run(
 
 @app.command()
 def resume(name: Name, overrides: Overrides = None) -> None:
-    """Go on with a study that was interrupted or killed, or with a larger budget.
+    """Go on with an interrupted study.
+
+    Killed or stopped at any moment, it loses nothing that was finished; a larger budget continues a
+    finished one.
 
     Example: petl-search resume demo --set budget.trials=48
     """
@@ -80,7 +83,7 @@ def resume(name: Name, overrides: Overrides = None) -> None:
 
 @app.command()
 def ls(uri: Uri = None) -> None:
-    """List the studies of a store, the newest first.
+    """List the studies, the newest first.
 
     Example: petl-search ls
     """
@@ -102,7 +105,7 @@ def show(
     trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
     uri: Uri = None,
 ) -> None:
-    """Show a study, or everything that is known of one of its trials.
+    """Show a study, or one of its trials.
 
     Example: petl-search show demo 12
     """
@@ -129,7 +132,7 @@ def front(
     ] = None,
     uri: Uri = None,
 ) -> None:
-    """Print the Pareto front: the best score for every number of stored parameters.
+    """Print the Pareto front, and draw it.
 
     Example: petl-search front demo --max-parameters 1% --plot front.png
     """
@@ -158,7 +161,9 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
     uri: Uri = None,
 ) -> None:
-    """Write a trial's trained adapter as a folder that `petl.storage.load_model` reads.
+    """Write a trial's trained adapter as a folder.
+
+    `petl.storage.load_model` reads it.
 
     Example: petl-search export demo 12 my-adapter
     """
@@ -175,7 +180,7 @@ def count(
     labels: Annotated[int, typer.Option(help="Labels of the task head; 0 leaves the head out.", min=0)] = 0,
     format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
 ) -> None:
-    """Count a design's parameters exactly, without loading weights.
+    """Count a design's parameters, without weights.
 
     Example: petl-search count roberta-base mam:length=30,size=512,scale=4
     """
@@ -199,7 +204,9 @@ def count(
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000, uri: Uri = None) -> None:
-    """Serve MLflow's pages on the store, for this machine only, until Ctrl-C.
+    """Serve MLflow's pages, until Ctrl-C.
+
+    For this machine only.
 
     Example: petl-search ui --port 5001
     """

@@ -29,19 +29,20 @@ class Display:
     """Hears of trials as `ray_tune.Listener`, and shows them.
 
     `records` gives all trials, `front` the non-dominated ones by cost; `budget` is the number of
-    trials asked for, beside the references.
+    trials asked for, beside the references, `at_once` how many run side by side.
     """
 
     def __init__(
         self,
         study: str,
         budget: int,
+        at_once: int,
         score: str,
         records: Callable[[], Sequence[TrialRecord]],
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
     ) -> None:
-        self.study, self.budget, self.score = study, budget, score
+        self.study, self.budget, self.at_once, self.score = study, budget, at_once, score
         self.console = console or Console()
         self._records, self._front = records, front
         self._began = time.monotonic()
@@ -100,7 +101,7 @@ class Display:
     def _progress(self) -> str:
         records = self._records()
         over = sum(record.state is not State.RUNNING and record.reference is None for record in records)
-        left = _left(records, self.budget)
+        left = _left(records, self.budget, self.at_once)
         expected = "" if left is None else f", about {_clock(left)} left"
         return f"[{_clock(time.monotonic() - self._began)}{expected}] {over}/{self.budget}"
 
@@ -117,7 +118,7 @@ class Display:
             f"  {over}/{self.budget} trials  ",
             "  ".join(f"{states[state]} {word}" for state, word in _WORDS.items() if states[state]),
             f"  {_clock(elapsed)} elapsed",
-            f", about {_clock(left)} left" if (left := _left(records, self.budget)) is not None else "",
+            f", about {_clock(left)} left" if (left := _left(records, self.budget, self.at_once)) is not None else "",
         )
         running = Table.grid(padding=(0, 2))
         for record in records:
@@ -147,7 +148,7 @@ def label(record: TrialRecord) -> str:
     return record.name or design
 
 
-def _left(records: Sequence[TrialRecord], budget: int) -> float | None:
+def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | None:
     """Seconds until the budget is spent, at the pace of the trials that are over."""
     spans = [
         record.ended - record.started
@@ -156,9 +157,9 @@ def _left(records: Sequence[TrialRecord], budget: int) -> float | None:
     ]
     if len(spans) < 3:
         return None
-    running = [record for record in records if record.state is State.RUNNING]
-    waiting = budget - len(spans) - sum(record.reference is None for record in running)
-    return sum(spans) / len(spans) * (max(0, waiting) + len(running) / 2) / max(1, len(running))
+    running = sum(record.state is State.RUNNING and record.reference is None for record in records)
+    waiting = max(0, budget - len(spans) - running)
+    return sum(spans) / len(spans) * (waiting + running / 2) / at_once
 
 
 def _clock(seconds: float) -> str:

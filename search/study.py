@@ -189,13 +189,14 @@ def _search(
     workload = Workload(str(publisher.folder), resolved["backbone"], resolved["task"], resolved["precision"])
     search = Search(records, _plan(config, resolved))
     publisher.everything()
+    at_once, score = cluster.room(config.resources), config.objectives.score
     display = Display(
-        config.study, config.budget.trials, config.objectives.score, records.all, lambda: _front(records), console
+        config.study, config.budget.trials, at_once, score, records.all, lambda: _front(records), console
     )
-    display.say(_headline(config, resolved))
+    display.say(_headline(config, resolved, at_once))
     if not search.done:
         with display.showing():
-            run_trials(Bridge(search, (publisher, display), config.objectives.score), workload, config.resources)
+            run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
     if not search.done:
         raise KeyboardInterrupt
     if search.note:
@@ -344,13 +345,12 @@ def _changed(records: Records, overrides: Sequence[str]) -> StudyConfig:
     return config
 
 
-def _headline(config: StudyConfig, resolved: Mapping[str, Any]) -> str:
+def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
-    there = cluster.room(config.resources)
-    fewer = f" of {config.resources.concurrent} asked for" if there < config.resources.concurrent else ""
+    fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
     return (
         f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
-        f"{resolved['precision']}, {config.budget.trials} trials, {there}{fewer} at once"
+        f"{resolved['precision']}, {config.budget.trials} trials, {at_once}{fewer} at once"
     )
 
 

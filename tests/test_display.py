@@ -30,7 +30,7 @@ RECORDS = [MAJORITY, LORA, DONE, FAILED, STOPPED]
 def shown(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
-    display = Display("demo", 24, "accuracy", lambda: RECORDS, lambda: [DONE], console)
+    display = Display("demo", 24, 2, "accuracy", lambda: RECORDS, lambda: [DONE], console)
     with display.showing():
         for record in RECORDS:
             display.started(record)
@@ -61,5 +61,5 @@ def test_live_table_on_a_terminal() -> None:
 def test_expected_time_is_the_pace_of_what_is_over() -> None:
     """Three trials took 60 s each. Two run, half done on average; 24 - 5 wait; two at once."""
     records = [DONE, FAILED, STOPPED, LORA, replace(LORA, number=5)]
-    assert _left(records, 24) == 60 * (19 + 1) / 2
-    assert _left(records[:2], 24) is None
+    assert _left(records, 24, 2) == 60 * (19 + 1) / 2
+    assert _left(records[:2], 24, 2) is None
