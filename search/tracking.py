@@ -148,12 +148,14 @@ class Tracker:
         """
         client = _client(uri, create=True)
         experiment_id = _own_experiment(client, study, artifact_root)
+        tags = {"kind": "study", "study": study, **_split("info", json.dumps(info)), **provenance()}
         parent = _parent(client, experiment_id)
-        if parent is None:
-            parent = client.create_run(experiment_id, run_name=study, tags={"kind": "study", "study": study})
+        if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
+            parent = client.create_run(experiment_id, run_name=study, tags=tags)
+        else:
+            client.update_run(parent.info.run_id, status="RUNNING")
+            _write(client, parent.info.run_id, tags=tags)
         run_id = parent.info.run_id
-        client.update_run(run_id, status="RUNNING")
-        _write(client, run_id, tags=_split("info", json.dumps(info)) | provenance())
         score = info["objectives"]["score"]
         client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
         return cls(client, experiment_id, run_id, study, score)
@@ -313,22 +315,29 @@ def discard(uri: str, study: str) -> None:
 
 
 def studies(uri: str) -> list[StudySummary]:
-    """The studies of a store, the newest first. Raises StoreError where there is no store."""
+    """The studies of a store that tell what they are, the newest first. Raises StoreError where there is no store."""
     client = _client(uri)
     found = [
         _summary(experiment, parent)
         for experiment in _pages(client.search_experiments)
-        if _STUDY_TAG in experiment.tags and (parent := _parent(client, experiment.experiment_id))
+        if _STUDY_TAG in experiment.tags
+        and (parent := _parent(client, experiment.experiment_id))
+        and "info" in parent.data.tags
     ]
     return sorted(found, key=lambda summary: -summary.started)
 
 
 def summary(uri: str, study: str) -> StudySummary:
-    """One study. Raises StoreError where it is not there, naming those that are."""
+    """One study. Raises StoreError where it is not there, naming those that are, or does not tell what it is."""
     client = _client(uri)
     experiment = client.get_experiment_by_name(study)
     if experiment and experiment.lifecycle_stage == "active" and _STUDY_TAG in experiment.tags:
         parent = _parent(client, experiment.experiment_id)
+        if parent and "info" not in parent.data.tags:
+            raise StoreError(
+                f"the study {study!r} in {_shown(uri)} does not say what it is: run {parent.info.run_id} has no tag "
+                f"`info`. `petl-search resume {study}` writes it"
+            )
         if parent:
             return _summary(experiment, parent)
     names = ", ".join(sorted(other.name for other in studies(uri))) or "none"

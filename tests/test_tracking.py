@@ -309,6 +309,34 @@ def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
     assert tracking.summary(uri, study).status == "FINISHED"
 
 
+def test_a_study_is_readable_from_its_first_moment(
+    uri: str, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_run = tracking.MlflowClient.create_run
+
+    def killed(*arguments: object, **options: object) -> None:
+        create_run(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.MlflowClient, "create_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Tracker.open(uri, study, tmp_path / "artifacts", INFO)
+    before = tracking.summary(uri, study)
+    assert (before.info, before.status) == (INFO, "RUNNING")
+    assert Tracker.open(uri, study, tmp_path / "artifacts", INFO).run_id == before.run_id
+
+
+def test_a_study_that_does_not_say_what_it_is(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    tracker._client.delete_tag(tracker.run_id, "info")
+    assert study not in {summary.name for summary in tracking.studies(uri)}
+    for read in (tracking.summary, tracking.records):
+        with pytest.raises(StoreError, match=f"does not say what it is.*resume {study}"):
+            read(uri, study)
+    again(tracker, uri, tmp_path)
+    assert tracking.summary(uri, study).info == INFO
+
+
 def test_unknown_study_and_missing_store(tracker: Tracker, uri: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no study 'nope' in sqlite.*studies there: .*" + tracker.study):
         tracking.summary(uri, "nope")
