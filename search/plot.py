@@ -88,7 +88,7 @@ class _View:
         costs = [x for x, _ in (*self.complete, *self.stopped)]
         self.right = max(costs, default=1.0) or 1.0
         self.step = 10.0 ** math.floor(math.log10(min((x for x in costs if x > 0), default=1.0)))
-        self.logarithmic = cost.knee is not None
+        self.logarithmic = cost.logarithmic
         self.zero = any(x <= 0 for x in costs)
         self.left = min(costs, default=1.0)
 

@@ -179,7 +179,8 @@ class ParetoFront:
     def hypervolume(self) -> float:
         """The area between the front and the objectives' reference point.
 
-        A cost that spans orders of magnitude enters as log(1 + cost), so that small designs count.
+        The cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders
+        of magnitude, so that small designs count. Studies of one model and pair of objectives compare.
         """
         score, cost = self.objectives
         if not self.trials:

@@ -101,7 +101,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
 def print_study(study: Study, out: Console | None = None) -> None:
     """What a study searched, how far it is, its front and references, and what failed."""
     out = out or console()
-    info = study.summary.info
+    info, front = study.summary.info, study.front()
     facts = {
         "model": info.get("backbone", {}).get("model"),
         "task": info.get("task", {}).get("name"),
@@ -113,7 +113,9 @@ def print_study(study: Study, out: Console | None = None) -> None:
     for name, fact in facts.items():
         if fact:
             out.print(Text(f"  {name:<7} {fact}"))
-    print_front(study, study.front(), out)
+    print_front(study, front, out)
+    if len(front):
+        out.print(Text(f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives"))
     for trial in (*study.trials, *study.references):
         if trial.record.failure:
             out.print(Text(f"  trial {trial.trial} failed: {trial.record.failure.splitlines()[0]}"))

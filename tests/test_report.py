@@ -119,6 +119,7 @@ def test_a_study_in_words() -> None:
     assert "15 complete, 1 stopped early, 1 failed" in text
     assert "trial 16 failed: diverged: loss\n" in text
     assert "package:minilm/model" in text
+    assert f"hypervolume {study().front().hypervolume:.4f}" in text
 
 
 @pytest.mark.parametrize("number", [3, 15, 16, 18])
