@@ -11,12 +11,15 @@ from petl.design import RULES, Composition, Form, Modification
 from search.record import TrialRecord
 
 
+def label(record: TrialRecord) -> str:
+    """What a trial is: a reference's name (`full`), what the user called an enqueued design, else the design."""
+    design = record.configuration.design.describe() if record.configuration else ""
+    return record.reference or record.name or design
+
+
 def run_name(record: TrialRecord) -> str:
     """Such as `12 mam`, `7 prefix 16 + ffn parallel 64 x4` or `reference full`."""
-    if record.reference:
-        return f"reference {record.reference}"
-    what = record.name or (record.configuration.design.describe() if record.configuration else "")
-    name = f"{record.number} {what}".strip()
+    name = f"{'reference' if record.reference else record.number} {label(record)}".strip()
     return name if len(name) <= 80 else name[:79] + "…"
 
 

@@ -20,7 +20,7 @@ from petl.design import Design
 from petl.measurements import Measurements
 from search import pareto, tracking
 from search.home import StoreError, store_uri
-from search.naming import flat_parameters
+from search.naming import flat_parameters, label
 from search.objectives import Objective, objectives, reference_point
 from search.record import State, TrialRecord
 from search.tracking import StudySummary, TrialRow
@@ -62,7 +62,7 @@ class Trial:
     @property
     def name(self) -> str:
         """The reference's name, what the user called an enqueued design, else the design in words."""
-        return self.record.reference or self.record.name or self.design_text
+        return label(self.record)
 
     @property
     def state(self) -> State:

@@ -15,7 +15,7 @@ from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modific
 from petl.measurements import Measurements
 from search import tracking
 from search.home import StoreError
-from search.naming import curve, flat_parameters, run_name
+from search.naming import curve, flat_parameters, label, run_name
 from search.record import State, TrialRecord
 from search.tracking import STATUS, Tracker
 
@@ -430,7 +430,14 @@ def test_flat_parameters_of_each_form(modifications: list[Modification], expecte
     assert expected.items() <= flat.items()
 
 
-def test_run_names() -> None:
+def test_labels_and_run_names() -> None:
+    unnamed = replace(COMPLETE, name="")
+    assert [label(one) for one in (unnamed, COMPLETE, replace(COMPLETE, reference="full"))] == [
+        MAM.describe(),
+        "mam",
+        "full",
+    ]
+    assert label(replace(unnamed, configuration=None)) == ""
     assert run_name(replace(COMPLETE, name="")) == "3 " + MAM.describe()
     assert run_name(replace(COMPLETE, reference="full")) == "reference full"
     assert len(run_name(replace(COMPLETE, name="x" * 200))) == 80
