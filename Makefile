@@ -10,11 +10,14 @@ help:
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make setup   .venv with everything in it"
 
-setup: .venv/.installed
+STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
 
-.venv/.installed: pyproject.toml $(CONSTRAINTS)
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
+	rm -f .venv/.installed-*
 	touch $@
 
 demo: setup

@@ -58,6 +58,12 @@ class Backbone:
         """The family's row."""
         return FAMILIES[self.family]
 
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest input that has learned positions; None where positions are not a table."""
+        tables = [shape for name, shape in self.shapes.items() if name.endswith("position_embeddings.weight")]
+        return tables[0][0] - self.row.reserved if tables else None
+
     def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the parameters of a head for that many labels."""
         return {name: tuple(size or labels for size in shape) for name, shape in self.head.items()}

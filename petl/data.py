@@ -61,6 +61,9 @@ class TaskData:
 def read_table(path: str) -> pd.DataFrame:
     """A csv, tsv, json, jsonl or parquet file. Bytes that are not UTF-8 become U+FFFD.
 
+    Values of csv and tsv files are text, only empty ones are missing: "NA" and "None" are words, and
+    a label "1" does not become 1.0 because another one is missing.
+
     Raises TaskError where the file is missing, of another kind, or damaged.
     """
     file = package_path(path) if path.startswith("package:") else Path(path).expanduser()
@@ -69,7 +72,10 @@ def read_table(path: str) -> pd.DataFrame:
     kind = file.name.removesuffix(".gz").rpartition(".")[2].lower()
     try:
         if kind in ("csv", "tsv"):
-            return pd.read_csv(file, sep="\t" if kind == "tsv" else ",", encoding_errors="replace")
+            separator = "\t" if kind == "tsv" else ","
+            return pd.read_csv(
+                file, sep=separator, encoding_errors="replace", dtype=str, keep_default_na=False, na_values=[""]
+            )
         if kind in ("jsonl", "json"):
             return pd.read_json(file, lines=kind == "jsonl", encoding_errors="replace", dtype=False)
         if kind == "parquet":
@@ -157,11 +163,17 @@ def _clean(task: Task, split: str, frame: pd.DataFrame) -> pd.DataFrame:
             f"it has {', '.join(map(str, frame.columns))}"
         )
     for column, least in task.minimum.items():
-        frame = frame[frame[column] >= least]
+        frame = frame[pd.to_numeric(frame[column], errors="coerce") >= least]
     frame = frame[list(task.columns.values())].dropna()
     frame.columns = pd.Index(list(task.columns))
     texts = [column for column in task.columns if column != "label"]
+    frame["label"] = frame["label"].map(_label)
     return frame.astype(str).drop_duplicates(subset=texts)
+
+
+def _label(value: Any) -> str:
+    """Integers that a missing neighbour made floats are integers again."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _tokenise(frame: pd.DataFrame, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Split:

@@ -66,14 +66,15 @@ class Family:
     """One row. `base` is the attribute that holds the pretrained model; what lies outside it is the task head.
 
     `pooler`, a path from the base model, is pretrained but belongs to the head's side: it trains
-    under full fine-tuning only. `ffn_width` names the configuration's field.
+    under full fine-tuning only. `reserved` rows of the position table are not for tokens.
+    `ffn_width` names the configuration's field.
     """
 
     name: str
     base: str
     stacks: tuple[Stack, ...]
-    pre_norm: bool = False
     pooler: str = ""
+    reserved: int = 0
     ffn_width: str = "intermediate_size"
 
     def in_base(self, name: str) -> bool:
@@ -104,6 +105,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         Family("bert", base="bert", stacks=(_BERT_ENCODER,), pooler="pooler"),
-        Family("roberta", base="roberta", stacks=(_BERT_ENCODER,)),
+        Family("roberta", base="roberta", stacks=(_BERT_ENCODER,), reserved=2),
     )
 }

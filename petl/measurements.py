@@ -1,4 +1,4 @@
-"""What one training produced. Every field with a number can be a study's objective."""
+"""What one training produced. `search.objectives` says which fields can be a study's objectives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """Scores are shares in [0, 1] on the validation split; None where the task does not have them.
+    """Scores are shares in [0, 1] on the validation split. None: not there for this task, or not measured.
 
     `stored_percent` and `trained_percent` are relative to `base_parameters`: the pretrained model
     without task head. `seconds` is the time spent training and validating, over all attempts.
@@ -31,9 +31,9 @@ class Measurements:
     epochs: float = 0.0
     steps: int = 0
     seconds: float = 0.0
-    tokens_per_second: float = 0.0
-    peak_memory_mb: float = 0.0
-    latency_ms: float = 0.0
+    tokens_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    latency_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what was not measured is left out."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
 
 KINDS: Final = ("text-classification",)
 SPLITS: Final = ("train", "validation", "test")
@@ -83,8 +85,17 @@ def resolve(settings: Mapping[str, Any]) -> Task:
     unknown = set(settings) - names
     if unknown:
         raise TaskError(f"a task has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(names))}")
-    paths = settings.get("paths")
-    if isinstance(paths, str):
-        settings = {**settings, "paths": {"train": paths}}
+    if isinstance(settings.get("paths"), str):
+        settings = {**settings, "paths": {"train": settings["paths"]}}
     name = settings.get("name", "")
-    return replace(TASKS[name], **settings) if name in TASKS else Task(**{"name": name, **settings})
+    row = asdict(TASKS[name]) if isinstance(name, str) and name in TASKS else {"name": name}
+    try:
+        return TypeAdapter(Task).validate_python({**row, **settings})
+    except ValidationError as error:
+        raise TaskError("; ".join(map(_fault, error.errors()))) from None
+
+
+def _fault(fault: Any) -> str:
+    where = ".".join(("task", *map(str, fault["loc"])))
+    rule = fault["msg"].removeprefix("Value error, ")
+    return rule if fault["type"] == "value_error" else f"{where}: {rule}; received {fault['input']!r}"

@@ -6,11 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 from ray.util import ActorPool
 
+from search.store import StudyLock
 from search.worker import Resident, Workload
 
 if TYPE_CHECKING:
@@ -23,10 +25,15 @@ class ClusterError(ValueError):
 
 @contextmanager
 def joined(resources: ResourcesConfig) -> Iterator[None]:
-    """A local Ray for as long as the block runs. Raises ClusterError where a trial cannot fit into it."""
+    """A local Ray for as long as the block runs, or the one that this process has joined already.
+
+    Raises ClusterError where a trial cannot fit into it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning of a coming change
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         there = _resources()
         for name, asked in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
@@ -37,7 +44,8 @@ def joined(resources: ResourcesConfig) -> Iterator[None]:
                 )
         yield
     finally:
-        ray.shutdown()
+        if mine:
+            ray.shutdown()
 
 
 def _resources() -> dict[str, float]:
@@ -55,15 +63,14 @@ def room(resources: ResourcesConfig) -> int:
     return max(1, min(resources.concurrent, int(min(fits))))
 
 
-def fastest_precision(model: str, labels: Sequence[str], resources: ResourcesConfig) -> str:
+def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
     """ "fp32" or "bf16", measured where a trial would run, with its resources."""
 
     def measure() -> str:
-        from petl import backbones, engine, train
+        from petl import engine, train
 
         engine.prepare_process()
-
-        return train.fastest_precision(backbones.load(model, labels=list(labels)))
+        return train.fastest_precision(Resident(workload).model)
 
     task = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1)(measure)
     return ray.get(task.remote())
@@ -85,6 +92,8 @@ def test_scores(
             from petl.engine import prepare_process
 
             prepare_process()
+            self._lock = StudyLock(Path(workload.folder))
+            self._lock.work()
             self.resident = Resident(workload)
 
         def test(self, number: int, reference: str | None) -> tuple[int, dict[str, float] | None, str]:
@@ -95,7 +104,9 @@ def test_scores(
 
     if not trials:
         return
-    actor = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=2)(Tester)
+    actor = ray.remote(
+        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=2, max_task_retries=2
+    )(Tester)
     pool = ActorPool([actor.remote() for _ in range(min(room(resources), len(trials)))])
     for number, scores, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
         heard(number, scores, reason)

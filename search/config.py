@@ -16,6 +16,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -23,6 +24,7 @@ from pydantic import (
 
 from petl import presets, tasks
 from petl.configuration import TRAINING_FIELDS, Configuration, Training
+from petl.plan import check as check_built
 from search.halving import Rule, rule
 from search.objectives import COSTS, SCORES
 from search.samplers import SAMPLERS
@@ -33,6 +35,15 @@ LIMITS: Final = ("stored_parameters", "stored_percent", "trained_parameters", "t
 BASELINES: Final = ("majority", "probe")  # as petl.baselines has them, which needs torch
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-3 is one, which PyYAML takes for a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 class ConfigError(ValueError):
@@ -100,8 +111,8 @@ class BudgetConfig(_Section):
     """`trials` counts proposed and enqueued designs, not references. After `hours` no trial starts."""
 
     trials: PositiveInt = 24
-    hours: PositiveFloat | None = None
-    epochs: PositiveFloat = 3.0
+    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False)
 
 
 class ResourcesConfig(_Section):
@@ -177,7 +188,10 @@ class StudyConfig(_Section):
     @classmethod
     def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
         options = dict(value)
-        resolve_space(options.pop("name", "unified"), options, Training())
+        name = options.pop("name", "unified")
+        if not isinstance(name, str):
+            raise ValueError(f"space.name is a name or package.module:function; received {name!r}")
+        resolve_space(name, options, Training())
         return value
 
     @field_validator("constraints")
@@ -199,21 +213,19 @@ class StudyConfig(_Section):
             _one_of(REFERENCES, name)
             if training and name in BASELINES:
                 raise ValueError(f"{name} is not trained, so it takes no settings; received {training!r}")
-            _check_training(training)
-        return value
+        return {name: _checked_training(training) for name, training in value.items()}
 
     @field_validator("enqueue")
     @classmethod
     def _enqueue(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
-            presets.parse(text)
+            check_built(presets.parse(text))
         return value
 
     @field_validator("training")
     @classmethod
     def _training(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _check_training(value)
-        return value
+        return _checked_training(value)
 
     @property
     def fixed_training(self) -> Training:
@@ -227,7 +239,7 @@ class StudyConfig(_Section):
             if name in BASELINES:
                 configurations[name] = None
                 continue
-            training = Training(**{**_REFERENCE_TRAINING.get(name, {}), **self.training, **settings})
+            training = Training(**{**self.training, **_REFERENCE_TRAINING.get(name, {}), **settings})
             training = replace(training, epochs=self.budget.epochs)
             configurations[name] = Configuration(presets.parse(name), training, self.seed)
         return configurations
@@ -242,7 +254,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         data: Any = _deep_copy(source)
     else:
         try:
-            data = yaml.safe_load(Path(source).read_text())
+            data = yaml.load(Path(source).read_text(), _Loader)  # a safe loader
         except OSError as error:
             raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -255,7 +267,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         where = "the study" if isinstance(source, Mapping) else str(source)
-        faults = [_fault(fault) for fault in error.errors()]
+        faults = [f"  {_fault(fault)}" for fault in error.errors()]
         raise ConfigError(f"{where} has {len(faults)} fault(s):\n" + "\n".join(faults)) from None
 
 
@@ -269,20 +281,21 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
     try:
-        data[key] = yaml.safe_load(text)
+        data[key] = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {text!r} is no YAML value") from None
 
 
 def _fault(fault: Any) -> str:
-    where = ".".join(map(str, fault["loc"]))
+    where = "".join(f"{part}." for part in fault["loc"]).rstrip(".")
     rule = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
-        return f"  {where}: is required"
-    if fault["type"] == "extra_forbidden":
-        return f"  {where}: no such key; received {fault['input']!r}"
+        rule = "is required; received nothing"
+    elif fault["type"] == "extra_forbidden":
+        rule = "no such key"
     # our own rules quote what they received where it is not the whole section
-    return f"  {where}: {rule}" + ("" if "received" in rule else f"; received {fault['input']!r}")
+    received = "" if "received" in rule else f"; received {fault['input']!r}"
+    return f"{where}: {rule}{received}" if where else f"{rule}{received}"
 
 
 def _anchored(path: str) -> str:
@@ -290,16 +303,18 @@ def _anchored(path: str) -> str:
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
 
 
-def _check_training(settings: Mapping[str, Any]) -> None:
+def _checked_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with their types. Raises ValueError."""
     if "epochs" in settings:
         raise ValueError(f"epochs are set under budget.epochs; received epochs: {settings['epochs']!r}")
     unknown = set(settings) - set(TRAINING_FIELDS)
     if unknown:
         raise ValueError(f"training has no {', '.join(sorted(unknown))}; it has {', '.join(TRAINING_FIELDS)}")
     try:
-        Training(**settings)
-    except TypeError as error:
-        raise ValueError(f"{error}; received {dict(settings)!r}") from None
+        training = TypeAdapter(Training).validate_python(dict(settings))
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_fault, error.errors()))) from None
+    return {name: getattr(training, name) for name in settings}
 
 
 def _one_of(names: Sequence[str] | Mapping[str, Any], value: str) -> str:

@@ -333,7 +333,7 @@ class Search:
         return any(self.records.origin(record.number).coordinates for record in self.records.all())
 
     def _know(self, record: TrialRecord) -> None:
-        if record.configuration:
+        if record.configuration and record.reference is None:
             self._twins.setdefault(record.configuration.key, record.number)
 
     def _others(self, epoch: float) -> list[float]:

@@ -63,7 +63,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the table."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def started(self, record: TrialRecord) -> None:
         """A trial begins."""
@@ -123,7 +123,9 @@ class Display:
         running = Table.grid(padding=(0, 2))
         for record in records:
             if record.state is State.RUNNING:
-                running.add_row(f"trial {record.number}", label(record), Text(reached.get(record.number, ""), "dim"))
+                running.add_row(
+                    f"trial {record.number}", Text(label(record)), Text(reached.get(record.number, ""), "dim")
+                )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "design", self.score, "parameters", "%"):
             front.add_column(column, justify="left" if column == "design" else "right")
@@ -132,7 +134,7 @@ class Display:
             if measured:
                 front.add_row(
                     str(record.number),
-                    label(record),
+                    Text(label(record)),
                     f"{getattr(measured, self.score):.4f}",
                     f"{measured.stored_parameters:,}",
                     f"{measured.stored_percent:.2f}",

@@ -10,9 +10,12 @@ import json
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ray import tune
@@ -179,6 +182,20 @@ class _Restarts(tune.Callback):
         self.bridge.restarted(trial.trial_id)
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Tune takes SIGINT and SIGUSR1 over and gives them back only where they arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -> None:
     """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`.
 
@@ -196,7 +213,7 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
         tune.with_parameters(Worker, workload=workload),
         {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
     )
-    with tempfile.TemporaryDirectory(prefix="petl-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="petl-tune-") as scratch, _own_signals():
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

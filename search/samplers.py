@@ -7,6 +7,7 @@ is a function of the records and the seed, so a search that is restarted goes on
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -106,8 +107,8 @@ def tell(
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values, a stopped one its last rung's score, a failed one the worst
-    score of the study, and so has a proposal outside the limits, with how far it is outside. An
+    A complete trial has its values, a stopped one its last rung's score and, where its cost was not
+    known before training, the median one, a failed one the worst score of the study, and so has a proposal outside the limits, with how far it is outside. An
     aside that means what another trial means has that trial's values. References, and trials that
     were stopped before their first rung, are not told, nor any but the latest ASIDES asides.
     """
@@ -117,11 +118,14 @@ def tell(
     worst_score = score.worst([value for value in scores.values() if value is not None])
     costs = [value for record in all_records if (value := _measured(record, cost)) is not None]
     worst_cost = cost.worst(costs)
+    usual_cost = statistics.median(costs) if costs else worst_cost
 
     def values(record: TrialRecord) -> tuple[float, float] | None:
         reached = _score(record, score)
         counts = records.origin(record.number).counts
         spent = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
+        if spent is None and record.state is State.PRUNED:
+            spent = usual_cost  # it was stopped for its score
         return (
             score.seen(worst_score if reached is None else reached),
             cost.seen(worst_cost if spent is None else spent),

@@ -1,6 +1,6 @@
 """Trials' folders: immutable parts that a manifest, written last, makes valid.
 
-    studies/NAME/trials/0007/state-3/   training state at a rung
+    studies/NAME/trials/0007/state-1/   training state at the first milestone
                              result/    measurements, adapter directory
                              test/      scores on the test split
 
@@ -52,7 +52,7 @@ class TrialFolder:
         return folder if whole else None
 
     def latest_state(self) -> Path | None:
-        """The newest committed training state: `state-STEP`."""
+        """The newest committed training state: `state-N`, N the milestones passed."""
         states = sorted(self.path.glob("state-*"), key=lambda folder: int(folder.name.removeprefix("state-")))
         return next((found for folder in reversed(states) if (found := self.find(folder.name))), None)
 

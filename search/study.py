@@ -7,8 +7,10 @@ driver starts, so that it does not matter when an earlier one died.
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -69,23 +71,27 @@ def run(
     Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, and
     InterruptedStudy for Ctrl-C.
     """
-    config = load_config(source, overrides)
-    there = _existing(config.study)
-    if there and or_resume:
-        return resume(config.study, console=console)
-    if there and not fresh:
-        raise StudyError(
-            f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
-            "or start it anew with --fresh, which deletes its trials and adapters"
-        )
+    if fresh and or_resume:
+        raise StudyError("--fresh and --or-resume contradict each other; give one")
+    config, console = load_config(source, overrides), console or report.console()
     with _driving(config.study):
+        there = _existing(config.study)
+        if there and or_resume:
+            return _go_on(config.study, config, console)
+        if there and not fresh:
+            raise StudyError(
+                f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
+                "or start it anew with --fresh, which deletes its trials and adapters"
+            )
         resolved = _resolve(config)
-        _rehearse(config, resolved)  # whatever is wrong is said before anything is made or deleted
-        _delete(config)  # also what a driver left that died in the next lines
-        records = Records.create_study(_database(), config.study, (config.objectives.score, config.objectives.cost))
-        records.set_info("config", config.model_dump(mode="json"))
-        records.set_info("resolved", resolved)  # from here on the study exists
-        return _drive(config, records, console or report.console())
+        _rehearse(config, resolved)
+        with cluster.joined(config.resources):  # whatever is wrong is said before anything is made or deleted
+            _delete(config)  # also what a driver left that died in the next lines
+            objectives = (config.objectives.score, config.objectives.cost)
+            records = Records.create_study(_database(), config.study, objectives)
+            records.set_info("config", config.model_dump(mode="json"))
+            records.set_info("resolved", resolved)  # from here on the study exists
+            return _drive(config, records, console)
 
 
 def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None = None) -> Study:
@@ -98,16 +104,33 @@ def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None 
         there = ", ".join(Records.names(_database())) if _database_file().exists() else ""
         raise StudyError(f"there is no study {name!r} in {home()}; there are: {there or 'none'}")
     with _driving(name):
-        records = Records.open_study(_database(), name)
-        config = _changed(records, overrides)
-        before, now = records.info("resolved"), _resolve(config)
-        for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
-            if now[what] != before[what]:
-                raise StudyError(
-                    f"the {thing} of study {name!r} changed since it began ({what} {before[what]}, now {now[what]}); "
-                    "restore it, or start anew with --fresh"
-                )
-        return _drive(config, records, console or report.console())
+        stored = Records.open_study(_database(), name).info("config")
+        return _go_on(name, load_config(stored, overrides), console or report.console())
+
+
+def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
+    """Resumes with what may change taken from `config`. Raises StudyError where more than that differs."""
+    records = Records.open_study(_database(), name)
+    now, before = config.model_dump(mode="json"), records.info("config")
+    changed = [section for section in now if now[section] != before.get(section)]
+    if set(changed) - set(_CHANGEABLE):
+        raise StudyError(
+            f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
+            "Start another study for that, or this one anew with --fresh"
+        )
+    if now["budget"]["epochs"] != before["budget"]["epochs"]:
+        raise StudyError("budget.epochs decides what a score means, so it stays; start another study for other epochs")
+    started = records.info("resolved")
+    resolved = _resolve(config, started["backbone"]["revision"])
+    for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
+        if resolved[what] != started[what]:
+            raise StudyError(
+                f"the {thing} of study {name!r} changed since it began ({what} {started[what]}, now {resolved[what]}); "
+                "restore it, or start anew with --fresh"
+            )
+    records.set_info("config", now)
+    with cluster.joined(config.resources) if _unfinished(config, records) else nullcontext():
+        return _drive(config, records, console)
 
 
 @contextmanager
@@ -128,80 +151,117 @@ def _driving(study: str) -> Iterator[None]:
 
 
 class _Publisher:
-    """Keeps MLflow in line with the records: a Listener."""
+    """Keeps MLflow in line with the records: a Listener.
 
-    def __init__(self, tracker: Tracker, records: Records, folder: Path) -> None:
-        self.tracker, self.records, self.folder = tracker, records, folder
+    MLflow is only the published copy, so that a failure of it does not end the search: it is said
+    once, and everything is published again at the end.
+    """
+
+    def __init__(self, tracker: Tracker, records: Records, folder: Path, say: Callable[[str], None]) -> None:
+        self.tracker, self.records, self.folder, self.say = tracker, records, folder, say
+        self._behind = False
 
     def started(self, record: TrialRecord) -> None:
         """The trial's run exists from here on."""
-        self.tracker.publish(record, self.records.origin(record.number).counts)
+        with self._tolerant():
+            self._publish(record)
 
     def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """Curves over steps."""
-        self.started(record)
-        start = [{"step": 0, "startup_seconds": report["startup_seconds"]}] if "startup_seconds" in report else []
-        points = curve(report.get("points", ()), report.get("validations", ()))
-        self.tracker.progress(record.number, [*start, *points])
+        with self._tolerant():
+            self._publish(record)
+            self._curves(record.number, report)
 
     def restarted(self, record: TrialRecord) -> None:
         """Nothing: the run goes on."""
 
     def ended(self, record: TrialRecord) -> None:
         """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
-        self.started(record)
-        trial = TrialFolder(self.folder, record.number)
-        if record.state is State.COMPLETE and (result := trial.find("result")) and (result / "adapter").is_dir():
-            self.tracker.artifacts(record.number, result / "adapter")
-        trial.drop_states()
+        with self._tolerant():
+            self._publish_whole(record)
+        TrialFolder(self.folder, record.number).drop_states()
 
     def everything(self) -> None:
-        """Whatever an earlier driver did not live to publish."""
+        """Whatever is not there yet, since an earlier driver died or MLflow was away."""
         for record in self.records.all():
-            (self.started if record.state is State.RUNNING else self.ended)(record)
+            if record.state is State.RUNNING:
+                self._publish(record)
+            else:
+                self._publish_whole(record)
+        self._behind = False
+
+    def catch_up(self) -> None:
+        """Publishes again what failed to arrive."""
+        if self._behind:
+            self.everything()
+
+    def _publish(self, record: TrialRecord) -> None:
+        self.tracker.publish(record, self.records.origin(record.number).counts)
+
+    def _publish_whole(self, record: TrialRecord) -> None:
+        self._publish(record)
+        result = TrialFolder(self.folder, record.number).find("result") if record.state is State.COMPLETE else None
+        if result:
+            self._curves(record.number, read_json(result / "report.json"))
+            if (result / "adapter").is_dir():
+                self.tracker.artifacts(record.number, result / "adapter")
+
+    def _curves(self, number: int, report: Mapping[str, Any]) -> None:
+        start = [{"step": 0, "startup_seconds": report["startup_seconds"]}] if "startup_seconds" in report else []
+        points = curve(report.get("points", ()), report.get("validations", ()))
+        self.tracker.progress(number, [*start, *points])
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a store or a server of the user's raises
+            if not self._behind:
+                self.say(f"MLflow does not answer; the search goes on, and publishes at its end: {error}")
+            self._behind = True
 
 
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     """Everything after the study is on record: trials, test scores, the published front."""
-    folder, uri = _folder(config.study), store_uri(config.tracking.uri)
-    with cluster.joined(config.resources) if _unfinished(config, records, folder) else nullcontext():
-        resolved = _measured(config, records)
-        info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
-        tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
-        status = "FAILED"
-        try:
-            _search(config, records, resolved, _Publisher(tracker, records, folder), console)
-            study = load_study(config.study, uri)
-            tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            tracker.close(status)
+    folder, uri = _folder(config.study), _uri(records)
+    workload = _workload(config, records)
+    resolved = records.info("resolved")
+    info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
+    tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
+    status = "FAILED"
+    try:
+        _search(config, records, workload, tracker, console)
+        study = load_study(config.study, uri)
+        tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
     return load_study(config.study, uri)
 
 
-def _search(
-    config: StudyConfig, records: Records, resolved: Mapping[str, Any], publisher: _Publisher, console: Console
-) -> None:
+def _search(config: StudyConfig, records: Records, workload: Workload, tracker: Tracker, console: Console) -> None:
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
-    workload = Workload(str(publisher.folder), resolved["backbone"], resolved["task"], resolved["precision"])
-    search = Search(records, _plan(config, resolved))
-    publisher.everything()
+    resolved, folder = records.info("resolved"), Path(workload.folder)
     at_once, score = cluster.room(config.resources), config.objectives.score
-    display = Display(
-        config.study, config.budget.trials, at_once, score, records.all, lambda: _front(records), console
-    )
+    display = Display(config.study, config.budget.trials, at_once, score, records.all, lambda: _front(records), console)
+    publisher = _Publisher(tracker, records, folder, display.say)
+    publisher.everything()
     display.say(_headline(config, resolved, at_once))
-    if not search.done:
-        with display.showing():
-            run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
-    if not search.done:
-        raise KeyboardInterrupt
-    if search.note:
-        display.say(search.note)
-    untested = _untested(records, publisher.folder) if "test" in resolved["rows"] else []
+    with _stopwatch(records) as clock:
+        search = Search(records, _plan(config, resolved), clock)
+        if not search.done:
+            with display.showing():
+                run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
+        if not search.done:
+            raise KeyboardInterrupt
+        if search.note:
+            display.say(search.note)
+        elif search.counted < config.budget.trials:
+            display.say(f"the budget of {config.budget.hours:g} hours is spent after {search.counted} trials")
+    untested = _untested(config, records)
     if untested:
         display.say(f"scoring {len(untested)} trials on the test split")
 
@@ -210,20 +270,37 @@ def _search(
             display.say(f"trial {number} could not be tested: {reason}")
 
     cluster.test_scores(workload, config.resources, [(record.number, record.reference) for record in untested], heard)
+    publisher.catch_up()
     for record in _shown(records):
-        if tested := TrialFolder(publisher.folder, record.number).find("test"):
-            publisher.tracker.tested(record.number, read_json(tested / "scores.json"))
+        if tested := TrialFolder(folder, record.number).find("test"):
+            tracker.tested(record.number, read_json(tested / "scores.json"))
 
 
-def _unfinished(config: StudyConfig, records: Records, folder: Path) -> bool:
+@contextmanager
+def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
+    """The seconds that the study has been searching, over all its drivers.
+
+    What a killed driver spent since it began is not known, and not counted.
+    """
+    before, began = float(records.info("seconds", 0.0)), time.monotonic()
+
+    def clock() -> float:
+        return before + time.monotonic() - began
+
+    try:
+        yield clock
+    finally:
+        records.set_info("seconds", clock())
+
+
+def _unfinished(config: StudyConfig, records: Records) -> bool:
     """Whether there may be work for Ray."""
     everything = records.all()
-    trials = sum(record.reference is None for record in everything)
     return (
         any(record.state is State.RUNNING for record in everything)
-        or trials < config.budget.trials
+        or sum(record.reference is None for record in everything) < config.budget.trials
         or not set(config.references) <= {record.reference for record in everything}
-        or bool("test" in records.info("resolved")["rows"] and _untested(records, folder))
+        or bool(_untested(config, records))
     )
 
 
@@ -232,17 +309,22 @@ def _shown(records: Records) -> list[TrialRecord]:
     return [*_front(records), *(r for r in records.all() if r.reference and r.state is State.COMPLETE)]
 
 
-def _untested(records: Records, folder: Path) -> list[TrialRecord]:
+def _untested(config: StudyConfig, records: Records) -> list[TrialRecord]:
+    if "test" not in records.info("resolved")["rows"]:
+        return []
+    folder = _folder(config.study)
     return [record for record in _shown(records) if not TrialFolder(folder, record.number).find("test")]
 
 
-def _measured(config: StudyConfig, records: Records) -> dict[str, Any]:
-    """What was resolved, the precision included: measured once a study, where it would train."""
-    resolved: dict[str, Any] = records.info("resolved")
-    if resolved["precision"] == "auto":
-        precision = cluster.fastest_precision(config.backbone.model, resolved["labels"], config.resources)
-        records.set_info("resolved", {**resolved, "precision": precision})
-    return dict(records.info("resolved"))
+def _workload(config: StudyConfig, records: Records) -> Workload:
+    """What the workers are given; the precision is measured once a study, where it would train."""
+    resolved = records.info("resolved")
+    folder, precision = str(_folder(config.study)), resolved["precision"]
+    workload = Workload(folder, resolved["backbone"], resolved["task"], precision, config.seed)
+    if precision == "auto":
+        workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
+        records.set_info("resolved", {**resolved, "precision": workload.precision})
+    return workload
 
 
 def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
@@ -300,16 +382,23 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
     )
 
 
-def _resolve(config: StudyConfig) -> dict[str, Any]:
+def _resolve(config: StudyConfig, revision: str = "") -> dict[str, Any]:
     """What a study fixes when it begins. Raises BackboneError and TaskError where something is not there."""
     from petl.engine import prepare_process
 
     prepare_process()
     from petl.data import load_data
 
-    backbone = backbones.describe(config.backbone.model)
-    task = tasks.resolve(config.task)
-    data = load_data(task, backbones.load_tokenizer(config.backbone.model))
+    model, task = config.backbone.model, tasks.resolve(config.task)
+    backbone = backbones.describe(model, revision=revision)
+    if not backbone.fingerprint:
+        raise backbones.BackboneError(f"{model} has no weights to train: no *.safetensors beside its config.json")
+    if backbone.max_tokens is not None and task.max_length > backbone.max_tokens:
+        raise tasks.TaskError(
+            f"task.max_length is at most {backbone.max_tokens} on {model}, which has no more positions; "
+            f"received {task.max_length}"
+        )
+    data = load_data(task, backbones.load_tokenizer(model, revision=backbone.revision))
     return {
         "backbone": backbone.to_dict(),
         "fingerprint": backbone.fingerprint,
@@ -318,7 +407,13 @@ def _resolve(config: StudyConfig) -> dict[str, Any]:
         "rows": {split: len(part) for split, part in data.splits.items()},
         "digest": data.digest,
         "precision": config.backbone.precision,
+        "uri": config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"),
     }
+
+
+def _uri(records: Records) -> str:
+    """The MLflow store of a study: what it was when the study began, the home's own where nothing was said."""
+    return store_uri(records.info("resolved")["uri"] or f"sqlite:///{home() / 'mlflow.db'}")
 
 
 def _front(records: Records) -> list[TrialRecord]:
@@ -333,18 +428,6 @@ def _front(records: Records) -> list[TrialRecord]:
     return [record for record, _ in sorted(members, key=lambda member: member[1][1])]
 
 
-def _changed(records: Records, overrides: Sequence[str]) -> StudyConfig:
-    for override in overrides:
-        if override.partition(".")[0] not in _CHANGEABLE:
-            raise StudyError(f"a resume may change {' and '.join(_CHANGEABLE)}; received --set {override}")
-    before = StudyConfig.model_validate(records.info("config"))
-    config = load_config(before.model_dump(mode="json"), overrides)
-    if config.budget.epochs != before.budget.epochs:
-        raise StudyError("budget.epochs decides what a score means, so it stays; start another study for other epochs")
-    records.set_info("config", config.model_dump(mode="json"))
-    return config
-
-
 def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
     fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
@@ -356,9 +439,9 @@ def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) ->
 
 def _delete(config: StudyConfig) -> None:
     """Removes a study everywhere, its lock file excepted; nothing where there is none."""
+    discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
     if Records.exists(_database(), config.study):
         Records.delete(_database(), config.study)
-    discard(store_uri(config.tracking.uri), config.study)
     shutil.rmtree(_folder(config.study) / "trials", ignore_errors=True)
 
 

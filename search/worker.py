@@ -31,12 +31,16 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @dataclass(frozen=True)
 class Workload:
-    """What is the same for all trials of a study. `backbone` is a Backbone and `task` a Task, as dicts."""
+    """What is the same for all trials of a study.
+
+    `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
+    """
 
     folder: str
     backbone: Mapping[str, Any]
     task: Mapping[str, Any]
     precision: str
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Resident:
             from petl.data import load_data
             from petl.tasks import Task
 
-            tokenizer = backbones.load_tokenizer(self.workload.backbone["model"])
+            backbone = self.workload.backbone
+            tokenizer = backbones.load_tokenizer(backbone["model"], revision=backbone["revision"])
             self._data = load_data(Task(**self.workload.task), tokenizer)
         return self._data
 
@@ -89,7 +94,10 @@ class Resident:
         if self._model is None:
             from petl import backbones
 
-            self._model = backbones.load(self.workload.backbone["model"], labels=self.data.labels)
+            backbone, seed = self.workload.backbone, self.workload.seed
+            self._model = backbones.load(
+                backbone["model"], labels=self.data.labels, seed=seed, revision=backbone["revision"]
+            )
         return self._model
 
     def warm(self) -> None:
@@ -173,7 +181,7 @@ class Attempt:
         reached = run.position.validations[-1].epoch if run.position.validations else 0.0
         reached = run.advance(next(milestone for milestone in self.job.milestones if milestone > reached)).epoch
         if reached < configuration.training.epochs:
-            part = f"state-{run.position.step}"
+            part = f"state-{len(run.position.validations)}"  # a new one is whole before the last one goes
             state, (tensors, position) = self.folder.begin(part), run.state()
             save_file(tensors, state / "state.safetensors")
             write_json(state / "position.json", position)

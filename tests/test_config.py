@@ -87,6 +87,36 @@ def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
         load_config(study(tmp_path), ["study.name=x"])
 
 
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    text = yaml.safe_dump(study(tmp_path)) + "seed: 3\n"
+    text = text.replace("training:\n", "training:\n  learning_rate: 1e-3\n  weight_decay: 1.5E-2\n")
+    (tmp_path / "study.yaml").write_text(text)
+    config = load_config(tmp_path / "study.yaml", ["space.learning_rate=[1e-4, 1e-2]"])
+    assert (config.fixed_training.learning_rate, config.fixed_training.weight_decay) == (1e-3, 1.5e-2)
+    assert config.space["learning_rate"] == [1e-4, 1e-2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.train_rows=many", r"task.train_rows: .*valid integer.*'many'"),
+        ("task.train_rows=1500.5", r"task.train_rows: .*1500.5"),
+        ("task.minimum=0.6", r"task.minimum: .*0.6"),
+        ("task.columns=[text, label]", r"task.columns: "),
+        ("training.batch_size=16.5", r"training: batch_size: .*16.5"),
+        ("training.learning_rate=fast", r"training: learning_rate: .*'fast'"),
+        ("training.epochs=3", "epochs are set under budget.epochs"),
+        ("budget.epochs=.inf", r"budget.epochs: .*inf"),
+        ("space.name=5", "space.name is a name .*5"),
+        ("enqueue=[pfeiffer]", "supported so far"),
+        ("references={full: {lr: 1}}", "training has no lr"),
+    ],
+)
+def test_values_of_another_type_are_faults_not_tracebacks(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(study(tmp_path), [override])
+
+
 def test_references_take_settings_of_their_own(tmp_path: Path) -> None:
     config = load_config(study(tmp_path, references={"majority": {}, "full": {"learning_rate": 2e-5}}))
     configurations = config.reference_configurations()

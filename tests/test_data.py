@@ -46,6 +46,21 @@ def test_bytes_that_are_no_utf8_do_not_stop_a_read(tmp_path: Path) -> None:
     assert read_table(str(tmp_path / "rows.csv"))["text"][0] == "ca�on"
 
 
+def test_words_that_look_like_missing_values_are_words(tmp_path: Path) -> None:
+    rows = ["text,label,score", "None,1,0.9", "NA,0,0.8", "nan,1,0.7", "some words,0,0.1", ",1,0.9", "no label,,0.9"]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    (tmp_path / "other.csv").write_text("text,label\nx,0\ny,1\n")
+    files = {"train": str(tmp_path / "rows.csv"), "validation": str(tmp_path / "other.csv")}
+    train = read_splits(resolve({"name": "mine", "paths": files}))["train"]
+    assert set(zip(train["text"], train["label"], strict=True)) == {
+        ("None", "1"), ("NA", "0"), ("nan", "1"), ("some words", "0"),
+    }  # fmt: skip
+    lines = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": None}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files["train"] = str(tmp_path / "rows.jsonl")
+    assert set(read_splits(resolve({"name": "mine", "paths": files}))["train"]["label"]) == {"0", "1"}
+
+
 def test_splits_are_disjoint_distinct_and_stable(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", rows=300)
     frame = pd.read_csv(path)
