@@ -23,6 +23,16 @@ def run_name(record: TrialRecord) -> str:
     return name if len(name) <= 80 else name[:79] + "…"
 
 
+def cost_column(name: str) -> str:
+    """The heading for a study's cost, "" for a cost that every table of trials has as a column anyway."""
+    return "" if name in ("stored_parameters", "seconds") else name.replace("_", " ")
+
+
+def cost_text(value: float | None) -> str:
+    """A cost in a table: a count or a measurement."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def flat_parameters(configuration: Configuration) -> dict[str, str]:
     """A configuration as flat, readable names: `ffn.size`, `prefix.length`, `query.rank`, `learning_rate` ...
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from search.naming import cost_column, cost_text
 from search.objectives import SCORES
 from search.pareto import MINIMIZE
 
@@ -20,13 +21,18 @@ def links(experiment_id: str, run_id: str, metric: str) -> str:
     return f"[Front and references as tables]({_page(experiment_id, run_id)}). Runs: {views}"
 
 
-def note(front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str, metric: str) -> str:
+def note(
+    front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str, metric: str, cost: str
+) -> str:
     """The note of a study's parent run: front, references, filters. A front too long for it is cut.
 
-    `metric` is the study's score.
+    `metric` is the study's score, `cost` its cost: where it has no column yet, rows have it by its name.
     """
-    heading = [f"| trial | design | {metric} | test | parameters | % | seconds |", "|--:|---|--:|--:|--:|--:|--:|"]
-    lines = [_line(row, experiment_id) for row in front]
+    columns = ["trial", "design", metric, "test", "parameters", "%", "seconds"]
+    if cost_column(cost):
+        columns.append(cost_column(cost))
+    heading = [f"| {' | '.join(columns)} |", "|--:|---|" + "--:|" * (len(columns) - 2)]
+    lines = [_line(row, experiment_id, cost) for row in front]
     filters = ["| show | filter |", "|---|---|"]
     for what, text in _filters(run_id).items():
         filters.append(f"| [{what}]({_view(experiment_id, text, metric)}) | ``{text}`` |")
@@ -36,7 +42,7 @@ def note(front: Sequence[Row], references: Sequence[Row], experiment_id: str, ru
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:
-            parts += ["\n### References", *heading, *(_line(row, experiment_id) for row in references)]
+            parts += ["\n### References", *heading, *(_line(row, experiment_id, cost) for row in references)]
         return "\n".join([*parts, "\n### Filters for the runs page", *filters])
 
     return next(text for shown in range(len(lines), -1, -1) if len(text := cut(shown)) <= LIMIT or not shown)
@@ -67,10 +73,10 @@ def _page(experiment_id: str, run_id: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
 
 
-def _line(row: Row, experiment_id: str) -> str:
+def _line(row: Row, experiment_id: str, cost: str) -> str:
     test = "" if row["test_score"] is None else f"{row['test_score']:.4f}"
     return (
         f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {row['name']} "
         f"| {row['score']:.4f} | {test} | {row['stored_parameters']:,} | {row['stored_percent']:.3f} "
-        f"| {row['seconds']:.0f} |"
+        f"| {row['seconds']:.0f} |" + (f" {cost_text(row[cost])} |" if cost_column(cost) else "")
     )

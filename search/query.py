@@ -264,9 +264,14 @@ class Study:
         members.sort(key=lambda trial: _number(trial.cost))
         return ParetoFront(tuple(members), pair, self.base_parameters)
 
+    @property
+    def complete_references(self) -> tuple[Trial, ...]:
+        """The references that have a score to compare with."""
+        return tuple(trial for trial in self.references if trial.state is State.COMPLETE and trial.measurements)
+
     def reference_rows(self) -> list[dict[str, Any]]:
         """The complete references as rows with the keys of ROW."""
-        return [trial.to_row() for trial in self.references if trial.state is State.COMPLETE and trial.measurements]
+        return [trial.to_row() for trial in self.complete_references]
 
     def to_frame(self) -> pd.DataFrame:
         """A row per trial and reference in every state: the columns of ROW, state, and flat parameters."""

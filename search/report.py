@@ -6,19 +6,21 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.naming import flat_parameters
+from search.naming import cost_column, cost_text, flat_parameters
 from search.record import State
 
 if TYPE_CHECKING:
     from petl.count import Counts
+    from search.objectives import Objective
     from search.query import ParetoFront, Study, Trial
 
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
@@ -36,28 +38,34 @@ def console() -> Console:
     return Console(width=None if terminal else _WIDE, highlight=False, soft_wrap=not terminal)
 
 
-def front_table(rows: Sequence[Mapping[str, Any]], title: str = "", first: str = "trial") -> Table:
-    """Rows with the keys of `query.ROW`. Only the design gives way to a narrow terminal.
+def front_table(
+    trials: Sequence[Trial], objectives: tuple[Objective, Objective], title: str = "", first: str = "trial"
+) -> Table:
+    """Trials beside each other. Only the design gives way to a narrow terminal.
 
-    `first` is the heading of the first column and the key that fills it: "trial", or "name" for
-    references.
+    `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
+    "name" for references. A cost that is neither stored parameters nor seconds has a column of its own.
     """
-    metric = rows[0]["metric"] if rows else "score"
+    score, cost = objectives
     table = _table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
-    table.add_column("design", overflow="fold", min_width=12)
-    for heading in (metric, "test", "parameters", "%", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
+    table.add_column("design", overflow="fold", min_width=10)
+    own = cost_column(cost.name).replace(" ", "\n")
+    for heading in (score.name, "test", "parameters", "%", "seconds", own):
+        if heading:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        row = trial.to_row()
         design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
         table.add_row(
-            str(row[first]),
-            design,
+            Text(str(row[first])),
+            Text(design),
             _share(row["score"]),
             _share(row["test_score"]),
             _count(row["stored_parameters"]),
             _percent(row["stored_percent"]),
             _seconds(row["seconds"]),
+            *([cost_text(replace(trial, objectives=objectives).cost)] if own else []),
         )
     return table
 
@@ -66,12 +74,11 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
     """The front, and the references beside it."""
     out = out or console()
     if len(front):
-        out.print(front_table(front.to_rows(), f"front of {study.name}"))
+        out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
     else:
         out.print(f"The front of {study.name} is empty: no trial within the limits is complete yet.")
-    references = study.reference_rows()
-    if references:
-        out.print(front_table(references, "references", first="name"))
+    if references := study.complete_references:
+        out.print(front_table(references, front.objectives, "references", first="name"))
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
@@ -209,7 +216,14 @@ def write_front(study: Study, folder: Path) -> list[Path]:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
 
 
 def _share(value: float | None) -> str:

@@ -35,7 +35,7 @@ from mlflow.exceptions import MlflowException
 from petl.configuration import Configuration
 from petl.measurements import Measurements
 from search.home import StoreError, database, require_store
-from search.naming import flat_parameters, run_name
+from search.naming import cost_column, flat_parameters, run_name
 from search.note import links, note
 from search.provenance import provenance
 from search.record import State, TrialRecord
@@ -116,9 +116,11 @@ class Tracker:
         tracker.close()
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, study: str, score: str) -> None:
+    def __init__(
+        self, client: MlflowClient, experiment_id: str, run_id: str, study: str, score: str, cost: str
+    ) -> None:
         self.study = study
-        self.score = score
+        self.score, self.cost = score, cost
         self.experiment_id = experiment_id
         self.run_id = run_id  # of the parent
         self._client = client
@@ -156,9 +158,9 @@ class Tracker:
             client.update_run(parent.info.run_id, status="RUNNING")
             _write(client, parent.info.run_id, tags=tags)
         run_id = parent.info.run_id
-        score = info["objectives"]["score"]
+        score, cost = info["objectives"]["score"], info["objectives"]["cost"]
         client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
-        return cls(client, experiment_id, run_id, study, score)
+        return cls(client, experiment_id, run_id, study, score, cost)
 
     def run_of(self, number: int) -> str | None:
         """The MLflow run of a trial; None where it was never published."""
@@ -244,7 +246,11 @@ class Tracker:
             if child.on_front != (number in members):
                 child.on_front = number in members
                 self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
-        text = note(rows, references, self.experiment_id, self.run_id, self.score)
+        front, beside = (
+            [{**row, self.cost: self._cost(row["trial"])} if cost_column(self.cost) else row for row in table]
+            for table in (rows, references)
+        )
+        text = note(front, beside, self.experiment_id, self.run_id, self.score, self.cost)
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
         for file in files:
             self._client.log_artifact(self.run_id, str(file))
@@ -256,6 +262,12 @@ class Tracker:
                 self._client.set_terminated(child.run_id, "KILLED")
                 child.status = "KILLED"
         self._client.set_terminated(self.run_id, status)
+
+    def _cost(self, number: int) -> float | None:
+        """What a published trial costs: rows have a fixed set of keys, and not every cost is among them."""
+        measured = json.loads(self._children[number].record or "{}").get("measurements") or {}
+        value: float | None = measured.get(self.cost)
+        return value
 
     def _create(self, record: TrialRecord) -> _Child:
         tags = {

@@ -102,6 +102,34 @@ def test_no_number_is_cut(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.parametrize(
+    ("cost", "value", "shown"),
+    [
+        ("latency_ms", 8.153, "8.15"),
+        ("peak_memory_mb", 12_345.6, "12,346"),
+        ("trained_parameters", 123_456, "123,456"),
+        ("paper_parameters", 0, "0"),
+    ],
+)
+def test_a_cost_of_another_kind_has_its_column(cost: str, value: float, shown: str) -> None:
+    unmeasured = replace(RECORDS[-1], measurements=Measurements(accuracy=0.4, **{cost: None}))  # type: ignore[arg-type]
+    full = replace(RECORDS[-2], measurements=replace(RECORDS[-2].measurements, **{cost: 22_713_217}))
+    measured = replace(RECORDS[0].measurements, **{cost: value})
+    what = study([replace(RECORDS[0], measurements=measured), full, unmeasured], cost=cost)
+    text = printed(lambda out: report.print_front(what, what.front(), out), 80)
+    assert cost.rpartition("_")[2] in text
+    assert next(line for line in text.splitlines() if line.split()[:2] == ["0", "prefix"]).split()[-1] == shown
+    assert " 22,713,217 " in text
+    assert "majority" in text
+
+
+@pytest.mark.parametrize("cost", ["stored_parameters", "seconds"])
+def test_a_cost_that_is_shown_anyway_is_shown_once(cost: str) -> None:
+    what = study(cost=cost)
+    text = printed(lambda out: report.print_front(what, what.front(), out), 120)
+    assert next(line for line in text.splitlines() if "trial" in line).split()[-1] == "seconds"
+
+
 def test_references_are_named() -> None:
     text = printed(lambda out: report.print_front(study(), study().front(), out), 120)
     lines = text.splitlines()

@@ -301,6 +301,20 @@ def test_a_long_front_is_cut_in_the_note(tracker: Tracker) -> None:
     assert "tags.on_front" in note
 
 
+def test_the_note_has_a_cost_that_rows_lack(uri: str, study: str, tmp_path: Path) -> None:
+    info = {**INFO, "objectives": {"score": "accuracy", "cost": "latency_ms"}}
+    measured = replace(COMPLETE.measurements, latency_ms=3.25)
+    Tracker.open(uri, study, tmp_path / "artifacts", info).publish(replace(COMPLETE, measurements=measured))
+    tracker = Tracker.open(uri, study, tmp_path / "artifacts", info)
+    unmeasured = replace(measured, latency_ms=None)
+    tracker.publish(replace(COMPLETE, number=4, reference="majority", measurements=unmeasured))
+    tracker.front([row(3)], [row(4)])
+    note = tracker._client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    assert "| seconds | latency ms |\n|--:|---|--:|--:|--:|--:|--:|--:|\n" in note
+    assert "| 3 | 3.25 |\n" in note
+    assert "| 3 |  |\n" in note
+
+
 def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
     assert study in {summary.name for summary in tracking.studies(uri)}
     summary = tracking.summary(uri, study)
