@@ -256,7 +256,7 @@ class Study:
             for trial in self.trials
             if trial.state is State.COMPLETE
             and trial.measurements
-            and all(getattr(trial.measurements, name) <= limit for name, limit in limits)
+            and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
         ]
         values = [(_number(trial.score), _number(trial.cost)) for trial in candidates]
         mask = pareto.front(values, [objective.direction for objective in pair])

@@ -130,6 +130,19 @@ def test_a_cost_that_is_shown_anyway_is_shown_once(cost: str) -> None:
     assert next(line for line in text.splitlines() if "trial" in line).split()[-1] == "seconds"
 
 
+def test_what_was_not_measured_is_left_out(drawn: Any) -> None:
+    nothing = {"latency_ms": None, "peak_memory_mb": None, "tokens_per_second": None}
+    records = [replace(one, measurements=replace(one.measurements, **nothing)) for one in (RECORDS[0], RECORDS[-1])]
+    what = study([*records, RECORDS[1]], cost="latency_ms")
+    assert [trial.trial for trial in what.front()] == [1]
+    assert "latency" not in printed(lambda out: report.print_trial(what.trial(0), out), 100)
+    assert "0 prefix" not in printed(lambda out: report.print_study(what, out), 100)
+    printed(lambda out: out.print(report.studies_table([what])), 100)
+    assert "majority 0.430" in " ".join(texts(drawn(what).axes[0]))
+    limited = replace(what, summary=replace(what.summary, info={**what.summary.info, "constraints": {"latency_ms": 9}}))
+    assert [trial.trial for trial in limited.front(cost="stored_parameters")] == [1]  # not known to keep the limit
+
+
 def test_references_are_named() -> None:
     text = printed(lambda out: report.print_front(study(), study().front(), out), 120)
     lines = text.splitlines()
