@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from search.objectives import Objective
     from search.query import ParetoFront, Study, Trial
 
+_REASONS: Final = 5  # of failures, and trials named with each
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
 _NAMES: Final[Mapping[State, str]] = {
     State.COMPLETE: "complete",
@@ -33,9 +35,11 @@ _NAMES: Final[Mapping[State, str]] = {
 
 
 def console() -> Console:
-    """The console on stdout; without a terminal it does not cut or fold lines."""
+    """The console on stdout; without a terminal it does not cut or fold lines. Brackets are brackets."""
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else _WIDE, highlight=False, soft_wrap=not terminal)
+    return Console(
+        width=None if terminal else _WIDE, highlight=False, markup=False, emoji=False, soft_wrap=not terminal
+    )
 
 
 def front_table(
@@ -57,9 +61,10 @@ def front_table(
     for trial in trials:
         row = trial.to_row()
         design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
-        table.add_row(
-            Text(str(row[first])),
-            Text(design),
+        _add(
+            table,
+            str(row[first]),
+            design,
             _share(row["score"]),
             _share(row["test_score"]),
             _count(row["stored_parameters"]),
@@ -71,38 +76,44 @@ def front_table(
 
 
 def print_front(study: Study, front: ParetoFront, out: Console | None = None) -> None:
-    """The front, and the references beside it."""
+    """The front, and the references beside it; what failed, where the front is empty."""
     out = out or console()
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
     else:
-        out.print(f"The front of {study.name} is empty: no trial within the limits is complete yet.")
+        _say(
+            out, f"The front of {study.name} is empty: no complete trial is within the limits ({count_states(study)})."
+        )
+        _print_failures(study, out)
     if references := study.complete_references:
         out.print(front_table(references, front.objectives, "references", first="name"))
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
     """What a run ends with: the front, the references, the plot, and what to type next."""
-    from search.home import home
+    from search.home import home, store_uri
+    from search.tracking import shown
 
     out = out or console()
     front = study.front()
     print_front(study, front, out)
     plot_file = home() / "studies" / study.name / "front.png"
     if plot_file.is_file():
-        out.print(f"plot: {plot_file}", soft_wrap=True)
+        _say(out, f"plot: {plot_file}")
     if len(front):
         smallest = front.best(within=0.01).trial
+        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(shown(study.uri))}"
         commands = {
-            f"petl-search front {study.name} --max-parameters 1%": "the front under a limit",
-            f"petl-search show {study.name} {smallest}": "all about the smallest within a point of the best",
-            f"petl-search export {study.name} {smallest} my-adapter": "its adapter, ready to load",
-            "petl-search ui": "every run side by side, in MLflow",
+            f"front {study.name} --max-parameters 1%": "the front under a limit",
+            f"show {study.name} {smallest}": "all about the smallest within a point of the best",
+            f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
         }
+        if not study.uri.startswith(("http://", "https://")):
+            commands["ui"] = "every run side by side, in MLflow"
         width = max(map(len, commands))
-        out.print("next:")
+        _say(out, "next:")
         for command, what in commands.items():
-            out.print(f"  {command.ljust(width)}   {what}", soft_wrap=True)
+            _say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
 
 
 def print_study(study: Study, out: Console | None = None) -> None:
@@ -116,16 +127,14 @@ def print_study(study: Study, out: Console | None = None) -> None:
         "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
         "trials": count_states(study),
     }
-    out.print(f"[bold]{study.name}[/bold]  {study.summary.status.lower()}")
+    out.print(Text.assemble((study.name, "bold"), f"  {study.summary.status.lower()}"))
     for name, fact in facts.items():
         if fact:
-            out.print(Text(f"  {name:<7} {fact}"))
+            _say(out, f"  {name:<7} {fact}")
     print_front(study, front, out)
     if len(front):
-        out.print(Text(f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives"))
-    for trial in (*study.trials, *study.references):
-        if trial.record.failure:
-            out.print(Text(f"  trial {trial.trial} failed: {trial.record.failure.splitlines()[0]}"))
+        _say(out, f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives")
+        _print_failures(study, out)
 
 
 def print_trial(trial: Trial, out: Console | None = None) -> None:
@@ -133,9 +142,9 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
     out = out or console()
     record, measured = trial.record, trial.measurements
     heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
-    out.print(Text(f"{heading}  {trial.name}  {_NAMES[trial.state]}", style="bold"))
+    _say(out, f"{heading}  {trial.name}  {_NAMES[trial.state]}", "bold")
     if record.failure:
-        out.print(Text(record.failure))
+        _say(out, record.failure)
     for title, values in (
         ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
         ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
@@ -144,10 +153,10 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
         ("MLflow run", {"id": trial.run_id}),
     ):
         if values:
-            out.print(Text(f"\n{title}"))
+            _say(out, f"\n{title}")
             width = max(map(len, values))
             for name, value in values.items():
-                out.print(Text(f"  {name:<{width}}  {value}"))
+                _say(out, f"  {name:<{width}}  {value}")
 
 
 def studies_table(studies: Sequence[Study]) -> Table:
@@ -162,7 +171,8 @@ def studies_table(studies: Sequence[Study]) -> Table:
     for study in studies:
         info, front = study.summary.info, study.front()
         best = f"{study.objectives[0].name} {_share(front.best().score)}" if len(front) else ""
-        table.add_row(
+        _add(
+            table,
             study.name,
             study.summary.status.lower(),
             count_states(study),
@@ -187,7 +197,7 @@ def counts_table(counts: Counts, design: str, labels: int) -> Table:
         ("paper", counts.paper_percent, "weight matrices only, as He et al. (2022) count"),
         ("base", None, "the pretrained model without task head"),
     ):
-        table.add_row(kind, _count(getattr(counts, kind)), _percent(percent), meaning)
+        _add(table, kind, _count(getattr(counts, kind)), _percent(percent), meaning)
     return table
 
 
@@ -215,9 +225,33 @@ def write_front(study: Study, folder: Path) -> list[Path]:
     return files
 
 
+def _print_failures(study: Study, out: Console) -> None:
+    """The commonest reasons of failures, with their counts and the trials."""
+    failed: dict[str, list[int]] = {}
+    for trial in (*study.trials, *study.references):
+        if trial.state is State.FAIL:
+            reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
+            failed.setdefault(reason, []).append(trial.trial)
+    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
+    for reason, trials in ordered[:_REASONS]:
+        which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
+        _say(out, f"  {len(trials)} failed (trial {which}): {reason}")
+    if rest := sum(len(trials) for _, trials in ordered[_REASONS:]):
+        _say(out, f"  {rest} failed for other reasons")
+
+
+def _say(out: Console, text: str, style: str = "") -> None:
+    """A line as it is: rich would take a path or a list in brackets for markup."""
+    out.print(Text(text, style), soft_wrap=True)
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))
+
+
 def _table(title: str) -> Table:
     return Table(
-        title=title or None,
+        title=Text(title) if title else None,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,

@@ -347,13 +347,13 @@ def summary(uri: str, study: str) -> StudySummary:
         parent = _parent(client, experiment.experiment_id)
         if parent and "info" not in parent.data.tags:
             raise StoreError(
-                f"the study {study!r} in {_shown(uri)} does not say what it is: run {parent.info.run_id} has no tag "
+                f"the study {study!r} in {shown(uri)} does not say what it is: run {parent.info.run_id} has no tag "
                 f"`info`. `petl-search resume {study}` writes it"
             )
         if parent:
             return _summary(experiment, parent)
     names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
-    raise StoreError(f"no study {study!r} in {_shown(uri)}; studies there: {names}")
+    raise StoreError(f"no study {study!r} in {shown(uri)}; studies there: {names}")
 
 
 def records(uri: str, study: str) -> list[TrialRow]:
@@ -468,7 +468,7 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise StoreError(f"no store answers at {_shown(uri)}: {error.message}") from error
+        raise StoreError(f"no store answers at {shown(uri)}: {error.message}") from error
     return client
 
 
@@ -566,5 +566,6 @@ def _milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
 
 
-def _shown(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", uri)  # no password in messages
+def shown(uri: str) -> str:
+    """A store's address for people to read: without a password."""
+    return re.sub(r"//[^/@]*@", "//…@", uri)

@@ -136,8 +136,6 @@ def test_what_was_not_measured_is_left_out(drawn: Any) -> None:
     what = study([*records, RECORDS[1]], cost="latency_ms")
     assert [trial.trial for trial in what.front()] == [1]
     assert "latency" not in printed(lambda out: report.print_trial(what.trial(0), out), 100)
-    assert "0 prefix" not in printed(lambda out: report.print_study(what, out), 100)
-    printed(lambda out: out.print(report.studies_table([what])), 100)
     assert "majority 0.430" in " ".join(texts(drawn(what).axes[0]))
     limited = replace(what, summary=replace(what.summary, info={**what.summary.info, "constraints": {"latency_ms": 9}}))
     assert [trial.trial for trial in limited.front(cost="stored_parameters")] == [1]  # not known to keep the limit
@@ -150,15 +148,82 @@ def test_references_are_named() -> None:
     assert any("majority" in line for line in lines)
 
 
-def test_an_empty_front_says_so() -> None:
-    empty = study([])
-    assert "is empty" in printed(lambda out: report.print_front(empty, empty.front(), out), 80)
+def failed(number: int, reason: str | None) -> TrialRecord:
+    return trial(number, 0.0, 1, state=State.FAIL, measurements=None, failure=reason)
+
+
+@pytest.mark.parametrize("show", [report.print_study, report.print_ending])
+def test_an_empty_front_says_why(show: Any) -> None:
+    reasons = ["out of memory: 9 GB"] * 7 + ["diverged", None, "diverged"] + [f"OSError: {n}" for n in range(4)]
+    empty = study([failed(number, reason) for number, reason in enumerate(reasons)])
+    lines = [line.rstrip() for line in printed(lambda out: show(empty, out), 80).splitlines()]
+    assert "The front of demo is empty: no complete trial is within the limits (14 failed)." in lines
+    assert [line for line in lines if line.startswith("  ") and " failed " in line and "trials " not in line] == [
+        "  7 failed (trial 0, 1, 2, 3, 4 ...): out of memory: 9 GB",
+        "  2 failed (trial 7, 9): diverged",
+        "  1 failed (trial 8): no reason given",
+        "  1 failed (trial 10): OSError: 0",
+        "  1 failed (trial 11): OSError: 1",
+        "  2 failed for other reasons",
+    ]
+    assert "next:" not in lines
+
+
+@pytest.mark.parametrize(
+    ("uri", "option"),
+    [
+        ("sqlite:////default/mlflow.db", ""),
+        ("sqlite:////my folder/mlflow.db", " --uri 'sqlite:////my folder/mlflow.db'"),
+        ("postgresql://me:secret@host/db", " --uri 'postgresql://…@host/db'"),
+    ],
+)
+def test_what_to_type_next_finds_the_store(uri: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////default/mlflow.db")
+    what = replace(study(), uri=uri)
+    text = printed(lambda out: report.print_ending(what, out), 80)
+    commands = [line.split("   ")[0].strip() for line in text.splitlines() if "petl-search" in line]
+    assert commands == [
+        f"petl-search front demo --max-parameters 1%{option}",
+        f"petl-search show demo 5{option}",
+        f"petl-search export demo 5 my-adapter{option}",
+        f"petl-search ui{option}",
+    ]
+
+
+def test_a_server_is_opened_in_a_browser() -> None:
+    what = replace(study(), uri="http://host:5000")
+    assert "petl-search ui" not in printed(lambda out: report.print_ending(what, out), 80)
+
+
+@pytest.mark.parametrize("brackets", ["[/tmp/x]", "[bold]", "[1]", ":smile:"])
+def test_brackets_are_no_markup(brackets: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path / brackets.strip("[/]")))
+    records = [
+        trial(0, 0.5, 100, name=f"mam {brackets}"),
+        failed(1, f"OSError: {brackets}"),
+        trial(2, 0.6, 1, reference=f"full {brackets}"),
+    ]
+    info = {**INFO, "backbone": {"model": f"model {brackets}"}, "task": {"name": f"task {brackets}"}}
+    named = study(records)
+    named = replace(named, summary=replace(named.summary, name=f"study {brackets}", info=info))
+    empty = replace(named, everything=named.everything[1:2])
+    for show, words in (
+        (lambda out: report.print_study(named, out), ["study", "model", "task", "mam", "OSError:", "full"]),
+        (lambda out: report.print_ending(named, out), ["front of study", "front study", "mam", "full"]),
+        (lambda out: report.print_ending(empty, out), ["front of study", "OSError:"]),
+        (lambda out: report.print_trial(named.trial(0), out), ["mam"]),
+        (lambda out: report.print_trial(named.trial(1), out), ["OSError:"]),
+        (lambda out: out.print(report.studies_table([named])), ["study", "model", "task"]),
+    ):
+        text = printed(show, 200)
+        for word in words:
+            assert f"{word} {brackets}" in text
 
 
 def test_a_study_in_words() -> None:
     text = printed(lambda out: report.print_study(study(), out), 120)
     assert "15 complete, 1 stopped early, 1 failed" in text
-    assert "trial 16 failed: diverged: loss\n" in text
+    assert "  1 failed (trial 16): diverged: loss\n" in text
     assert "package:minilm/model" in text
     assert f"hypervolume {study().front().hypervolume:.4f}" in text
 
