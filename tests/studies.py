@@ -54,14 +54,14 @@ def write_rows(path: Path, rows: int = 240, seed: int = 0) -> Path:
     return path
 
 
-def study(folder: Path, **sections: Any) -> dict[str, Any]:
+def study(folder: Path, rows: int = 240, **sections: Any) -> dict[str, Any]:
     """A study file's content, with its backbone and rows written under `folder`."""
     return {
         "study": "tiny",
         "backbone": {"model": str(write_backbone(folder / "backbone")), "precision": "fp32"},
         "task": {
             "name": "words",
-            "paths": {"train": str(write_rows(folder / "rows.csv"))},
+            "paths": {"train": str(write_rows(folder / "rows.csv", rows))},
             "validation_rows": 60,
             "test_rows": 60,
         },
