@@ -7,10 +7,12 @@ the one whose weight is zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 BASELINES: Final = ("majority", "probe")
 _STRENGTHS: Final = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation tried by the probe
 _ROWS: Final = 64
+_FILE: Final = "baseline.safetensors"
 
 
 def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> dict[str, Tensor]:
@@ -59,6 +62,16 @@ def evaluate(
     rows = len(data.splits[split])
     pooled = _features(model, data, split, precision) if weight.any() else np.zeros((rows, weight.shape[1]))
     return metrics.classification(pooled @ weight.T + bias, data.splits[split].labels.numpy())
+
+
+def save(baseline: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes what `fit` returned; `load` reads it."""
+    save_file(dict(baseline), folder / _FILE)
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """The inverse of `save`."""
+    return load_file(folder / _FILE)
 
 
 def _features(model: PreTrainedModel, data: TaskData, split: str, precision: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
-
-PRECISIONS: Final = ("fp32", "bf16")  # of compute: weights stay float32
 
 
 def device() -> torch.device:
@@ -34,7 +32,7 @@ def place(model: nn.Module, *, training: bool) -> None:
 
 
 def autocast(precision: str) -> torch.autocast:
-    """The context in which forward passes compute in `precision` ("fp32" or "bf16")."""
+    """The context in which forward passes compute in `precision`, "fp32" or "bf16"; weights stay float32."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -71,8 +69,11 @@ class Engine:
 
 
 @cache
-def join_process_group() -> None:
-    """A process group of one, over a file: there is no port to collide on. Once per process."""
+def join_process_group() -> tempfile.TemporaryDirectory[str]:
+    """A process group of one, over a file: there is no port to collide on. Once per process.
+
+    The folder of the file goes with the process.
+    """
     import deepspeed
     import deepspeed.ops
 
@@ -80,15 +81,16 @@ def join_process_group() -> None:
         # Otherwise init_distributed compiles this op for half a minute, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    store = tempfile.mkdtemp(prefix="petl-store-")
+    store = tempfile.TemporaryDirectory(prefix="petl-store-")
     deepspeed.init_distributed(
         "gloo" if device().type == "cpu" else "nccl",
         auto_mpi_discovery=False,
         rank=0,
         world_size=1,
-        init_method=f"file://{store}/store",
+        init_method=f"file://{store.name}/store",
         verbose=False,
     )
+    return store
 
 
 def open_engine(model: PreTrainedModel, training: Training, steps: int, precision: str) -> Engine:

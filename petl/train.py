@@ -7,6 +7,7 @@ one that is interrupted and resumed equals, bit for bit, one that was not.
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import statistics
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _LOG_EVERY: Final = 10  # steps between two points of the training curve
 _EVALUATION_ROWS: Final = 64
 _LATENCY_CALLS: Final = 9
+_TENSORS: Final = "state.safetensors"
+_POSITION: Final = "position.json"
 
 
 class DivergedError(ArithmeticError):
@@ -179,6 +183,16 @@ class TrainingRun:
             self._engine.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(self.position.step)
+
+    def save(self, folder: Path) -> None:
+        """Writes `state()` as safetensors and JSON."""
+        tensors, position = self.state()
+        save_file(tensors, folder / _TENSORS)
+        (folder / _POSITION).write_text(json.dumps(position))
+
+    def load(self, folder: Path) -> None:
+        """Continues from what `save` wrote."""
+        self.restore(load_file(folder / _TENSORS), json.loads((folder / _POSITION).read_text()))
 
     def measurements(self, counts: Counts) -> Measurements:
         """What the run has come to: its last validation's scores, the counts, and the pace."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from search.query import Study
 
 app = typer.Typer(
     help="Search the design space of parameter-efficient transfer learning, and read what was found.",
@@ -58,11 +61,10 @@ def run(
 
     Example: petl-search run spaces/studies/demo.yaml --set budget.trials=48
     """
-    from search import report
     from search.study import run as run_study
 
     _import_from_here()
-    report.print_ending(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume))
+    _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume))
 
 
 @app.command()
@@ -74,11 +76,10 @@ def resume(name: Name, overrides: Overrides = None) -> None:
 
     Example: petl-search resume demo --set budget.trials=48
     """
-    from search import report
     from search.study import resume as resume_study
 
     _import_from_here()
-    report.print_ending(resume_study(name, overrides=overrides or ()))
+    _end(resume_study(name, overrides=overrides or ()))
 
 
 @app.command()
@@ -213,6 +214,15 @@ def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000, uri: Uri
     from search.ui import serve
 
     serve(uri, port)
+
+
+def _end(study: Study) -> None:
+    """What a run ends with; exit code 1 where nothing came out of it."""
+    from search import report
+
+    report.print_ending(study)
+    if not len(study.front()):
+        raise typer.Exit(1)
 
 
 def _import_from_here() -> None:

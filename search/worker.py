@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,7 @@ class Resident:
             from petl.data import load_data
             from petl.tasks import Task
 
-            backbone = self.workload.backbone
-            tokenizer = backbones.load_tokenizer(backbone["model"], revision=backbone["revision"])
+            tokenizer = backbones.load_tokenizer(self.backbone.model, revision=self.backbone.revision)
             self._data = load_data(Task(**self.workload.task), tokenizer)
         return self._data
 
@@ -94,9 +93,9 @@ class Resident:
         if self._model is None:
             from petl import backbones
 
-            backbone, seed = self.workload.backbone, self.workload.seed
+            backbone = self.backbone
             self._model = backbones.load(
-                backbone["model"], labels=self.data.labels, seed=seed, revision=backbone["revision"]
+                backbone.model, labels=self.data.labels, seed=self.workload.seed, revision=backbone.revision
             )
         return self._model
 
@@ -106,6 +105,19 @@ class Resident:
 
         join_process_group()
         _ = self.model
+
+    @property
+    def backbone(self) -> Backbone:
+        """The study's."""
+        return Backbone.from_dict(self.workload.backbone)
+
+    def save(self, run: TrainingRun, folder: Path) -> None:
+        """Writes the adapter directory of a run, with all that it needs to predict."""
+        from petl import storage
+
+        facts = {name: self.workload.task[name] for name in ("kind", "name", "max_length")}
+        task = {**facts, "labels": list(self.data.labels)}
+        storage.save(folder, run.attachment, self.backbone, task, self.data.tokenizer)
 
     def discard_model(self) -> None:
         """Forgets the backbone, after a failure that may have left something on it."""
@@ -119,18 +131,14 @@ class Resident:
         result = folder.find("result")
         if result is None:
             raise FileNotFoundError(f"trial {number} has no result to test under {folder.path}")
-        from safetensors.torch import load_file
+        from petl import baselines, storage, train
 
-        from petl import storage
-        from petl.baselines import BASELINES, evaluate
-        from petl.train import evaluate as evaluate_model
-
-        if reference in BASELINES:
-            baseline = load_file(result / "baseline.safetensors")
-            scores = evaluate(baseline, self.model, self.data, "test", self.workload.precision)
+        if reference in baselines.BASELINES:
+            baseline = baselines.load(result)
+            scores = baselines.evaluate(baseline, self.model, self.data, "test", self.workload.precision)
         else:
             with storage.load_adapter(result / "adapter", self.model):
-                scores = evaluate_model(self.model, self.data, "test", self.workload.precision)
+                scores = train.evaluate(self.model, self.data, "test", self.workload.precision)
         write_json(folder.begin("test") / "scores.json", scores)
         folder.commit("test")
         return scores
@@ -151,7 +159,9 @@ class Attempt:
             if result := self.folder.find("result"):
                 return {**read_json(result / "report.json"), "done": True}
             self.resident.warm()
-            return self._baseline() if self.job.configuration is None else self._train()
+            if self.job.configuration is None:
+                return self._baseline(self.job.reference or "")
+            return self._train(Configuration.from_dict(self.job.configuration))
         except Exception as error:  # whatever a trial raises is recorded as its end; the worker lives on
             self.close()
             self.resident.discard_model()
@@ -163,85 +173,58 @@ class Attempt:
             run, self._run = self._run, None
             run.close()
 
-    def _train(self) -> dict[str, Any]:
-        from safetensors.torch import load_file, save_file
-
-        from petl.train import TrainingRun
-
-        configuration = Configuration.from_dict(self.job.configuration or {})
+    def _train(self, configuration: Configuration) -> dict[str, Any]:
+        """Goes to the next milestone."""
+        resident = self.resident
         if self._run is None:
-            resident = self.resident
+            from petl.train import TrainingRun
+
             self._run = TrainingRun(resident.model, resident.data, configuration, resident.workload.precision)
             self._began = time.time()
             if state := self.folder.latest_state():
-                self._run.restore(load_file(state / "state.safetensors"), read_json(state / "position.json"))
-                # what the state had reached may never have arrived
-                return self._report()
+                self._run.load(state)
+                return self._report()  # what the state had reached may never have arrived
         run = self._run
         reached = run.position.validations[-1].epoch if run.position.validations else 0.0
         reached = run.advance(next(milestone for milestone in self.job.milestones if milestone > reached)).epoch
         if reached < configuration.training.epochs:
             part = f"state-{len(run.position.validations)}"  # a new one is whole before the last one goes
-            state, (tensors, position) = self.folder.begin(part), run.state()
-            save_file(tensors, state / "state.safetensors")
-            write_json(state / "position.json", position)
+            run.save(self.folder.begin(part))
             self.folder.commit(part)
             self.folder.drop_states(but=part)
             return self._report()
-        backbone = self.backbone
-        measured = run.measurements(count(configuration.design, backbone, len(self.resident.data.labels)))
-        report = {**self._report(), "measurements": measured.to_dict()}
-        self._commit(report)
+        measured = run.measurements(count(configuration.design, resident.backbone, len(resident.data.labels)))
+        report = self._finish(measured, lambda folder: resident.save(run, folder / "adapter"))
         self.close()
-        return {**report, "done": True}
+        return report
 
-    @property
-    def backbone(self) -> Backbone:
-        """The study's."""
-        return Backbone.from_dict(self.resident.workload.backbone)
+    def _baseline(self, name: str) -> dict[str, Any]:
+        """Fits a baseline, which is one step."""
+        from petl import baselines
 
-    def _commit(self, report: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
-
-        from petl import storage
-
-        result = self.folder.begin("result")
-        write_json(result / "report.json", report)
-        if self._run is None:
-            save_file(self._baseline_tensors, result / "baseline.safetensors")
-        else:
-            task = self.resident.workload.task
-            facts = {"kind": task["kind"], "name": task["name"], "max_length": task["max_length"]}
-            storage.save(
-                result / "adapter",
-                self._run.attachment,
-                self.backbone,
-                {**facts, "labels": list(self.resident.data.labels)},
-                self.resident.data.tokenizer,
-            )
-        self.folder.commit("result")
-        self.folder.drop_states()
-
-    def _baseline(self) -> dict[str, Any]:
-        from petl.baselines import evaluate, fit
-
-        resident, name = self.resident, self.job.reference or ""
-        self._began = began = time.time()
-        self._baseline_tensors = fit(name, resident.model, resident.data, resident.workload.precision)
-        scores = evaluate(
-            self._baseline_tensors, resident.model, resident.data, "validation", resident.workload.precision
-        )
-        base = count(Design(), self.backbone).base
-        trained = sum(tensor.numel() for tensor in self._baseline_tensors.values()) if name == "probe" else 0
+        resident = self.resident
+        self._began = time.time()
+        fitted = baselines.fit(name, resident.model, resident.data, resident.workload.precision)
+        scores = baselines.evaluate(fitted, resident.model, resident.data, "validation", resident.workload.precision)
+        base = count(Design(), resident.backbone).base
+        trained = sum(tensor.numel() for tensor in fitted.values()) if name == "probe" else 0
         measured = Measurements(
             **scores,  # type: ignore[arg-type]
             base_parameters=base,
             trained_parameters=trained,
             trained_percent=100 * trained / base,
-            seconds=time.time() - began,
+            seconds=time.time() - self._began,
         )
+        return self._finish(measured, lambda folder: baselines.save(fitted, folder))
+
+    def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> dict[str, Any]:
+        """Commits the result, of which `save` writes what was trained; the last report."""
         report = {**self._report(), "measurements": measured.to_dict()}
-        self._commit(report)
+        folder = self.folder.begin("result")
+        write_json(folder / "report.json", report)
+        save(folder)
+        self.folder.commit("result")
+        self.folder.drop_states()
         return {**report, "done": True}
 
     def _report(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
+
     from petl.backbones import Backbone
 
 SIZES: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)

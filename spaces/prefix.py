@@ -20,6 +20,7 @@ from spaces.training import DEFAULT, of_training, with_training
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
+
     from petl.backbones import Backbone
 
 

@@ -20,6 +20,7 @@ from spaces.training import NAME as LEARNING_RATE
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
+
     from petl.backbones import Backbone
 
 

@@ -43,6 +43,7 @@ from spaces.training import DEFAULT, of_training, with_training
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
+
     from petl.backbones import Backbone
 
 METHODS: Final = ("prefix", "attention", "ffn", "low_rank.attention", "low_rank.ffn", "bias")
