@@ -253,6 +253,8 @@ class Search:
             return State.PRUNED, None
         for objective in self.records.objectives:
             value = objective.value(measurements) if measurements else None
+            if value is None and record.configuration is None and objective is self._cost:
+                continue  # a baseline trains nothing that could cost
             if value is None:
                 return State.FAIL, f"{objective.name} was not measured"
             if not math.isfinite(value):

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from search.naming import label
 from search.record import State, TrialRecord
 
 _WORDS: Final[Mapping[State, str]] = {
@@ -94,9 +95,9 @@ class Display:
 
     def _line(self, record: TrialRecord, text: str, *, loud: bool = False) -> None:
         if self._live is None:
-            self.say(f"{self._progress()}  trial {record.number} ({label(record)}) {text}")
+            self.say(f"{self._progress()}  trial {record.number} ({_label(record)}) {text}")
         elif loud and record.state is State.FAIL:
-            self.say(f"trial {record.number} ({label(record)}) {text}")
+            self.say(f"trial {record.number} ({_label(record)}) {text}")
 
     def _progress(self) -> str:
         records = self._records()
@@ -124,7 +125,7 @@ class Display:
         for record in records:
             if record.state is State.RUNNING:
                 running.add_row(
-                    f"trial {record.number}", Text(label(record)), Text(reached.get(record.number, ""), "dim")
+                    f"trial {record.number}", Text(_label(record)), Text(reached.get(record.number, ""), "dim")
                 )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "design", self.score, "parameters", "%"):
@@ -134,7 +135,7 @@ class Display:
             if measured:
                 front.add_row(
                     str(record.number),
-                    Text(label(record)),
+                    Text(_label(record)),
                     f"{getattr(measured, self.score):.4f}",
                     f"{measured.stored_parameters:,}",
                     f"{measured.stored_percent:.2f}",
@@ -142,12 +143,8 @@ class Display:
         return Group(head, running, front) if front.rows else Group(head, running)
 
 
-def label(record: TrialRecord) -> str:
-    """What a trial is, in a few words."""
-    if record.reference:
-        return f"reference {record.reference}"
-    design = record.configuration.design.describe() if record.configuration else ""
-    return record.name or design
+def _label(record: TrialRecord) -> str:
+    return f"reference {record.reference}" if record.reference else label(record)
 
 
 def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | None:

@@ -295,6 +295,8 @@ class Records:
     def _values(self, number: int, measurements: Measurements | None) -> tuple[float, float]:
         values = [objective.value(measurements) if measurements else None for objective in self.objectives]
         score, cost = values
+        if cost is None and self._records[number].configuration is None:
+            cost = 0.0  # of a baseline, which trains nothing; Optuna wants a value
         if score is None or cost is None or not (math.isfinite(score) and math.isfinite(cost)):
             names = " and ".join(objective.name for objective in self.objectives)
             raise RecordsError(f"a complete trial has a finite {names}; trial {number} has {values}")

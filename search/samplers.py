@@ -107,10 +107,11 @@ def tell(
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values, a stopped one its last rung's score and, where its cost was not
-    known before training, the median one, a failed one the worst score of the study, and so has a proposal outside the limits, with how far it is outside. An
-    aside that means what another trial means has that trial's values. References, and trials that
-    were stopped before their first rung, are not told, nor any but the latest ASIDES asides.
+    A complete trial has its values. A stopped one has its last rung's score and, where its cost was
+    not known before training, the median one. A failed one has the worst score of the study, and so
+    has a proposal outside the limits, with how far it is outside. An aside that means what another
+    trial means has that trial's values. References, and trials that were stopped before their first
+    rung, are not told, nor any but the latest ASIDES asides.
     """
     score, cost = objectives
     all_records = records.all()

@@ -64,6 +64,7 @@ def study(folder: Path, rows: int = 240, **sections: Any) -> dict[str, Any]:
             "paths": {"train": str(write_rows(folder / "rows.csv", rows))},
             "validation_rows": 60,
             "test_rows": 60,
+            "max_length": 32,
         },
         "space": {"name": "unified", "max_size": 8, "lengths": [0, 1, 2, 4]},
         "constraints": {"stored_percent": 30.0},

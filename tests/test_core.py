@@ -264,6 +264,18 @@ def test_a_score_that_is_not_finite_fails_as_diverged(bad: float) -> None:
     assert len(run(search)) == 8
 
 
+def test_a_baseline_needs_no_cost() -> None:
+    """It trains nothing whose latency could be measured; a design without a measured cost fails."""
+    records = Records.in_memory(("accuracy", "latency_ms"))
+    references = {"majority": None, "head_only": Configuration(Design(), TRAINING)}
+    search = Search(records, plan(references=references, budget=Budget(trials=0, concurrent=2)))
+    for state in (State.COMPLETE, State.FAIL):
+        step = search.next(1)
+        assert isinstance(step, Start)
+        epochs = step.record.configuration.training.epochs if step.record.configuration else 0
+        assert search.finish(step.record.number, Measurements(accuracy=0.5, epochs=epochs)).state is state
+
+
 def test_failures_keep_their_reason_and_count() -> None:
     search = Search(Records.in_memory(), plan())
     step = search.next(1)
