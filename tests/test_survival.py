@@ -25,7 +25,7 @@ SEED = int(os.environ.get("PETL_KILL_SEED", "0"))
 # GP decide depends on who finishes first.
 PLAIN = {"scheduler": {"name": "none"}, "sampler": {"name": "random"}}
 CLEVER = {"scheduler": {"name": "asha"}, "sampler": {"name": "gp"}}
-TRIALS = 12
+TRIALS = 8
 OVER = {optuna.trial.TrialState.COMPLETE: "FINISHED", optuna.trial.TrialState.PRUNED: "KILLED"}
 
 
@@ -33,7 +33,7 @@ def write_study(home: Path, sections: dict[str, dict[str, str]]) -> Path:
     path = home / "study.yaml"
     content = studies.study(
         home / "inputs",
-        rows=2000,  # some seconds a trial
+        rows=480,  # some seconds a trial
         study="victim",
         references=["majority", "head_only"],
         budget={"trials": TRIALS, "epochs": 3},
