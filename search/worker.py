@@ -7,6 +7,7 @@ started again by Ray with the same job and continues from the folder.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -228,7 +229,10 @@ class Attempt:
         return {**report, "done": True}
 
     def _report(self) -> dict[str, Any]:
-        report: dict[str, Any] = {"startup_seconds": (self._began or time.time()) - self.job.assigned}
+        report: dict[str, Any] = {
+            "process": os.getpid(),
+            "startup_seconds": (self._began or time.time()) - self.job.assigned,
+        }
         if self._run is not None:
             position = self._run.position.to_dict()
             report |= {"points": position["points"], "validations": position["validations"]}

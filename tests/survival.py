@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-_READY = 120.0  # seconds until a driver has workers
+_READY = 180.0  # seconds until a driver gets anywhere
 _GONE = 90.0  # seconds until nothing of a killed driver lives: two agents of Ray's take 60 to give up on it
 
 
@@ -58,10 +59,10 @@ class Victim:
         titles = {child: _title(child) for child in self.family.values()}
         return [child for child, title in titles.items() if title.startswith("ray::ResourceTrainable")]
 
-    def wait_for_workers(self) -> None:
-        """Until a trial is being trained, or the driver is done."""
+    def wait_for(self, reached: Callable[[], object]) -> None:
+        """Until `reached`, or the driver is done."""
         deadline = time.monotonic() + _READY
-        while not self.workers() and self.process.poll() is None and time.monotonic() < deadline:
+        while not reached() and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def kill_worker(self, draw: random.Random) -> bool:
@@ -83,6 +84,16 @@ def left_running(victims: list[Victim]) -> list[str]:
     everybody = [process for victim in victims for process in victim.family.values()]
     _, alive = psutil.wait_procs(everybody, timeout=_GONE)
     return [_title(process) for process in alive]
+
+
+def progress(home: Path, study: str) -> int:
+    """Milestones that the study's trials have passed, three for a finished one."""
+    reached: dict[str, int] = {}
+    for path in (home / "studies" / study / "trials").glob("*/*/manifest.json"):
+        part, trial = path.parts[-2], path.parts[-3]
+        passed = 3 if part == "result" else int(part.removeprefix("state-")) if part.startswith("state-") else 0
+        reached[trial] = max(reached.get(trial, 0), passed)
+    return sum(reached.values())
 
 
 def finished(home: Path, study: str) -> dict[int, str]:

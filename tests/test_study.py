@@ -139,11 +139,10 @@ def test_test_split_is_for_the_front_and_references_alone(finished: tuple[Study,
 
 
 def test_workers_stay_alive_between_trials(finished: tuple[Study, str], home: Path) -> None:
-    """The driver's own clock: a trial that reuses a worker starts training within a second of being assigned."""
-    waits = []
-    for report in sorted((home / "studies" / "tiny" / "trials").glob("*/result/report.json")):
-        waits.append(read_json(report)["startup_seconds"])
-    assert sum(wait > 1.0 for wait in waits) <= 2  # the two processes' own first trials import everything
+    reports = [read_json(path) for path in (home / "studies" / "tiny" / "trials").glob("*/result/report.json")]
+    assert len(reports) > 2
+    assert len({report["process"] for report in reports}) <= 2  # as many as run at once
+    assert all(report["startup_seconds"] > 0 for report in reports)
 
 
 def test_what_a_person_reads(finished: tuple[Study, str], home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import studies
 import yaml
 from mlflow.tracking import MlflowClient
-from survival import Kill, Victim, finished, left_running
+from survival import Kill, Victim, finished, left_running, progress
 
 from search.query import load_study
 from search.record import State
@@ -76,20 +76,27 @@ def check_consistent(home: Path) -> None:
 @pytest.mark.parametrize(("sections", "number"), [(PLAIN, 6), (CLEVER, 4)], ids=["plain", "clever"])
 def test_ten_kills(home: Path, sections: dict[str, dict[str, str]], number: int) -> None:
     path, log, draw = write_study(home, sections), home / "log.txt", random.Random(SEED)
+    # moments spread over the life of the study, as milestones that its trials passed, of 3 a trial
+    moments = sorted(draw.sample(range(1, 3 * TRIALS - 3), number))
     kills: list[Kill] = []
     victims: list[Victim] = []
     command = ["run", str(path), "--or-resume"]
+
+    def wait_for_moment(victim: Victim) -> None:
+        victim.wait_for(lambda: progress(home, "victim") >= moments[len(kills)])
+        time.sleep(draw.uniform(0, 1))
+
     while len(kills) < number:
         victim = Victim(command, log)
         victims.append(victim)
-        # Most of a driver's life is its start: a third of the drivers die in it, the others at work.
-        if draw.random() > 1 / 3:
-            victim.wait_for_workers()
-        time.sleep(draw.uniform(0, 4))
-        if len(kills) % 2 == 0 and victim.kill_worker(draw):
-            kills.append(Kill("worker", time.monotonic() - victim.began, finished(home, "victim")))
-            time.sleep(draw.uniform(0, 4))
-        assert victim.process.poll() is None, log.read_text()[-3000:]  # nobody was killed: the study was too short
+        if draw.random() < 1 / 4:  # a driver that does not live to see its workers
+            time.sleep(draw.uniform(0, 10))
+        else:
+            wait_for_moment(victim)
+            if len(kills) < number - 1 and victim.kill_worker(draw):
+                kills.append(Kill("worker", time.monotonic() - victim.began, finished(home, "victim")))
+                wait_for_moment(victim)
+        assert victim.process.poll() is None, log.read_text()[-3000:]  # it ended before it could be killed
         victim.kill()
         kills.append(Kill("driver", time.monotonic() - victim.began, finished(home, "victim")))
     last = Victim(command, log)
@@ -116,8 +123,7 @@ def test_ten_kills(home: Path, sections: dict[str, dict[str, str]], number: int)
 def test_ctrl_c_and_resume(home: Path) -> None:
     path, log = write_study(home, PLAIN), home / "log.txt"
     victim = Victim(["run", str(path)], log)
-    victim.wait_for_workers()
-    time.sleep(2)
+    victim.wait_for(lambda: progress(home, "victim") > 3)
     victim.watch()
     victim.process.send_signal(signal.SIGINT)
     victim.process.wait(timeout=60)
