@@ -170,7 +170,8 @@ def test_running_stopped_failed_and_refused_trials_are_digested(name: str) -> No
             records.rung(number, 1.0, 0.2, stop=True)
         if state is not State.RUNNING:
             records.close(number, state, failure=failure)
-    proposer(name, stored_parameters=1_000.0).ask(records, Origin(asides=[aside(found(90), 1e7)]))
+    asked = proposer(name, stored_parameters=1_000.0).ask(records, Origin(asides=[aside(found(90), 1e7)]))
+    assert asked.coordinates.keys() == found(0).coordinates.keys()
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "gp"])

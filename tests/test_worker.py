@@ -120,6 +120,20 @@ def test_failures_are_reported_and_the_resident_lives_on(
     assert after["measurements"]["loss"] == before["measurements"]["loss"]
 
 
+def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = Resident(workload)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no engine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("petl.train.open_engine", broken)  # the design is on the model by then
+        assert finish(Attempt(resident, job(number=0)))["failure"] == "RuntimeError: no engine"
+    assert "measurements" in finish(Attempt(resident, job(number=1)))
+
+
 @pytest.mark.parametrize("name", ["majority", "probe"])
 def test_baselines(workload: Workload, name: str) -> None:
     resident = Resident(workload)
