@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: help setup demo test lint
 help:
-	@echo "make demo    a search on real data, from nothing to a front (about 10 minutes)"
+	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make setup   .venv with everything in it"
