@@ -2,19 +2,21 @@
 
     before                         after attach(model, lora)
     ...self.query  Linear          ...self.query  Linear  + hook: h + Δh(x)
-                                   petl.encoder.0.self.query.low_rank   a, b
+                                   petl.attachment_1.encoder.0.self.query.low_rank   a, b
 
 The model keeps its modules. Deltas live in one sub-module called `petl`, so that `model.parameters()`
 and DeepSpeed see them, and reach the frozen modules through hooks. What a design changes among the
 model's own parameters (BitFit, full fine-tuning, the head) is replaced by clones, never written in
 place: the originals may be memory that other processes read.
+
+A model may carry several attachments. Their deltas act as those of one design would, in whatever order
+they came, and each can be taken off at any time. Where two own the same parameter (a bias, the head),
+the model uses the clone of the latest one that is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, cast
 
 import torch
@@ -22,11 +24,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from petl import attention, forms
-from petl.backbones import family_of
-from petl.design import LINEARS, Design, DesignError, Form, Insertion, Site
-from petl.families import Attention
-from petl.hooks import AddToInput, AddToLinear, AddToOutput, Tap
-from petl.plan import Delta, deltas, unfrozen
+from petl.backbones import Parts, family_of, parts
+from petl.design import Design
+from petl.insert import Places
+from petl.plan import Delta, deltas, reparameterisations, unfrozen
 
 HOLDER: Final = "petl"
 
@@ -35,56 +36,80 @@ class StateError(ValueError):
     """Stored tensors that do not fit the design and the model."""
 
 
-class Holder(nn.Module):
-    """The attached deltas, as one sub-module of the model."""
+class Tree(nn.Module):
+    """Modules at dotted names."""
 
-    def __init__(self, design: Design) -> None:
-        super().__init__()
-        self.design = design
-
-    def place(self, name: str, delta: nn.Module) -> None:
-        """Put `delta` at the dotted `name`."""
+    def place(self, name: str, module: nn.Module) -> None:
+        """Put `module` at the dotted `name`."""
         *path, leaf = name.split(".")
         at: nn.Module = self
         for part in path:
             if part not in at._modules:
                 at.add_module(part, nn.Module())
             at = at.get_submodule(part)
-        at.add_module(leaf, delta)
+        at.add_module(leaf, module)
+
+
+class Carried(nn.Module):
+    """All that is attached to a model: a `Tree` for each attachment, and what they share.
+
+    It is there from the first attachment to the end of the last. `replaced` holds, for the path of
+    each parameter of the model that attachments own, the original and then their clones in order.
+    """
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self.count = 0
+        self.places = places
+        self.replaced: dict[str, list[tuple[int, nn.Parameter]]] = {}
+        self.trained = {name: parameter.requires_grad for name, parameter in places.model.named_parameters()}
+        self.attention = ""
 
 
 class Attachment:
     """A design on a model. Made by `attach`; as a context manager it detaches at the end.
 
     The tensors of the adapter are those of `count`'s `stored`. Names are stable: a delta's own name
-    (`encoder.0.ffn.bottleneck.down.weight`), and the model's name for what was the model's
-    (`bert.encoder.layer.0.output.dense.bias`). The head is the attachment's own copy, and trains if
-    the design says so.
+    (`encoder.0.ffn.bottleneck.down.weight`), and for what was the model's its name from the base model
+    (`encoder.layer.0.output.dense.bias`). The head is the attachment's own copy, and trains if the
+    design says so.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        design: Design,
-        adapter: Mapping[str, nn.Parameter],
-        head: Mapping[str, nn.Parameter],
-        undo: ExitStack,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, design: Design, number: int) -> None:
         self.model = model
         self.design = design
-        self._adapter = dict(adapter)
-        self._head = dict(head)
-        self._undo = undo
+        self.deltas: tuple[Delta, ...] = ()
+        self.forms: dict[str, forms.Change] = {}
+        self._number = number
+        self._trained: dict[str, nn.Parameter] = {}
+        self._owned: dict[str, nn.Parameter] = {}
+        self._head: dict[str, nn.Parameter] = {}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What trains: the adapter, then the head if it does."""
-        yield from self._adapter.items()
+        """What trains: the adapter, then the head if it does.
+
+        A prefix that is trained through an MLP has the MLP's tensors here, its keys and values in `state_dict`.
+        """
+        yield from self._trained.items()
+        yield from self._owned.items()
         if self.design.head:
             yield from self._head.items()
 
+    def owned_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those of the adapter that take the place of the model's own: BitFit's, or all."""
+        return dict(self._owned)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The adapter's tensors, detached, not copied. The head is apart."""
-        return {name: parameter.detach() for name, parameter in self._adapter.items()}
+        """The adapter's tensors as they are stored, detached, not copied. The head is apart."""
+        stored: dict[str, Tensor] = {}
+        for delta in self.deltas:
+            form = self.forms[delta.name]
+            tensors = {name: parameter.detach() for name, parameter in form.named_parameters()}
+            if delta.modification.reparameterisation:
+                with torch.no_grad():
+                    tensors |= dict(zip(("key", "value"), cast(forms.Heads, form).rows(), strict=True))
+            stored |= {f"{delta.name}.{name}": tensor for name, tensor in tensors.items()}
+        return stored | {name: parameter.detach() for name, parameter in self._owned.items()}
 
     def head_state_dict(self) -> dict[str, Tensor]:
         """The head's tensors that the adapter does not hold, also where they are frozen."""
@@ -94,9 +119,12 @@ class Attachment:
         """Copy stored tensors in; without `head`, the head stays as it is.
 
         Raises StateError, listing everything missing, unknown or of another shape; then nothing was
-        copied.
+        copied. Keys and values do not give their MLP back: attach the design `folded()`.
         """
-        pairs = [(self._adapter, adapter)] if head is None else [(self._adapter, adapter), (self._head, head)]
+        if self.design != self.design.folded():
+            raise StateError("stored keys and values do not give an MLP back: attach the design folded()")
+        own = {**self._trained, **self._owned}
+        pairs = [(own, adapter)] if head is None else [(own, adapter), (self._head, head)]
         faults = [fault for own, given in pairs for fault in _faults(own, given)]
         if faults:
             raise StateError(f"the tensors do not fit {self.design.describe()}: {'; '.join(faults)}")
@@ -106,8 +134,24 @@ class Attachment:
                     parameter.copy_(given[name])
 
     def detach(self) -> None:
-        """Give the model back as it was, bit for bit. A second call does nothing."""
-        self._undo.close()
+        """Give the model back as it was without this design, bit for bit. A second call does nothing."""
+        carried = getattr(self.model, HOLDER, None)
+        if not isinstance(carried, Carried) or not hasattr(carried, _child(self._number)):
+            return
+        carried.places.discard(set(self.forms.values()))
+        for path, clones in list(carried.replaced.items()):
+            clones[:] = [(owner, clone) for owner, clone in clones if owner != self._number]
+            _set(self.model, path, clones[-1][1])
+            if len(clones) == 1:
+                del carried.replaced[path]
+        delattr(carried, _child(self._number))
+        if carried.attention and not carried.places.at_heads:
+            self.model.set_attn_implementation(carried.attention)
+            carried.attention = ""
+        if not any(True for _ in carried.children()):
+            delattr(self.model, HOLDER)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(carried.trained[name])
 
     def __enter__(self) -> Attachment:
         return self
@@ -119,111 +163,79 @@ class Attachment:
 def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachment:
     """Freeze `model` and attach `design`; new tensors are drawn from `seed` alone.
 
-    Raises DesignError for a design that is not supported or does not fit the model, and for a model
-    that carries a design already; BackboneError for a family without a row. The model is then as it was.
+    Other attachments that the model carries stay, and go on training. Raises DesignError for a design
+    that does not fit the model, BackboneError for a family without a row; the model is then as it was.
     """
+    family, own = family_of(model), parts(model)
+    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
+    mine = unfrozen(design, family, own.base, own.head)
+    like = next(iter(own.base.values()))
+
     carried = getattr(model, HOLDER, None)
-    if isinstance(carried, Holder):
-        raise DesignError(f"the model carries a design already ({carried.design.describe()}): detach it first")
-    family = family_of(model)
-    depth = int(model.config.num_hidden_layers)
-    own = dict(model.named_parameters())
-    planned = deltas(design, family, depth, {name: tuple(parameter.shape) for name, parameter in own.items()})
-    mine = unfrozen(design, family, own)
-    rest_of_head = [name for name in own if not family.in_base(name) and name not in mine]
-    like = next(iter(own.values()))
-
-    holder = Holder(design)
-    built: dict[str, nn.Module] = {}
-    for delta in planned:
-        module = forms.build(delta, seed).to(like.device, like.dtype)
-        built[delta.name] = module
-        holder.place(delta.name, module)
-    holder.train(model.training)
-
-    with ExitStack() as undo:  # undone in reverse order; also where something below raises
-        _freeze(model, undo)
-        clones = _clone(model, {*mine, *rest_of_head}, undo)
-        model.add_module(HOLDER, holder)
-        undo.callback(delattr, model, HOLDER)
-        for _, group in groupby(sorted(planned, key=_sub_layer), key=_sub_layer):
-            _insert(model, list(group), built, undo)
-        if any(delta.modification.form is Form.PREFIX for delta in planned):
-            undo.callback(attention.switch(model))
-        for name in rest_of_head:
-            clones[name].requires_grad_(design.head)
-        adapter = {
-            f"{delta.name}.{name}": parameter
-            for delta in planned
-            for name, parameter in built[delta.name].named_parameters()
-        } | {name: clones[name] for name in mine}
-        return Attachment(model, design, adapter, {name: clones[name] for name in rest_of_head}, undo.pop_all())
+    if carried is None:
+        carried = Carried(Places(model, family, own.prefix))
+        model.add_module(HOLDER, carried)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    carried.count += 1
+    attachment = Attachment(model, design, carried.count)
+    tree = Tree()
+    carried.add_module(_child(carried.count), tree)
+    try:
+        attachment.deltas = planned
+        _build(attachment, tree, seed, like)
+        _own(attachment, carried, own, mine)
+        for delta in planned:
+            carried.places.insert(delta, attachment.forms[delta.name])
+        if not carried.attention and carried.places.at_heads:
+            carried.attention = attention.switch(model)
+    except BaseException:
+        attachment.detach()
+        raise
+    tree.train(model.training)
+    return attachment
 
 
-def _sub_layer(delta: Delta) -> tuple[str, str]:
-    return delta.layer, delta.attention.module if delta.attention else ""
+def _child(number: int) -> str:
+    return f"attachment_{number}"
 
 
-def _insert(model: nn.Module, group: list[Delta], built: Mapping[str, nn.Module], undo: ExitStack) -> None:
-    """Hook the deltas of one sub-layer: `group` shares layer and attention.
+def _build(attachment: Attachment, tree: Tree, seed: int, like: Tensor) -> None:
+    def put(name: str, module: forms.Change | forms.PrefixMLP) -> None:
+        module.to(like.device, like.dtype)
+        tree.place(name, module)
+        attachment._trained |= {f"{name}.{leaf}": parameter for leaf, parameter in module.named_parameters()}
 
-    Linears come first: a sequential Δh of the sub-layer reads the output projection with its
-    low-rank change, as it would after merging.
-    """
-    layer = model.get_submodule(group[0].layer)
-    row = group[0].attention or group[0].stack.ffn
-
-    def at(site: Site, insertion: Insertion = Insertion.PARALLEL) -> tuple[nn.Module, ...]:
-        here = (site, insertion)
-        return tuple(built[d.name] for d in group if (d.modification.site, d.modification.insertion) == here)
-
-    def before(path: str, hook: Callable[..., object]) -> None:
-        undo.callback(layer.get_submodule(path).register_forward_pre_hook(hook).remove)
-
-    def after(path: str, hook: Callable[..., object]) -> None:
-        undo.callback(layer.get_submodule(path).register_forward_hook(hook).remove)
-
-    for site in LINEARS:
-        if low_rank := at(site):
-            after(row.linear(site), AddToLinear(low_rank))
-
-    if isinstance(row, Attention):
-        if prefixes := at(Site.HEADS):
-            undo.callback(attention.put(layer.get_submodule(row.module), cast(tuple[forms.Prefix, ...], prefixes)))
-        if parallel := at(Site.ATTENTION):
-            tap = Tap()
-            before(row.query, tap)
-            before(row.out, AddToInput(tap, parallel))
-        if sequential := at(Site.ATTENTION, Insertion.SEQUENTIAL):
-            after(row.out, AddToOutput(sequential))
-        return
-
-    parallel, sequential = at(Site.FFN), at(Site.FFN, Insertion.SEQUENTIAL)
-    if parallel:
-        tap = Tap()
-        before(row.stream, tap)
-        after(row.end, AddToOutput(sequential, parallel, tap))
-    elif sequential:
-        after(row.end, AddToOutput(sequential))
+    shared: dict[str, tuple[forms.PrefixMLP, int]] = {}
+    for plan in reparameterisations(attachment.deltas):
+        mlp = forms.build_mlp(plan, seed)
+        put(plan.name, mlp)
+        shared |= {delta.name: (mlp, index) for index, delta in enumerate(plan.deltas)}
+    for delta in attachment.deltas:
+        form = attachment.forms[delta.name] = forms.build(delta, seed, *shared.get(delta.name, ()))
+        put(delta.name, form)
 
 
-def _freeze(model: nn.Module, undo: ExitStack) -> None:
-    for parameter in model.parameters():
-        undo.callback(parameter.requires_grad_, parameter.requires_grad)
-        parameter.requires_grad_(False)
+def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[str]) -> None:
+    """Replace what the attachment owns by trainable clones, one clone for all places of a tied parameter."""
+    model, everything = attachment.model, {**own.base, **own.head}
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    owned = set(mine)
+    for name, original in everything.items():
+        if name not in owned and name not in own.head:
+            continue
+        clone = nn.Parameter(original.detach().clone(), requires_grad=name in owned or attachment.design.head)
+        (attachment._owned if name in owned else attachment._head)[name] = clone
+        for path in paths[id(original)]:
+            carried.replaced.setdefault(path, [(0, original)]).append((attachment._number, clone))
+            _set(model, path, clone)
 
 
-def _clone(model: nn.Module, names: Collection[str], undo: ExitStack) -> dict[str, nn.Parameter]:
-    """Replace the named parameters by trainable clones, one clone for all places of a tied parameter."""
-    originals = dict(model.named_parameters())
-    clones = {id(originals[name]): nn.Parameter(originals[name].detach().clone()) for name in names}
-    for path, original in list(model.named_parameters(remove_duplicate=False)):
-        if id(original) in clones:
-            module_path, _, leaf = path.rpartition(".")
-            module = model.get_submodule(module_path)
-            undo.callback(setattr, module, leaf, original)
-            setattr(module, leaf, clones[id(original)])
-    return {name: clones[id(originals[name])] for name in names}
+def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    module_path, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(module_path), leaf, parameter)
 
 
 def _faults(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:

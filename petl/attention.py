@@ -1,20 +1,24 @@
-"""Prefixes inside the frozen attention: one joint softmax over [P_k; K], through transformers' interface.
+"""Prefixes and multi-head adapters inside the frozen attention, through transformers' interface.
 
-    softmax(q [P_k; K]ᵀ / √d_h + M) [P_v; V]
+A gated prefix is one joint softmax,
 
-equals the gated form (1-λ) Attn(q, K, V) + λ softmax(q P_kᵀ) P_v (equations 5 to 7). Prefix columns are
-never masked, and token positions are not shifted.
+    softmax(q [P_k; K]ᵀ / √d_h + M) [P_v; V],
+
+which equals the gated form (1-λ) Attn(q, K, V) + λ softmax(q P_kᵀ) P_v (equations 5 to 7). Prefix columns
+are never masked, and token positions are not shifted. Ungated prefixes and multi-head adapters are
+added to each head's output.
 
 Each implementation that a model may have gets a twin (`petl_sdpa`, `petl_eager`), which extends keys,
-values and mask and then calls it. Sub-layers without prefix pass through it unchanged. One twin each,
-rather than one for all, keeps the function free of state: the name says which one to call, also where
-two models share a configuration.
+values and mask and then calls it. Sub-layers without such forms pass through it unchanged. One twin
+each, rather than one for all, keeps the function free of state: the name says which one to call, also
+where two models share a configuration.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -25,34 +29,82 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl.design import DesignError
-from petl.forms import Prefix
+from petl.forms import Heads
+from petl.plan import Block
 
 IMPLEMENTATIONS: Final = ("sdpa", "eager")
-_PREFIXES: Final = "petl_prefixes"
+_FORMS: Final = "petl_forms"
 
 
-def switch(model: PreTrainedModel) -> Callable[[], None]:
-    """Let `model` attend through the twin of its implementation; the result called takes it back.
+def switch(model: PreTrainedModel) -> str:
+    """Let `model` attend through the twin of its implementation, and return the name of that; "" if it does already.
 
     Raises DesignError for an implementation that takes no extended mask.
     """
-    before = model.config._attn_implementation
+    before: str = model.config._attn_implementation
+    if before.removeprefix("petl_") in IMPLEMENTATIONS and before.startswith("petl_"):
+        return ""
     if before not in IMPLEMENTATIONS:
-        raise DesignError(f"a prefix needs attention implementation {' or '.join(IMPLEMENTATIONS)}; received {before}")
+        raise DesignError(
+            f"changes of the heads need attention implementation {' or '.join(IMPLEMENTATIONS)}; received {before}"
+        )
     model.set_attn_implementation(f"petl_{before}")
-    return partial(model.set_attn_implementation, before)
+    return before
 
 
-def put(module: nn.Module, prefixes: Iterable[Prefix]) -> Callable[[], None]:
-    """Give the attention module these prefixes; the result called takes them away.
+@dataclass
+class HeadForms:
+    """The forms of one attention module, which finds them as an attribute.
 
-    They sit in a tuple, so that the module does not register them: the model owns them elsewhere.
+    It does not register them: the model owns them elsewhere.
     """
-    setattr(module, _PREFIXES, tuple(prefixes))
-    return partial(delattr, module, _PREFIXES)
+
+    module: nn.Module
+    forms: list[Heads] = field(default_factory=list)
+
+    def put(self) -> None:
+        """Let the module find them."""
+        setattr(self.module, _FORMS, self)
+
+    def remove(self) -> None:
+        """Take them away."""
+        delattr(self.module, _FORMS)
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these forms; whether none is left."""
+        self.forms = [form for form in self.forms if form not in gone]
+        return not self.forms
 
 
-def prefix_attention(
+@dataclass
+class QueryOfNormed:
+    """Forward hook of a query linear: also computes the query of the normed input, for each form that has a norm."""
+
+    block: Block | None = None
+    forms: list[Heads] = field(default_factory=list)
+    inside: bool = False
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these forms; whether none is left."""
+        self.forms = [form for form in self.forms if form not in gone]
+        return not self.forms
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Leave the queries, (batch, tokens, query width), with the forms."""
+        if self.inside:
+            return
+        self.inside = True  # the linear is called whole, with its low-rank change, so this hook runs again
+        try:
+            for form in self.forms:
+                query = module(form.norm(inputs[0]))
+                if self.block is not None:
+                    query = query[..., self.block.start : self.block.start + self.block.width]
+                form.normed_query = query
+        finally:
+            self.inside = False
+
+
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -62,38 +114,43 @@ def prefix_attention(
     implementation: str,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention with the module's prefixes. query, key, value: (batch, heads, tokens, head width)."""
-    attend = _attend(implementation, module)
-    prefixes: tuple[Prefix, ...] = getattr(module, _PREFIXES, ())
-    if not prefixes:
-        return attend(module, query, key, value, attention_mask, **arguments)
-    keys, values = zip(*(prefix() for prefix in prefixes), strict=True)
-    length = sum(rows.shape[0] for rows in keys)
-    causal = arguments.pop("is_causal", None)
-    if causal is None:
-        causal = getattr(module, "is_causal", False)
-    if implementation == "sdpa" and attention_mask is None and causal and query.shape[2] > 1:
-        # It would crop the longer keys to the queries' length. (Eager always gets a mask.)
-        square = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        attention_mask = square.tril(key.shape[2] - query.shape[2])[None, None]
-    if attention_mask is not None:
-        see = attention_mask.new_full((*attention_mask.shape[:-1], length), attention_mask.dtype == torch.bool)
-        attention_mask = torch.cat((see, attention_mask), -1)
-    bias = arguments.get("position_bias")
-    if bias is not None:
-        arguments["position_bias"] = torch.cat((bias.new_zeros((*bias.shape[:-1], length)), bias), -1)
-    key, value = _extend(keys, key), _extend(values, value)
-    return attend(module, query, key, value, attention_mask, is_causal=False, **arguments)
+    """Attention with the module's forms. query, key, value: (batch, heads, tokens, head width)."""
+    frozen = _frozen(implementation, module)
+    found: HeadForms | None = getattr(module, _FORMS, None)
+    if found is None:
+        return frozen(module, query, key, value, attention_mask, **arguments)
+    forms = found.forms
+    scaling, dropout = arguments.get("scaling"), arguments.get("dropout", 0.0)
+    if scaling is None:
+        scaling = arguments["scaling"] = query.shape[-1] ** -0.5  # joined queries may be wider
+    changes = [form(query, scaling=scaling, dropout=dropout)[0] for form in forms if not form.joined]
+    joined = [form for form in forms if form.joined]
+    if joined:
+        causal = arguments.pop("is_causal", None)
+        if causal is None:
+            causal = getattr(module, "is_causal", False)
+        if implementation == "sdpa" and attention_mask is None and causal and query.shape[2] > 1:
+            # It would crop the longer keys to the queries' length. (Eager always gets a mask.)
+            square = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            attention_mask = square.tril(key.shape[2] - query.shape[2])[None, None]
+        arguments["is_causal"] = False
+        tokens = key.shape[2]
+        for form in joined:
+            query, key, value = form(query, key, value)
+        length = key.shape[2] - tokens
+        if attention_mask is not None:
+            see = attention_mask.new_full((*attention_mask.shape[:-1], length), attention_mask.dtype == torch.bool)
+            attention_mask = torch.cat((see, attention_mask), -1)
+        bias = arguments.get("position_bias")
+        if bias is not None:
+            arguments["position_bias"] = torch.cat((bias.new_zeros((*bias.shape[:-1], length)), bias), -1)
+    output, weights = frozen(module, query, key, value, attention_mask, **arguments)
+    for change in changes:
+        output = output + change.transpose(1, 2)
+    return output, weights
 
 
-def _extend(rows: Iterable[Tensor], own: Tensor) -> Tensor:
-    """(length, width) rows as heads, in front of `own`: (batch, heads, tokens, head width)."""
-    batch, heads, _, width = own.shape
-    blocks = (part.to(own.dtype).view(-1, heads, width).transpose(0, 1).expand(batch, -1, -1, -1) for part in rows)
-    return torch.cat((*blocks, own), 2)
-
-
-def _attend(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _frozen(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if implementation == "eager":  # each model's file has its own
         function: Callable[..., tuple[Tensor, Tensor | None]] = vars(sys.modules[type(module).__module__])[
             "eager_attention_forward"
@@ -104,5 +161,5 @@ def _attend(implementation: str, module: nn.Module) -> Callable[..., tuple[Tenso
 
 
 for _name in IMPLEMENTATIONS:
-    AttentionInterface.register(f"petl_{_name}", partial(prefix_attention, implementation=_name))
+    AttentionInterface.register(f"petl_{_name}", partial(attend, implementation=_name))
     AttentionMaskInterface.register(f"petl_{_name}", ALL_MASK_ATTENTION_FUNCTIONS[_name])

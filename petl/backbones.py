@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from petl.design import Layout, Site
 from petl.families import FAMILIES, Family
 from petl.locate import CONFIG, BackboneError, fetch, fingerprint, locate, weight_files
+from petl.plan import layout, linears
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +24,18 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "Family",
+    "Parts",
     "describe",
     "family_of",
     "load",
     "load_tokenizer",
     "locate",
+    "parts",
 ]
 
 # A width that no model has: where it shows up in a shape, the number of labels stands.
 _LABELS: Final = 1009
+_TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,10 @@ class Backbone:
     """Identity and shapes of a pretrained model: enough to count any design, without weights or torch.
 
     `model` is what the user wrote; `revision` the hub's commit, "" elsewhere; `fingerprint` a hash of
-    configuration and weights, "" where only the configuration was read. `shapes` maps every parameter
-    of the pretrained model without task head to its shape; `head` those of the head, where 0 stands
-    for the number of labels.
+    configuration and weights, "" where only the configuration was read. `depth` is that of the deepest
+    stack. `shapes` maps every parameter of the pretrained model without task head, named from the
+    base model, to its shape; `head` those of a classification head, where 0 stands for the number of
+    labels.
     """
 
     model: str
@@ -58,10 +65,20 @@ class Backbone:
         """The family's row."""
         return FAMILIES[self.family]
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Its stacks: what `Design.canonical` needs to know."""
+        return layout(self.row, self.shapes)
+
+    @cached_property
+    def linears(self) -> tuple[Site, ...]:
+        """The linears of its layers that a design can name."""
+        return linears(self.row, self.shapes)
+
     @property
     def max_tokens(self) -> int | None:
         """The longest input that has learned positions; None where positions are not a table."""
-        tables = [shape for name, shape in self.shapes.items() if name.endswith("position_embeddings.weight")]
+        tables = [shape for name, shape in self.shapes.items() if name.endswith(_TABLES)]
         return tables[0][0] - self.row.reserved if tables else None
 
     def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
@@ -100,22 +117,23 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     config.num_labels = _LABELS
     with torch.device("meta"):
         empty = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    shapes = {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
+    own = parts(empty)
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
+    up = tuple(f".{path}.weight" for path in family.stacks[0].ffn.up.paths)
     bare = not weights or Path(place).name == CONFIG
     return Backbone(
         model=model,
         family=family.name,
         revision=commit,
         fingerprint=commit[:16] or ("" if bare else fingerprint(folder)),
-        depth=int(config.num_hidden_layers),
+        depth=max(stack.depth for stack in layout(family, shapes).values()),
         width=int(config.hidden_size),
-        ffn_width=int(getattr(config, family.ffn_width)),
+        ffn_width=next(max(shape) for name, shape in shapes.items() if name.endswith(up)),
         heads=int(config.num_attention_heads),
-        shapes={name: shape for name, shape in shapes.items() if family.in_base(name)},
+        shapes=shapes,
         head={
-            name: tuple(0 if size == _LABELS else size for size in shape)
-            for name, shape in shapes.items()
-            if not family.in_base(name)
+            name: tuple(0 if size == _LABELS else size for size in parameter.shape)
+            for name, parameter in own.head.items()
         },
     )
 
@@ -123,33 +141,37 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
 def load(
     model: str,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
     revision: str = "",
 ) -> PreTrainedModel:
-    """The pretrained model with a new classification head for `labels`, in evaluation mode.
+    """The pretrained model in evaluation mode: as its configuration names it, or to classify into `labels`.
 
-    The head's matrices are drawn from N(0, initializer_range) by `seed` alone, its biases are zero;
-    the global random state is neither read nor changed. Code from a repository is never run. Raises
-    BackboneError where files are missing.
+    With `labels` it has a new classification head, whose matrices are drawn from
+    N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
+    nor changed. Without, it is the architecture of the configuration with the checkpoint's own head.
+    Code from a repository is never run, and only safetensors are read. Raises BackboneError where
+    files are missing.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     place = locate(model)
     if Path(place).name == CONFIG:
         raise BackboneError(f"{model} is a bare configuration: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
     config = _config(folder, model)
-    family = _family(str(config.model_type))
+    _family(str(config.model_type))
     if not weight_files(folder):
         raise BackboneError(f"{model}: no *.safetensors in {folder}")
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
+    if labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
+            config.pad_token_id = _first(config.eos_token_id)
     with _quiet(), torch.random.fork_rng(devices=[]):
-        loaded, report = AutoModelForSequenceClassification.from_pretrained(
+        loaded, report = _class(config, model, classifies=labels is not None).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -158,14 +180,15 @@ def load(
             ignore_mismatched_sizes=True,  # a checkpoint's own head for other labels; the base is checked below
             output_loading_info=True,
         )
-    lost = sorted(
-        name
-        for name in (*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"]))
-        if family.in_base(name)
-    )
+    own = parts(loaded)
+    pretrained = {f"{own.prefix}.{name}" if own.prefix else name for name in own.base}
+    if labels is None:
+        pretrained |= own.head.keys()
+    lost = sorted(pretrained & {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lost:
         raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
-    _reset_head(loaded, family, seed)
+    if labels is not None:
+        _reset_head(loaded, seed)
     result: PreTrainedModel = loaded.eval()
     return result
 
@@ -188,6 +211,54 @@ def family_of(model: nn.Module) -> Family:
     return _family(str(getattr(config, "model_type", type(model).__name__)))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A model's own parameters, tied ones once.
+
+    `prefix` is the path of the base model, "" where it is the model itself. `base` are those of the
+    pretrained model, named from there, an output embedding included; `head` those of the task head,
+    in full.
+    """
+
+    prefix: str
+    base: Mapping[str, nn.Parameter]
+    head: Mapping[str, nn.Parameter]
+
+
+def parts(model: PreTrainedModel) -> Parts:
+    """The parameters of a model, whatever head it has, without what is attached to it."""
+    prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    pretrained = set() if output is None else {id(parameter) for parameter in output.parameters()}
+    base, head = {}, {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("petl."):
+            continue
+        if not prefix or name.startswith(f"{prefix}."):
+            base[name.removeprefix(f"{prefix}.")] = parameter
+        elif id(parameter) in pretrained:
+            base[name] = parameter
+        else:
+            head[name] = parameter
+    return Parts(prefix, base, head)
+
+
+def _class(config: Any, model: str, *, classifies: bool) -> Any:
+    import transformers
+
+    if classifies:
+        return transformers.AutoModelForSequenceClassification
+    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise BackboneError(f"{model}: its configuration names the architecture {name!r}, which transformers lacks")
+    return found
+
+
+def _first(token: int | Sequence[int] | None) -> int | None:
+    return token[0] if isinstance(token, Sequence) else token
+
+
 def _family(name: str) -> Family:
     if name not in FAMILIES:
         raise BackboneError(
@@ -206,15 +277,13 @@ def _config(folder: Path, model: str) -> Any:
         raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
 
 
-def _reset_head(model: PreTrainedModel, family: Family, seed: int) -> None:
+def _reset_head(model: PreTrainedModel, seed: int) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if family.in_base(name):
-                continue
+        for parameter in parts(model).head.values():
             fresh = torch.zeros(parameter.shape)
             if parameter.dim() > 1:
                 fresh.normal_(0.0, deviation, generator=generator)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Final
 
 from petl.backbones import Backbone
-from petl.design import Design
-from petl.plan import deltas, unfrozen
+from petl.design import Design, Form, Modification
+from petl.plan import Delta, Shapes, deltas, reparameterisations, unfrozen
+
+# Denominators that the paper's percentages fit, where it printed any: (family, base) -> its size. It is
+# BART-large's even for mBART; that model has 406.29 M, yet l = 200 at 3.6 % needs 409.6 M.
+PAPER_BASE: Final[Mapping[tuple[str, int], int]] = {
+    ("bart", 406_291_456): 409_600_000,
+    ("mbart", 610_851_840): 409_600_000,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The parameters of one modification of a design."""
+
+    modification: Modification
+    trained: int
+    stored: int
+    paper: int
 
 
 @dataclass(frozen=True)
@@ -16,9 +34,11 @@ class Counts:
     """Numbers of parameters, never mixed.
 
     `base`: the pretrained model without task head, tied weights once. `stored`: the adapter's own
-    file, biases and norms included, the head not. `trained`: what has a gradient during training,
-    with the head if it trains. `paper`: the convention of He et al. (ICLR 2022): matrices only,
-    except for BitFit and full fine-tuning. `head`: the task head, trained or not. The percentages are of `base`.
+    file, biases and norms included, the head not, and a prefix as its keys and values. `trained`: what
+    has a gradient during training, with the head if it trains, and the prefix's MLP. `paper`: the
+    convention of He et al. (ICLR 2022): matrices only, except for BitFit, (IA)³ and full fine-tuning,
+    and `paper_base` the denominator of its percentages, `base` where it printed none. `head`: the task
+    head, trained or not. `parts`: the shares of the modifications, without the head.
     """
 
     base: int
@@ -26,6 +46,8 @@ class Counts:
     stored: int
     paper: int
     head: int
+    paper_base: int
+    parts: tuple[Part, ...]
 
     @property
     def stored_percent(self) -> float:
@@ -39,8 +61,8 @@ class Counts:
 
     @property
     def paper_percent(self) -> float:
-        """`paper` in percent of `base`."""
-        return 100 * self.paper / self.base
+        """`paper` in percent of `paper_base`."""
+        return 100 * self.paper / self.paper_base
 
 
 def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[str, tuple[int, ...]]:
@@ -48,12 +70,8 @@ def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[s
 
     With `labels` 0 the head is left out. Raises DesignError where `attach` would.
     """
-    own = {**backbone.shapes, **(backbone.head_shapes(labels) if labels else {})}
-    return {
-        f"{delta.name}.{name}": shape
-        for delta in deltas(design, backbone.row, backbone.depth, backbone.shapes)
-        for name, shape in delta.shapes().items()
-    } | {name: own[name] for name in unfrozen(design, backbone.row, own)}
+    found = deltas(design, backbone.row, backbone.shapes)
+    return _added(found) | _owned(design, backbone, labels)
 
 
 def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
@@ -61,18 +79,47 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
 
     Raises DesignError where `attach` would.
     """
-    shapes = stored_shapes(design, backbone, labels)
-    head = backbone.head_shapes(labels) if labels else {}
-    stored = _size(shapes.values())
-    rest_of_head = _size(shape for name, shape in head.items() if name not in shapes)
-    whole = {**backbone.shapes, **head}
+    canonical = design.canonical(backbone.layout)
+    found = deltas(canonical, backbone.row, backbone.shapes)
+    owned = _owned(canonical, backbone, labels)
+    parts = tuple(_part(m, [d for d in found if d.modification == m], owned) for m in canonical.modifications)
+    base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
+    rest_of_head = head - _size(shape for name, shape in owned.items() if name not in backbone.shapes)
     return Counts(
-        base=_size(backbone.shapes.values()),
-        trained=stored + (rest_of_head if design.head else 0),
-        stored=stored,
-        paper=_size(shape for name, shape in shapes.items() if len(shape) > 1 or name in whole),
-        head=_size(head.values()),
+        base=base,
+        trained=sum(part.trained for part in parts) + (rest_of_head if design.head else 0),
+        stored=sum(part.stored for part in parts),
+        paper=sum(part.paper for part in parts),
+        head=head,
+        paper_base=PAPER_BASE.get((backbone.family, base), base),
+        parts=parts,
     )
+
+
+def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> Part:
+    if m.form in (Form.BIAS, Form.FULL):
+        size = _size(owned.values())
+        return Part(m, size, size, size)
+    stored, direct = _added(found), [delta for delta in found if not m.reparameterisation]
+    mlps = [shape for mlp in reparameterisations(found) for shape in mlp.shapes().values()]
+    # Beside its MLP, such a prefix may have a norm or a scale of its own.
+    rest = {name: shape for name, shape in stored.items() if direct or not name.endswith((".key", ".value"))}
+    return Part(
+        m,
+        trained=_size(mlps) + _size(rest.values()),
+        stored=_size(stored.values()),
+        paper=_size(shape for shape in stored.values() if len(shape) > 1 or m.form is Form.RESCALE),
+    )
+
+
+def _added(found: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
+    return {f"{delta.name}.{name}": shape for delta in found for name, shape in delta.shapes().items()}
+
+
+def _owned(design: Design, backbone: Backbone, labels: int) -> dict[str, tuple[int, ...]]:
+    head = backbone.head_shapes(labels) if labels else {}
+    whole = {**backbone.shapes, **head}
+    return {name: whole[name] for name in unfrozen(design, backbone.row, backbone.shapes, head)}
 
 
 def _size(shapes: Iterable[tuple[int, ...]]) -> int:

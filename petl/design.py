@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
 
@@ -34,6 +34,7 @@ class Form(StrEnum):
     LOW_RANK = "low_rank"  # x A B
     PREFIX = "prefix"  # softmax(x W_q P_k) P_v
     MULTI_HEAD = "multi_head"  # ReLU(x W_q P_k) P_v, per head
+    RESCALE = "rescale"  # h ⊙ (v - 1), v a learned vector of ones at first: (IA)³
     BIAS = "bias"  # a constant: the biases that the model has (BitFit)
     PROMPT = "prompt"  # vectors in front of the input
     FULL = "full"  # x ΔW of full rank, everywhere
@@ -50,12 +51,23 @@ class Site(StrEnum):
     VALUE = "value"
     ATTENTION_OUT = "attention_out"
     FFN_UP = "ffn_up"
+    FFN_GATE = "ffn_gate"  # of a gated FFN, act(gate(x)) up(x)
+    FFN_HIDDEN = "ffn_hidden"  # the activations between the FFN's linears
     FFN_DOWN = "ffn_down"
     INPUT = "input"  # the embedded sequence
     MODEL = "model"  # every module
 
 
-LINEARS: Final = (Site.QUERY, Site.KEY, Site.VALUE, Site.ATTENTION_OUT, Site.FFN_UP, Site.FFN_DOWN)
+LINEARS: Final = (
+    Site.QUERY,
+    Site.KEY,
+    Site.VALUE,
+    Site.ATTENTION_OUT,
+    Site.FFN_UP,
+    Site.FFN_GATE,
+    Site.FFN_DOWN,
+)
+FEED_FORWARD: Final = (Site.FFN, Site.FFN_UP, Site.FFN_GATE, Site.FFN_HIDDEN, Site.FFN_DOWN)
 
 
 class Insertion(StrEnum):
@@ -76,7 +88,7 @@ class Composition(StrEnum):
 
 
 class LayerNorm(StrEnum):
-    """The bottleneck's own layer norm: on what it reads, or on its scaled output."""
+    """Δh's own layer norm: on what it reads (for prefixes, on the way to their queries), or on its scaled output."""
 
     NONE = "none"
     IN = "in"
@@ -88,6 +100,26 @@ class Init(StrEnum):
 
     BERT = "bert"
     LORA = "lora"
+
+
+class Positions(StrEnum):
+    """Where a prompt stands. `kept`: it has no position, the tokens keep theirs (the paper's code).
+
+    `shifted`: it takes the first positions, the tokens the following ones (Hugging Face PEFT).
+    """
+
+    KEPT = "kept"
+    SHIFTED = "shifted"
+
+
+class StackShape(NamedTuple):
+    """One stack of a model, as far as a design can tell: its number of layers, and the attentions of each."""
+
+    depth: int
+    attentions: tuple[str, ...]
+
+
+Layout: TypeAlias = Mapping[str, StackShape]
 
 
 @dataclass(frozen=True)
@@ -116,6 +148,8 @@ PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
         "the sub-layer's output after residual (and norm, in post-norm models)", "the same"
     ),
     **{(site, Insertion.PARALLEL): Place("the linear's input", "the linear's output") for site in LINEARS},
+    **{(site, Insertion.SEQUENTIAL): Place("the linear's output", "the same") for site in LINEARS},
+    (Site.FFN_HIDDEN, Insertion.SEQUENTIAL): Place("the activations", "the same, before the down projection"),
     (Site.INPUT, Insertion.PARALLEL): Place("nothing", "rows in front of the embedded sequence"),
     (Site.MODEL, Insertion.PARALLEL): Place("each module's input", "each module's output"),
 }
@@ -147,16 +181,34 @@ RULES: Final[Mapping[Form, Rule]] = {
     Form.PREFIX: Rule(
         (Site.HEADS,),
         _PARALLEL,
-        # softmax attention is the one form for which the gate λ is defined (equation 7)
-        (Composition.GATE, Composition.ADD),
-        options=(*_PLACED, "attentions", "dropout", "reparameterisation"),
+        (Composition.GATE, *_SCALED),
+        options=(*_PLACED, "attentions", "layer_norm", "dropout", "reparameterisation"),
     ),
     Form.MULTI_HEAD: Rule((Site.HEADS,), _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "layer_norm", "dropout")),
+    Form.RESCALE: Rule(
+        (*LINEARS, Site.FFN_HIDDEN),
+        (Insertion.SEQUENTIAL,),
+        (Composition.ADD,),
+        sized=False,
+        options=(*_PLACED, "attentions"),
+    ),
     Form.BIAS: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
-    Form.PROMPT: Rule((Site.INPUT,), _PARALLEL, (Composition.ADD,), options=("stacks", "dropout")),
+    Form.PROMPT: Rule((Site.INPUT,), _PARALLEL, (Composition.ADD,), options=("dropout", "positions")),
     Form.FULL: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
 }
-_OPTIONS: Final = (*_PLACED, "attentions", "layer_norm", "init", "dropout", "reparameterisation")
+_OPTIONS: Final = (*_PLACED, "attentions", "layer_norm", "init", "dropout", "reparameterisation", "positions")
+# Why a choice is no matter of taste, where the rule alone would not say it.
+_REASONS: Final[Mapping[tuple[Form, str], str]] = {
+    **{
+        (form, "composition"): ": the gate λ is a share of a softmax (equation 7)"
+        for form in Form
+        if form is not Form.PREFIX
+    },
+    (Form.PROMPT, "layers"): ": it stands in front of the input, not inside a layer (that is a prefix)",
+    (Form.PROMPT, "site"): ": it stands in front of the input, not inside a layer (that is a prefix)",
+}
+_SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
+_NO_ATTENTION: Final = tuple(("attentions", site) for site in FEED_FORWARD)
 _LAYERS: Final = re.compile(r"all|top [1-9]\d*|\d+(,\d+)*")
 
 
@@ -165,9 +217,10 @@ class Modification:
     """One Δh.
 
     `size` is the bottleneck width or rank r, or the number l of prefix or prompt vectors; 0 for the
-    forms that have none. `layers` is "all", "top K" (the K layers nearest the output) or a list like
-    "0,2,5"; `stacks` "all", "encoder" or "decoder"; `attentions` "all", "self" or "cross".
-    `reparameterisation` is the width of the prefix MLP, 0 for direct keys and values.
+    forms that have none. `scale` is s, where it is learned its first value. `layers` is "all", "top K"
+    (the K layers nearest the output) or a list like "0,2,5"; `stacks` "all", "encoder" or "decoder";
+    `attentions` "all", "self" or "cross". `reparameterisation` is the width of the prefix MLP, 0 for
+    direct keys and values.
 
     Raises DesignError, naming the rule, where the combination means nothing.
     """
@@ -185,6 +238,7 @@ class Modification:
     init: Init = Init.LORA
     dropout: float = 0.0
     reparameterisation: int = 0
+    positions: Positions = Positions.KEPT
 
     def __post_init__(self) -> None:
         for name, kind in _ENUMS.items():
@@ -200,7 +254,10 @@ class Modification:
             ("composition", rule.compositions),
         ):
             if getattr(self, name) not in allowed:
-                raise DesignError(f"{self.form} takes {name} {' or '.join(allowed)}; received {getattr(self, name)}")
+                received = getattr(self, name)
+                gated = name != "composition" or received is Composition.GATE
+                why = _REASONS.get((self.form, name), "") if gated else ""
+                raise DesignError(f"{self.form} takes {name} {' or '.join(allowed)}{why}; received {received}")
         if (self.site, self.insertion) not in PLACES:
             at = [insertion for site, insertion in PLACES if site is self.site]
             raise DesignError(f"{self.site} takes insertion {' or '.join(at)}; received {self.insertion}")
@@ -210,47 +267,74 @@ class Modification:
             raise DesignError(f"{self.form} has no size; received {self.size}")
         for name in _OPTIONS:
             if name not in rule.options and getattr(self, name) != _DEFAULTS[name]:
-                raise DesignError(f"{self.form} has no {name}; received {getattr(self, name)!r}")
+                why = _REASONS.get((self.form, name), "")
+                raise DesignError(f"{self.form} has no {name}{why}; received {getattr(self, name)!r}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise DesignError(f"scale is a positive number; received {self.scale}")
         if self.composition in (Composition.ADD, Composition.GATE) and self.scale != 1.0:
             raise DesignError(f"composition {self.composition} has no scale; received {self.scale}")
+        if self.site is Site.HEADS and self.layer_norm is LayerNorm.OUT:
+            raise DesignError(f"{self.form} takes layer_norm none or in; received {self.layer_norm}")
         if not 0 <= self.dropout < 1:
             raise DesignError(f"dropout lies in [0, 1); received {self.dropout}")
         if self.reparameterisation < 0:
             raise DesignError(f"reparameterisation is a width, or 0; received {self.reparameterisation}")
         if not _LAYERS.fullmatch(self.layers):
             raise DesignError(f'layers is "all", "top K" or a list like "0,2,5"; received {self.layers!r}')
-        if self.attentions != "all" and self.site in (Site.FFN, Site.FFN_UP, Site.FFN_DOWN):
+        if self.attentions != "all" and self.site in FEED_FORWARD:
             raise DesignError(f"{self.site} belongs to no attention; received attentions {self.attentions!r}")
         for name, choices in (("stacks", ("all", "encoder", "decoder")), ("attentions", ("all", "self", "cross"))):
             if getattr(self, name) not in choices:
                 raise DesignError(f"{name} is one of {', '.join(choices)}; received {getattr(self, name)!r}")
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
-        """The layers covered in a stack of `depth`, ascending. Raises DesignError where one is missing."""
+        """The layers covered in a stack of `depth`, ascending; what a shallow stack lacks covers nothing there."""
         if self.layers == "all":
             return tuple(range(depth))
         if self.layers.startswith("top "):
-            count = int(self.layers[4:])
-            if count > depth:
-                raise DesignError(f"the stack has {depth} layers; received layers {self.layers!r}")
-            return tuple(range(depth - count, depth))
-        chosen = tuple(sorted({int(number) for number in self.layers.split(",")}))
-        if chosen[-1] >= depth:
-            raise DesignError(f"the stack has layers 0 to {depth - 1}; received layers {self.layers!r}")
-        return chosen
+            return tuple(range(max(0, depth - int(self.layers[4:])), depth))
+        return tuple(sorted({number for number in map(int, self.layers.split(",")) if number < depth}))
 
-    def in_depth(self, depth: int) -> Modification:
-        """The same change with `layers` in its one canonical spelling for a stack of `depth` layers."""
+    def _layers_wanted(self) -> int:
+        """The least depth of a stack that has the layers named."""
         if self.layers == "all":
+            return 0
+        if self.layers.startswith("top "):
+            return int(self.layers[4:])
+        return 1 + max(map(int, self.layers.split(",")))
+
+    def covers(self, layout: Layout) -> tuple[tuple[str, int, str], ...]:
+        """(stack, layer, attention) of each place, "" for the attention of a feed-forward site.
+
+        Raises DesignError for layers that not even the deepest of its stacks has.
+        """
+        stacks = {name: stack for name, stack in layout.items() if self.stacks in ("all", name)}
+        deepest = max((stack.depth for stack in stacks.values()), default=0)
+        if stacks and self._layers_wanted() > deepest:
+            there = f"the stack has {deepest} layers, 0 to {deepest - 1}"
+            raise DesignError(f"{there}; received layers {self.layers!r}")
+        return tuple(
+            (name, layer, attention)
+            for name, stack in stacks.items()
+            for layer in self.layers_of(stack.depth)
+            for attention in ([""] if self.site in FEED_FORWARD else stack.attentions)
+            if self.attentions in ("all", attention)
+        )
+
+    def canonical(self, layout: Layout) -> Modification:
+        """The same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
+        if "layers" not in RULES[self.form].options:
             return self
-        chosen = self.layers_of(depth)
-        if chosen == tuple(range(depth)):
-            return replace(self, layers="all")
-        if chosen == tuple(range(chosen[0], depth)):
-            return replace(self, layers=f"top {len(chosen)}")
-        return replace(self, layers=",".join(map(str, chosen)))
+        here, result = self.covers(layout), self
+        layers = sorted({layer for _, layer, _ in here})
+        for name, spellings in (
+            ("stacks", ("all",)),
+            ("attentions", ("all",)),
+            ("layers", ("all", f"top {len(layers)}", ",".join(map(str, layers)))),
+        ):
+            alike = (replace(result, **{name: spelling}) for spelling in spellings if here)  # type: ignore[arg-type]
+            result = next((other for other in alike if other.covers(layout) == here), result)
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; fields at their default are left out."""
@@ -268,6 +352,7 @@ _ENUMS: Final[Mapping[str, type[StrEnum]]] = {
     "composition": Composition,
     "layer_norm": LayerNorm,
     "init": Init,
+    "positions": Positions,
 }
 _DEFAULTS: Final = {field.name: field.default for field in fields(Modification)}
 
@@ -284,18 +369,36 @@ class Design:
     head: bool = True
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.modifications, key=lambda modification: _canonical(modification.to_dict()))
+        # The reparameterisation comes last, so that folding it away keeps the order, and with it the tensors' names.
+        ordered = sorted(self.modifications, key=lambda m: (_canonical(_folded(m).to_dict()), m.reparameterisation))
         object.__setattr__(self, "modifications", tuple(ordered))
         if not ordered and not self.head:
             raise DesignError("a design changes something; received no modification and a frozen head")
-        if len(set(ordered)) < len(ordered):
+        if len(set(map(_folded, ordered))) < len(ordered):
             raise DesignError("a design holds each modification once; received the same one twice")
         if len(ordered) > 1 and any(modification.form is Form.FULL for modification in ordered):
             raise DesignError("full fine-tuning already trains everything; it is not combined")
 
-    def in_depth(self, depth: int) -> Design:
-        """The same design with every `layers` in its canonical spelling for stacks of `depth` layers."""
-        return replace(self, modifications=tuple(m.in_depth(depth) for m in self.modifications))
+    def canonical(self, layout: Layout) -> Design:
+        """The same design with every modification in its one spelling for that layout."""
+        return replace(self, modifications=tuple(m.canonical(layout) for m in self.modifications))
+
+    def folded(self) -> Design:
+        """The design of the stored tensors: prefixes as direct keys and values."""
+        return replace(self, modifications=tuple(map(_folded, self.modifications)))
+
+    def only(self, **where: str) -> Design:
+        """The same design at these `layers`, `stacks` or `attentions` only, as far as each part has them.
+
+        Raises DesignError where no part has one of them.
+        """
+        parts = self.modifications
+        for name, value in where.items():
+            takes = [m for m in parts if name in RULES[m.form].options and (name, m.site) not in _NO_ATTENTION]
+            if not takes:
+                raise DesignError(f"no part of {self.describe()} has {name}; received {value!r}")
+            parts = tuple(replace(m, **{name: value}) if m in takes else m for m in parts)  # type: ignore[arg-type]
+        return replace(self, modifications=parts)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, defaults left out; `from_dict` reads it back."""
@@ -331,7 +434,7 @@ class Design:
         """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3; bias`."""
         groups: dict[str, dict[Modification, list[Modification]]] = {}
         for m in self.modifications:
-            alike = replace(m, site=LINEARS[0]) if m.form is Form.LOW_RANK else m
+            alike = replace(m, site=LINEARS[0]) if m.form in (Form.LOW_RANK, Form.RESCALE) else m
             groups.setdefault(m.layers, {}).setdefault(alike, []).append(m)
         texts = []
         for layers, group in groups.items():
@@ -361,6 +464,7 @@ def _describe(group: Sequence[Modification]) -> str:
         Form.BOTTLENECK: [sites, str(m.insertion)],
         Form.LOW_RANK: ["lora", sites],
         Form.MULTI_HEAD: ["multi-head"],
+        Form.RESCALE: ["rescale", sites],
     }.get(m.form, [str(m.form)])
     if m.size:
         words.append(str(m.size))
@@ -368,9 +472,14 @@ def _describe(group: Sequence[Modification]) -> str:
         words.append(f"x{m.scale:g}")
     elif m.composition is Composition.LEARNED_SCALE:
         words.append("x learned")
-    elif m.form is Form.PREFIX and m.composition is Composition.ADD:
+    if m.form is Form.PREFIX and m.composition is not Composition.GATE:
         words.append("ungated")
+    words += [f"{name} {value}" for name in _SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
     return " ".join(words)
+
+
+def _folded(m: Modification) -> Modification:
+    return replace(m, reparameterisation=0)
 
 
 def _canonical(value: Any) -> str:

@@ -1,27 +1,51 @@
-"""The four ways in which a Δh reaches a frozen module. All are picklable, and leave the module as it is.
+"""The ways in which a Δh reaches a frozen module. All are picklable, and leave the module as it is.
 
-Deltas at one place all read the frozen module's own input or output, and their changes are summed:
-their order means nothing. What lies further on, in the forward pass, sees the sum.
+A `Place` holds all deltas of all attachments that land at one point of the forward pass, whoever came
+first. Deltas of one stage all read the same values, and their changes are summed: their order means
+nothing. A later stage reads what the earlier ones have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
+
+from petl.plan import Block
+
+
+class Stage(IntEnum):
+    """The order of changes at one place."""
+
+    LINEAR = 0  # of the linear: part of it, as after merging
+    RESCALE = 1  # of the linear's output
+    SUB_LAYER = 2
+    AFTER_RESIDUAL = 3
+
+
+class Reads(Enum):
+    """What a Δh is computed from."""
+
+    INPUT = "the input of the module hooked"
+    VALUE = "the value changed, as the earlier stages left it"
+    TAP = "what the place's tap kept: the input of the sub-layer"
+    DIFFERENCE = "the value less the tap's: the sub-layer's output, where dropout is a function call"
 
 
 @dataclass
 class Tap:
-    """Forward pre-hook: keeps a module's input until `take` is called, once per forward pass."""
+    """Forward pre-hook: keeps a module's first input until `take` is called, once per forward pass."""
 
     value: Tensor | None = None
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Keep the first input."""
-        self.value = inputs[0]
+        self.value = inputs[0] if inputs else named["hidden_states"]
 
     def take(self) -> Tensor:
         """The kept input, let go of so that no activation outlives the pass."""
@@ -31,44 +55,82 @@ class Tap:
         return value
 
 
-@dataclass(frozen=True)
-class AddToLinear:
-    """Forward hook of a linear: h + Σ Δh(x), x its input."""
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One Δh at a place; with `block`, it changes that part of a fused linear's output."""
 
-    deltas: Sequence[nn.Module]
+    delta: nn.Module
+    stage: Stage
+    reads: Reads
+    block: Block | None = None
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The changed output."""
-        return _add(output, self.deltas, inputs[0])
+    def change(self, source: Tensor) -> Tensor:
+        """Δh, as wide as the value that it is added to."""
+        block = self.block
+        if block is None:
+            return self.delta(source)  # type: ignore[no-any-return]
+        if self.reads is Reads.VALUE:
+            source = source[..., block.start : block.start + block.width]
+        return functional.pad(self.delta(source), (block.start, block.total - block.start - block.width))
 
 
-@dataclass(frozen=True)
-class AddToInput:
-    """Forward pre-hook: the input + Σ Δh(x), x kept by a tap."""
+@dataclass
+class Place:
+    """The deltas at one point, and the tap that feeds the parallel ones of a sub-layer."""
 
-    tap: Tap
-    deltas: Sequence[nn.Module]
+    tap: Tap | None = None
+    entries: list[Entry] = field(default_factory=list)
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these deltas; whether none is left."""
+        self.entries = [entry for entry in self.entries if entry.delta not in gone]
+        return not self.entries
+
+    def apply(self, value: Tensor, given: Tensor) -> Tensor:
+        """The value with all changes; `given` is the input of the module hooked."""
+        tapped = self.tap.take() if self.tap else given
+        for _, stage in groupby(sorted(self.entries, key=lambda entry: entry.stage), key=lambda entry: entry.stage):
+            before = value
+            for entry in stage:
+                if entry.reads is Reads.DIFFERENCE:
+                    source = before - tapped
+                else:
+                    source = {Reads.INPUT: given, Reads.VALUE: before, Reads.TAP: tapped}[entry.reads]
+                value = value + entry.change(source)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class AtInput:
+    """Forward pre-hook: changes a module's first input."""
+
+    place: Place
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The changed inputs."""
-        return (_add(inputs[0], self.deltas, self.tap.take()), *inputs[1:])
+        return (self.place.apply(inputs[0], inputs[0]), *inputs[1:])
 
 
-@dataclass(frozen=True)
-class AddToOutput:
-    """Forward hook: h + Σ Δh(h) + Σ Δh(x), x kept by a tap where there are parallel deltas."""
+@dataclass(frozen=True, eq=False)
+class AtOutput:
+    """Forward hook: changes a module's output."""
 
-    sequential: Sequence[nn.Module]
-    parallel: Sequence[nn.Module] = ()
-    tap: Tap | None = None
+    place: Place
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """The changed output."""
-        changed = _add(output, self.sequential, output)
-        return changed if self.tap is None else _add(changed, self.parallel, self.tap.take())
+        return self.place.apply(output, inputs[0])
 
 
-def _add(h: Tensor, deltas: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for delta in deltas:
-        h = h + delta(x)
-    return h
+@dataclass(frozen=True, eq=False)
+class AfterNorm:
+    """Forward hook of a norm: N(z + Σ Δh(N(z))), the norm used twice (Pfeiffer adapters in post-norm models)."""
+
+    place: Place
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """The changed output."""
+        changes: Sequence[Tensor] = [entry.change(output) for entry in self.place.entries]
+        # Not by calling the module, whose hooks have run.
+        changed: Tensor = module.forward(inputs[0] + sum(changes[1:], changes[0]))
+        return changed

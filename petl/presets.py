@@ -6,12 +6,16 @@ ones from zero. Scales are s itself, never LoRA's alpha (s = alpha / r).
 
     >>> parse("mam:length=16,size=64").describe()
     'ffn parallel 64 x4 + prefix 16'
+    >>> parse("lora:rank=4,layers=top 2 + bitfit").describe()
+    'bias; lora query,value 4 x2, top 2'
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from petl.design import (
@@ -23,6 +27,7 @@ from petl.design import (
     Insertion,
     LayerNorm,
     Modification,
+    Positions,
     Site,
 )
 
@@ -42,18 +47,22 @@ def bitfit() -> Design:
     return Design((Modification(form=Form.BIAS, site=Site.MODEL),))
 
 
-def prompt(length: int = 20) -> Design:
-    """Trained vectors in front of the embedded input (Lester et al., 2021)."""
-    return Design((Modification(form=Form.PROMPT, site=Site.INPUT, size=length),))
+def prompt(length: int = 20, positions: str = "kept") -> Design:
+    """Trained vectors in front of the embedded input (Lester et al., 2021); see `design.Positions`."""
+    return Design((Modification(form=Form.PROMPT, site=Site.INPUT, size=length, positions=Positions(positions)),))
 
 
-def prefix(length: int = 30) -> Design:
-    """Trained keys and values in front of every attention's own (Li and Liang, 2021)."""
-    return Design((_prefix(length),))
+def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) -> Design:
+    """Trained keys and values in front of every attention's own (Li and Liang, 2021).
+
+    `reparameterisation` is the width of the MLP that they are trained through (the paper's code:
+    800), 0 for none. Without the gate their attention is added to the model's (section 4.4).
+    """
+    return Design((_prefix(length, reparameterisation, gated),))
 
 
 def lora(rank: int = 8, where: str = "attention", scale: float = 2.0) -> Design:
-    """Low-rank changes of the query and value, or of both FFN linears (Hu et al., 2022)."""
+    """Low-rank changes of the query and value, of the FFN's up and down linears, or both (Hu et al., 2022)."""
     linears = {"attention": (Site.QUERY, Site.VALUE), "ffn": (Site.FFN_UP, Site.FFN_DOWN)}
     return Design(
         tuple(
@@ -99,6 +108,21 @@ def mam(length: int = 30, size: int = 512, scale: float = 4.0) -> Design:
     return Design((_prefix(length), _scaled_parallel(size, scale)))
 
 
+def ia3() -> Design:
+    """Learned vectors that rescale keys, values and the FFN's activations (Liu et al., 2022)."""
+    return Design(
+        tuple(
+            Modification(form=Form.RESCALE, site=site, insertion=Insertion.SEQUENTIAL)
+            for site in (Site.KEY, Site.VALUE, Site.FFN_HIDDEN)
+        )
+    )
+
+
+def union(first: Design, second: Design) -> Design:
+    """Both at once, as `+` does in text."""
+    return first | second
+
+
 def prefix_lora(length: int = 30, rank: int = 102, scale: float = 2.0) -> Design:
     """A short prefix and low-rank changes of the FFN linears (Table 6)."""
     return prefix(length) | lora(rank, "ffn", scale)
@@ -121,12 +145,20 @@ PRESETS: Final[Mapping[str, Callable[..., Design]]] = {
         multihead_parallel,
         mam,
         prefix_lora,
+        ia3,
     )
 }
 
 
+# What any design takes besides its own arguments: the layers, stacks and attentions that it is at, the head.
+EVERYWHERE: Final = ("layers", "stacks", "attentions", "head")
+
+
 def parse(text: str) -> Design:
     """The design that `text` names: `mam:length=30,size=512,scale=4`, unions as `prefix:length=10 + bitfit`.
+
+    Every name also takes `layers` ("top 4", or a list: `lora:layers=0,2,5`), `stacks`, `attentions`
+    and `head=false`, which freezes the task head (in a union: if all its parts say so).
 
     Raises DesignError, listing the names, arguments or choices there are.
     """
@@ -138,27 +170,32 @@ def parse(text: str) -> Design:
 
 def _parse_one(text: str) -> Design:
     name, _, rest = text.partition(":")
-    preset = PRESETS.get(name.strip())
+    name = name.strip()
+    preset = PRESETS.get(name)
     if preset is None:
-        raise DesignError(f"a design is one of {', '.join(PRESETS)}; received {name.strip()!r}")
+        raise DesignError(f"a design is one of {', '.join(PRESETS)}; received {name!r}")
     parameters = inspect.signature(preset).parameters
-    arguments: dict[str, object] = {}
-    for pair in filter(None, (pair.strip() for pair in rest.split(","))):
+    given: dict[str, object] = {}
+    # A comma separates arguments where another name= follows: layers=0,2,5 is one of them.
+    for pair in filter(None, (pair.strip(" ,") for pair in re.split(r",(?=[^,=]*=)", rest))):
         key, equals, value = (piece.strip() for piece in pair.partition("="))
-        if key not in parameters:
-            takes = f"takes {', '.join(parameters)}" if parameters else "takes no arguments"
-            raise DesignError(f"{name} {takes}; received {key!r}")
-        if not equals or key in arguments:
+        if key not in parameters and key not in EVERYWHERE:
+            raise DesignError(f"{name} takes {', '.join((*parameters, *EVERYWHERE))}; received {key!r}")
+        if not equals or key in given:
             raise DesignError(f"arguments are written name=value, each once; received {pair!r}")
-        arguments[key] = _value(name, key, value, type(parameters[key].default))
-    return preset(**arguments)
+        kind = type(parameters[key].default) if key in parameters else bool if key == "head" else str
+        given[key] = _value(name, key, value, kind)
+    where = {key: str(given.pop(key)) for key in EVERYWHERE[:3] if key in given}
+    head = given.pop("head", True)
+    design = preset(**given).only(**where)
+    return design if head else replace(design, head=False)
 
 
 def _value(name: str, key: str, text: str, kind: type) -> object:
-    words = {int: "a whole number", float: "a number", str: "a word"}
+    words = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
     try:
-        return kind(text)
-    except ValueError:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
         raise DesignError(f"{key} of {name} is {words[kind]}; received {text!r}") from None
 
 
@@ -169,8 +206,14 @@ def _parts(where: str) -> tuple[str, ...]:
     return parts[where]
 
 
-def _prefix(length: int) -> Modification:
-    return Modification(form=Form.PREFIX, site=Site.HEADS, composition=Composition.GATE, size=length)
+def _prefix(length: int, reparameterisation: int = 0, gated: bool = True) -> Modification:
+    return Modification(
+        form=Form.PREFIX,
+        site=Site.HEADS,
+        composition=Composition.GATE if gated else Composition.ADD,
+        size=length,
+        reparameterisation=reparameterisation,
+    )
 
 
 def _bottleneck(site: Site, insertion: Insertion, size: int) -> Modification:

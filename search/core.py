@@ -368,7 +368,7 @@ class Search:
 
     def _canonical(self, configuration: Configuration) -> Configuration:
         """The configuration by its one key: a twin of the space's is recognised as such."""
-        return replace(configuration, design=configuration.design.in_depth(self.plan.backbone.depth))
+        return replace(configuration, design=configuration.design.canonical(self.plan.backbone.layout))
 
     def _checked(self, enqueued: Sequence[Enqueued]) -> list[tuple[Enqueued, Point | None]]:
         """Each enqueued design with its point in the space, after all of them were found within the limits."""

@@ -289,7 +289,7 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
         }
 
     def enqueued(text: str) -> Enqueued:
-        design = presets.parse(text).in_depth(backbone.depth)
+        design = presets.parse(text).canonical(backbone.layout)
         coordinates = encode(name, design, training.learning_rate, backbone, options)
         return Enqueued(text, Configuration(design, training, config.seed), coordinates)
 

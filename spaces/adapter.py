@@ -72,8 +72,8 @@ def dimensions(
 def build(values: Mapping[str, Any], depth: int) -> Design:
     """The design with these values, in canonical form."""
     layers = parts.top(values["first_layer"], depth)
-    return parts.design(
-        (
+    return Design(
+        tuple(
             part
             for site in SITES
             if values.get(f"{site}.size")
@@ -86,8 +86,7 @@ def build(values: Mapping[str, Any], depth: int) -> Design:
                 layer_norm=values[f"{site}.layer_norm"],
                 init=values["init"],
             )
-        ),
-        depth,
+        )
     )
 
 

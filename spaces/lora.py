@@ -36,20 +36,21 @@ def lora(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, 
 def dimensions(
     backbone: Backbone,
     *,
-    sites: Sequence[str] = LINEARS,
+    sites: Sequence[str] | None = None,
     sizes: Sequence[int] = SIZES,
     max_size: int | None = None,
     scales: Sequence[float] = SCALES,
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
 ) -> Dimensions:
-    """`SITE.size` for each of `sites`, `scale`, `first_layer` and `learning_rate`.
+    """`SITE.size` for each of `sites` (default: all that the backbone has), `scale`, `first_layer`, `learning_rate`.
 
     Raises SpaceError, naming the rule and what it got.
     """
+    there = backbone.linears
     size = of_sizes("sizes", sizes, max_size)
     return {
-        **{f"{site}.size": size for site in chosen("sites", sites, LINEARS)},
+        **{f"{site}.size": size for site in chosen("sites", sites or there, there)},
         "scale": of_scales(scales),
         "first_layer": of_first_layers(backbone, first_layers),
         **of_training(learning_rate),
@@ -59,13 +60,12 @@ def dimensions(
 def build(values: Mapping[str, Any], depth: int) -> Design:
     """The design with these values, in canonical form."""
     layers = parts.top(values["first_layer"], depth)
-    return parts.design(
-        (
+    return Design(
+        tuple(
             part
             for site in LINEARS
             for part in parts.low_rank((site,), values.get(f"{site}.size", 0), values["scale"], layers)
-        ),
-        depth,
+        )
     )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from petl.design import Composition, Design, Form, Init, Insertion, LayerNorm, Modification, Site
+from petl.design import Composition, Form, Init, Insertion, LayerNorm, Modification, Site
 
 INSERTIONS = (str(Insertion.SEQUENTIAL), str(Insertion.PARALLEL))
 
 
 def top(first_layer: int, depth: int) -> str:
-    """`layers` from the first adapted one to the last."""
-    return f"top {depth - first_layer}"
+    """`layers` from the first adapted one to the last of the deepest stack."""
+    return f"top {depth - first_layer}" if first_layer else "all"
 
 
 def prefix(length: int, layers: str) -> tuple[Modification, ...]:
@@ -69,8 +69,3 @@ def low_rank(sites: Iterable[Site], size: int, scale: float, layers: str) -> tup
 def bias(present: int) -> tuple[Modification, ...]:
     """BitFit: every bias of the model, in all layers."""
     return (Modification(form=Form.BIAS, site=Site.MODEL),) if present else ()
-
-
-def design(parts: Iterable[Modification], depth: int) -> Design:
-    """The parts as one design in canonical form. Without parts it is head only."""
-    return Design(tuple(parts)).in_depth(depth)

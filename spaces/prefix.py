@@ -47,7 +47,7 @@ def dimensions(
 
 def build(values: Mapping[str, Any], depth: int) -> Design:
     """The design with these values, in canonical form."""
-    return parts.design(parts.prefix(values["length"], parts.top(values["first_layer"], depth)), depth)
+    return Design(parts.prefix(values["length"], parts.top(values["first_layer"], depth)))
 
 
 def read(design: Design, depth: int) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def resolve(
         if not isinstance(configuration, Configuration):
             raise SpaceError(f"space {name} returns a petl Configuration; it returned {configuration!r}")
         # A space of the user's own need not spell designs canonically for a twin to be recognised.
-        return replace(configuration, design=configuration.design.in_depth(backbone.depth), seed=seed)
+        return replace(configuration, design=configuration.design.canonical(backbone.layout), seed=seed)
 
     return space
 
@@ -139,7 +139,8 @@ def encode(
         return None
     trial = FixedTrial(coordinates)
     values = suggest(trial, dimensions)
-    return coordinates if row.build(values, backbone.depth) == design.in_depth(backbone.depth) else None
+    built = row.build(values, backbone.depth)
+    return coordinates if built.canonical(backbone.layout) == design.canonical(backbone.layout) else None
 
 
 def _imported(name: str) -> Callable[..., Any]:

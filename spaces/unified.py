@@ -99,7 +99,7 @@ def build(values: Mapping[str, Any], depth: int) -> Design:
     layers = parts.top(values.get("first_layer", 0), depth)
     low_rank_scale = values.get("low_rank.scale", 1.0)
     ffn_scale = values.get("ffn.scale", 1.0)
-    return parts.design(
+    return Design(
         (
             *parts.prefix(values.get("prefix.length", 0), layers),
             *parts.bottleneck(
@@ -120,8 +120,7 @@ def build(values: Mapping[str, Any], depth: int) -> Design:
             *parts.low_rank(_ATTENTION, values.get("low_rank.attention", 0), low_rank_scale, layers),
             *parts.low_rank(_FFN, values.get("low_rank.ffn", 0), low_rank_scale, layers),
             *parts.bias(values.get("bias", 0)),
-        ),
-        depth,
+        )
     )
 
 

@@ -1,0 +1,155 @@
+"""Where each delta of a plan enters the frozen network: one place, with its hooks, for all deltas that land there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from petl import attention, forms, prompts
+from petl.design import LINEARS, Insertion, LayerNorm, Site
+from petl.families import Family, FeedForward
+from petl.hooks import AfterNorm, AtInput, AtOutput, Entry, Place, Reads, Stage, Tap
+from petl.plan import Delta
+
+
+class Shared(Protocol):
+    """What the deltas at one place have in common."""
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these deltas; whether none is left."""
+
+
+class Handle(Protocol):
+    """What is taken away by `remove`."""
+
+    def remove(self) -> None:
+        """Take it away."""
+
+
+S = TypeVar("S", bound=Shared)
+_BEFORE: Final = (AtInput, Tap, prompts.Enter, prompts.Count, prompts.Overwrite, prompts.Cross)  # forward pre-hooks
+_NAMED: Final = (Tap, prompts.Enter, prompts.Count, prompts.Cross)  # those that take keyword arguments
+
+
+@dataclass
+class Places:
+    """The places of a model that are in use: (module path, kind) -> what the deltas share there, and its hooks.
+
+    `base` is the path of the base model.
+    """
+
+    model: PreTrainedModel
+    family: Family
+    base: str
+    used: dict[tuple[str, str], tuple[Shared, list[Handle]]] = field(default_factory=dict)
+
+    def insert(self, delta: Delta, form: forms.Change) -> None:
+        """Put one delta at its place."""
+        m, layer = delta.modification, _join(self.base, delta.layer)
+        linear = _join(layer, delta.linear)
+        parallel = m.insertion is Insertion.PARALLEL
+        if isinstance(form, forms.Prompt):
+            self._at(_join(self.base, self.family.input.module), "prompt", self._prompts).forms.append(form)
+        elif isinstance(form, forms.Heads):
+            assert delta.attention is not None
+            self._change_heads(_join(layer, delta.attention.module), linear, delta, form)
+        elif m.site in LINEARS:
+            stage, reads = (Stage.LINEAR, Reads.INPUT) if parallel else (Stage.RESCALE, Reads.VALUE)
+            self._add(linear, AtOutput, Entry(form, stage, reads, delta.block))
+        elif m.site is Site.FFN_HIDDEN:
+            self._add(linear, AtInput, Entry(form, Stage.RESCALE, Reads.VALUE))
+        elif delta.attention is None:
+            assert delta.stack is not None
+            self._change_feed_forward(layer, delta.stack.ffn, m.insertion, form)
+        elif parallel:
+            stream = _join(layer, delta.attention.module)
+            self._add(linear, AtInput, Entry(form, Stage.SUB_LAYER, Reads.TAP), stream)
+        else:
+            self._add(linear, AtOutput, Entry(form, Stage.SUB_LAYER, Reads.VALUE))
+
+    def discard(self, gone: Collection[nn.Module]) -> None:
+        """Take these deltas away, and the hooks that then serve none."""
+        for key, (shared, handles) in list(self.used.items()):
+            if shared.discard(gone):
+                for handle in handles:
+                    handle.remove()
+                del self.used[key]
+
+    @property
+    def at_heads(self) -> bool:
+        """Whether any attention has forms at its heads."""
+        return any(isinstance(shared, attention.HeadForms) for shared, _ in self.used.values())
+
+    def _change_feed_forward(self, layer: str, ffn: FeedForward, insertion: Insertion, form: forms.Change) -> None:
+        """Adding to the residual sum is adding to the output: so where no module shows that, the sum is changed."""
+        parallel, stream = insertion is Insertion.PARALLEL, _join(layer, ffn.stream)
+        total, at_total = _join(layer, ffn.total), AtInput if ffn.post_norm else AtOutput
+        if insertion is Insertion.AFTER_RESIDUAL:
+            entry = Entry(form, Stage.AFTER_RESIDUAL, Reads.VALUE)
+            if ffn.post_norm:
+                self._add(total, AfterNorm, entry)
+            else:
+                self._add(total, at_total, entry, "" if ffn.end else stream)
+        elif ffn.end:
+            reads = Reads.TAP if parallel else Reads.VALUE
+            self._add(_join(layer, ffn.end), AtOutput, Entry(form, Stage.SUB_LAYER, reads), stream)
+        else:
+            reads = Reads.TAP if parallel else Reads.DIFFERENCE
+            self._add(total, at_total, Entry(form, Stage.SUB_LAYER, reads), stream)
+
+    def _change_heads(self, module: str, query: str, delta: Delta, form: forms.Heads) -> None:
+        def heads() -> tuple[attention.HeadForms, list[Handle]]:
+            shared = attention.HeadForms(self.model.get_submodule(module))
+            shared.put()
+            return shared, [shared]
+
+        def normed() -> tuple[attention.QueryOfNormed, list[Handle]]:
+            shared = attention.QueryOfNormed(delta.block)
+            return shared, [self._hook(query, shared)]
+
+        self._at(module, "heads", heads).forms.append(form)
+        if delta.modification.layer_norm is not LayerNorm.NONE:
+            self._at(query, "normed", normed).forms.append(form)
+
+    def _prompts(self) -> tuple[prompts.Prompts, list[Handle]]:
+        row = self.family.input
+        shared = prompts.Prompts(self.family)
+        leave = row.module if row.leave is None else row.leave
+        hooks: list[tuple[str | None, Any]] = [
+            (row.module, prompts.Enter(shared)),
+            (row.entry or None, prompts.Overwrite(shared)),
+            (row.table or None, prompts.Count(shared)),
+            (row.decoder or None, prompts.Cross(shared)),
+            (leave, prompts.Leave(shared, cut=row.leave is not None)),
+        ]
+        return shared, [self._hook(_join(self.base, path), hook) for path, hook in hooks if path is not None]
+
+    def _add(self, path: str, hook: type[AtInput | AtOutput | AfterNorm], entry: Entry, stream: str = "") -> None:
+        """Put the entry at the place of that kind; its tap is at `stream`."""
+
+        def make() -> tuple[Place, list[Handle]]:
+            place = Place(Tap() if stream else None)
+            handles = [self._hook(path, hook(place))]
+            return place, handles if place.tap is None else [*handles, self._hook(stream, place.tap)]
+
+        self._at(path, f"{hook.__name__} {stream}", make).entries.append(entry)
+
+    def _at(self, path: str, kind: str, make: Callable[[], tuple[S, list[Handle]]]) -> S:
+        if (path, kind) not in self.used:
+            self.used[path, kind] = make()
+        return self.used[path, kind][0]  # type: ignore[return-value]
+
+    def _hook(self, path: str, hook: Any) -> Handle:
+        module = self.model.get_submodule(path)
+        named = isinstance(hook, _NAMED)
+        if isinstance(hook, _BEFORE):
+            return module.register_forward_pre_hook(hook, with_kwargs=named)
+        return module.register_forward_hook(hook)
+
+
+def _join(*paths: str) -> str:
+    return ".".join(filter(None, paths))
