@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from petl.design import Layout, Site
 from petl.families import FAMILIES, Family
 from petl.locate import CONFIG, BackboneError, fetch, fingerprint, locate, weight_files
-from petl.plan import layout, linears
+from petl.plan import is_bias, layout, linears
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,11 @@ class Backbone:
     def linears(self) -> tuple[Site, ...]:
         """The linears of its layers that a design can name."""
         return linears(self.row, self.shapes)
+
+    @cached_property
+    def has_biases(self) -> bool:
+        """Whether BitFit has anything to train."""
+        return any(map(is_bias, self.shapes))
 
     @property
     def max_tokens(self) -> int | None:

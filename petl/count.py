@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Final
+from typing import Any, Final
 
 from petl.backbones import Backbone
 from petl.design import Design, Form, Modification
@@ -48,6 +48,21 @@ class Counts:
     head: int
     paper_base: int
     parts: tuple[Part, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the percentages and the share of each modification."""
+        kinds = ("base", "trained", "stored", "paper", "paper_base", "head")
+        percents = ("stored_percent", "trained_percent", "paper_percent")
+        shares = [
+            {
+                "modification": part.modification.to_dict(),
+                "trained": part.trained,
+                "stored": part.stored,
+                "paper": part.paper,
+            }
+            for part in self.parts
+        ]
+        return {name: getattr(self, name) for name in (*kinds, *percents)} | {"per_modification": shares}
 
     @property
     def stored_percent(self) -> float:

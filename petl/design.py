@@ -15,9 +15,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
+from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
 SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
@@ -308,33 +309,35 @@ class Modification:
 
         Raises DesignError for layers that not even the deepest of its stacks has.
         """
-        stacks = {name: stack for name, stack in layout.items() if self.stacks in ("all", name)}
-        deepest = max((stack.depth for stack in stacks.values()), default=0)
-        if stacks and self._layers_wanted() > deepest:
+        deepest = max((stack.depth for name, stack in layout.items() if self.stacks in ("all", name)), default=0)
+        if deepest and self._layers_wanted() > deepest:
             there = f"the stack has {deepest} layers, 0 to {deepest - 1}"
             raise DesignError(f"{there}; received layers {self.layers!r}")
-        return tuple(
-            (name, layer, attention)
-            for name, stack in stacks.items()
-            for layer in self.layers_of(stack.depth)
-            for attention in ([""] if self.site in FEED_FORWARD else stack.attentions)
-            if self.attentions in ("all", attention)
-        )
+        return tuple(self._places(layout))
+
+    def _places(self, layout: Layout) -> Iterator[tuple[str, int, str]]:
+        for name, stack in layout.items():
+            if self.stacks in ("all", name):
+                attentions = ("",) if self.site in FEED_FORWARD else stack.attentions
+                for layer in self.layers_of(stack.depth):
+                    yield from ((name, layer, kind) for kind in attentions if self.attentions in ("all", kind))
 
     def canonical(self, layout: Layout) -> Modification:
         """The same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
         if "layers" not in RULES[self.form].options:
             return self
-        here, result = self.covers(layout), self
-        layers = sorted({layer for _, layer, _ in here})
-        for name, spellings in (
-            ("stacks", ("all",)),
-            ("attentions", ("all",)),
-            ("layers", ("all", f"top {len(layers)}", ",".join(map(str, layers)))),
-        ):
-            alike = (replace(result, **{name: spelling}) for spelling in spellings if here)  # type: ignore[arg-type]
-            result = next((other for other in alike if other.covers(layout) == here), result)
-        return result
+        here = self.covers(layout)
+        chosen = sorted({layer for _, layer, _ in here})
+        spellings = product(
+            ("all", *layout),
+            ("all", "self", "cross") if self.site not in FEED_FORWARD else ("all",),
+            ("all", f"top {len(chosen)}", ",".join(map(str, chosen))) if here else (self.layers,),
+        )
+        alike = (
+            replace(self, stacks=stacks, attentions=attentions, layers=layers)
+            for stacks, attentions, layers in spellings
+        )
+        return next((m for m in alike if tuple(m._places(layout)) == here), self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; fields at their default are left out."""

@@ -130,10 +130,9 @@ def _hooks(model: PreTrainedModel) -> list[tuple[dict[int, Any], int]]:
 
 def _optimizer(model: PreTrainedModel, training: Training) -> Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
+    groups = (
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     )
+    # DeepSpeed drops an empty group, and the schedule would then count one more than there is.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)

@@ -148,7 +148,7 @@ def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
     found: list[Delta] = []
     seen: Counter[str] = Counter()
     for m in design.canonical(there).modifications:
-        if m.form is Form.BIAS and not any(map(_is_bias, shapes)):
+        if m.form is Form.BIAS and not any(map(is_bias, shapes)):
             raise DesignError(f"this {family.name} model has no biases: nothing to change for {m.form}")
         before = len(found)
         for delta in _prompt(m, family, shapes) if m.form is Form.PROMPT else _places(m, family, there, shapes):
@@ -187,11 +187,11 @@ def unfrozen(design: Design, family: Family, base: Iterable[str], head: Iterable
         return list(base)
     if Form.BIAS not in forms:
         return []
-    mine = [name for name in base if _is_bias(name) and not family.in_pooler(name)]
-    return mine if design.head else mine + [name for name in head if _is_bias(name)]
+    mine = [name for name in base if is_bias(name) and not family.in_pooler(name)]
+    return mine if design.head else mine + [name for name in head if is_bias(name)]
 
 
-def _is_bias(name: str) -> bool:
+def is_bias(name: str) -> bool:
     """By the last word alone: t5's `relative_attention_bias.weight` is an embedding."""
     return name.rpartition(".")[2] == "bias"
 

@@ -27,7 +27,6 @@ from petl.design import (
     Insertion,
     LayerNorm,
     Modification,
-    Positions,
     Site,
 )
 
@@ -49,7 +48,7 @@ def bitfit() -> Design:
 
 def prompt(length: int = 20, positions: str = "kept") -> Design:
     """Trained vectors in front of the embedded input (Lester et al., 2021); see `design.Positions`."""
-    return Design((Modification(form=Form.PROMPT, site=Site.INPUT, size=length, positions=Positions(positions)),))
+    return Design((Modification(form=Form.PROMPT, site=Site.INPUT, size=length, positions=positions),))  # type: ignore[arg-type]
 
 
 def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) -> Design:

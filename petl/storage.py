@@ -4,7 +4,7 @@
     adapter.safetensors   its tensors: `count`'s `stored`
     head.safetensors      the rest of the task head, frozen or trained (a frozen one was drawn at random)
     model.json            the backbone's identity, the task (kind, labels, max_length), library versions
-    tokenizer/            as transformers saves it
+    tokenizer/            as transformers saves it, where the adapter was saved with one
 
 Safetensors and JSON only: reading one runs no code.
 """
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from petl.attach import Attachment, StateError, attach
-from petl.backbones import Backbone, BackboneError, describe, load
+from petl.backbones import Backbone, BackboneError, describe, load, parts
 from petl.design import Design, DesignError
 from petl.predict import AdaptedModel
 
@@ -48,7 +48,10 @@ def save(
     task: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Write the adapter directory, and return it. `task` has at least `labels`, and is JSON-ready."""
+    """Write the adapter directory, and return it.
+
+    `task` is JSON-ready; without `labels` in it, the model keeps the head that its checkpoint has.
+    """
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     save_file(_on_disk(attachment.state_dict()), where / ADAPTER)
@@ -65,14 +68,22 @@ def save(
 def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     """Attach the stored design to `model`, the frozen backbone with a head of the same shape.
 
-    Raises StorageError for a file that is missing or damaged, and for a model that it does not fit;
-    the model is then as it was.
+    A prefix that was trained through an MLP comes back as its keys and values. Raises StorageError for
+    a file that is missing or damaged, and for a model that it does not fit; the model is then as it was.
     """
     where = Path(folder)
     try:
-        design = Design.from_dict(_read(where / DESIGN))
+        design = Design.from_dict(_read(where / DESIGN)).folded()
     except (DesignError, TypeError, AttributeError) as error:
         raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
+    wanted, _ = _described(where)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parts(model).base.items()}
+    differ = sorted(name for name, shape in wanted.shapes.items() if shapes.get(name) != shape)
+    if differ:
+        raise StorageError(
+            f"the adapter in {where} was made for another model, {wanted.model}: {len(differ)} of its parameters are "
+            f"not there or have another shape, such as {differ[0]}"
+        )
     adapter = _tensors(where / ADAPTER)
     head = _tensors(where / HEAD) if (where / HEAD).exists() else None
     try:
@@ -89,22 +100,16 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     return attachment
 
 
-def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
-    """The backbone that the directory names, with the adapter on it, in evaluation mode.
+def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrainedModel, Attachment]:
+    """The backbone that the directory names, in evaluation mode, with the adapter on it.
 
+    It classifies where the task had labels, else it has its checkpoint's own head, and generates.
     `backbone` names another place of the same model (see `locate`), where files have moved. Raises
     StorageError where its fingerprint or shapes differ, and for missing or damaged files;
     BackboneError where it cannot be found.
     """
-    from transformers import AutoTokenizer
-
     where = Path(folder)
-    data = _read(where / MODEL)
-    try:
-        wanted, task = Backbone.from_dict(data["backbone"]), data["task"]
-        labels = tuple(map(str, task["labels"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
+    wanted, task = _described(where)
     place = backbone or wanted.model
     found = describe(place, revision=wanted.revision)
     if wanted.fingerprint not in ("", found.fingerprint) or wanted.shapes != found.shapes:
@@ -112,12 +117,42 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
             f"the adapter in {where} was trained on {wanted.model} with fingerprint {wanted.fingerprint or 'unknown'}; "
             f"{place} has {found.fingerprint or 'other shapes'}"
         )
+    model = load(place, labels=_labels(task), revision=wanted.revision)
+    return model, load_adapter(where, model)
+
+
+def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
+    """`load_pretrained` with its tokenizer: text in, labels out.
+
+    Raises as that does, and StorageError where the task has no labels.
+    """
+    from transformers import AutoTokenizer
+
+    where = Path(folder)
+    _, task = _described(where)
+    labels = _labels(task)
+    if labels is None:
+        raise StorageError(f"the adapter in {where} has no labels to predict: load_pretrained gives its model")
     if not (where / TOKENIZER).is_dir():
         raise StorageError(f"{where} lacks {TOKENIZER}/")
     tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True)
-    model = load(place, labels=labels, revision=wanted.revision)
-    attachment = load_adapter(where, model)
+    model, attachment = load_pretrained(where, backbone=backbone)
     return AdaptedModel(model, tokenizer, labels, int(task.get("max_length", 512)), attachment)
+
+
+def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
+    data = _read(where / MODEL)
+    try:
+        task: Mapping[str, Any] = data["task"]
+        _labels(task)
+        return Backbone.from_dict(data["backbone"]), task
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
+
+
+def _labels(task: Mapping[str, Any]) -> tuple[str, ...] | None:
+    labels = task.get("labels")
+    return None if labels is None else tuple(map(str, labels))
 
 
 def _on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -176,14 +176,14 @@ def export(
 
 @app.command()
 def count(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, or package:NAME/path.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json, or package:NAME/path.")],
     design: Annotated[str, typer.Argument(metavar="DESIGN", help="A named design, with + for unions.")],
     labels: Annotated[int, typer.Option(help="Labels of the task head; 0 leaves the head out.", min=0)] = 0,
     format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
 ) -> None:
     """Count a design's parameters, without weights.
 
-    Example: petl-search count roberta-base mam:length=30,size=512,scale=4
+    Example: petl-search count facebook/bart-large mam:length=30,size=512,scale=4
     """
     from petl.backbones import describe
     from petl.count import count as count_parameters
@@ -191,12 +191,10 @@ def count(
 
     parsed = parse(design)
     counts = count_parameters(parsed, describe(model, weights=False), labels)
-    numbers = {kind: getattr(counts, kind) for kind in ("base", "stored", "trained", "paper", "head")}
     if format is CountFormat.JSON:
         import json
 
-        percents = {f"{kind}_percent": getattr(counts, f"{kind}_percent") for kind in ("stored", "trained", "paper")}
-        typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **numbers, **percents}))
+        typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **counts.to_dict()}))
         return
     from search.report import console, counts_table
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from petl.design import Design
 from search.naming import cost_column, cost_text, flat_parameters
 from search.record import State
 
@@ -184,20 +185,29 @@ def studies_table(studies: Sequence[Study]) -> Table:
 
 
 def counts_table(counts: Counts, design: str, labels: int) -> Table:
-    """The counts of a design, with what each of them means."""
+    """The counts of a design, with what each of them means, and the shares of its parts."""
     table = _table(design)
     table.add_column("count", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("% of base", justify="right", no_wrap=True)
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("of", justify="right", no_wrap=True)
     table.add_column("meaning", overflow="fold")
     head = f"with a head for {labels} labels" if labels else "the head not counted: give --labels"
-    for kind, percent, meaning in (
-        ("stored", counts.stored_percent, "the adapter's file"),
-        ("trained", counts.trained_percent, f"has a gradient in training, {head}"),
-        ("paper", counts.paper_percent, "weight matrices only, as He et al. (2022) count"),
-        ("base", None, "the pretrained model without task head"),
+    printed = "" if counts.paper_base == counts.base else "; the denominator of its printed percentages"
+    for kind, percent, of, meaning in (
+        ("stored", counts.stored_percent, counts.base, "the adapter's file"),
+        ("trained", counts.trained_percent, counts.base, f"has a gradient in training, {head}"),
+        ("paper", counts.paper_percent, counts.paper_base, f"matrices only, as He et al. (2022) count{printed}"),
+        ("base", None, None, "the pretrained model without task head"),
     ):
-        _add(table, kind, _count(getattr(counts, kind)), _percent(percent), meaning)
+        _add(table, kind, _count(getattr(counts, kind)), _percent(percent), _count(of) if of else "", meaning)
+    if len(counts.parts) > 1:
+        table.add_section()
+        for part in counts.parts:
+            stored = _percent(100 * part.stored / counts.base)
+            what = Design((part.modification,)).describe()
+            trained = "" if part.trained == part.stored else f", of which trained as {_count(part.trained)}"
+            _add(table, "  of stored", _count(part.stored), stored, "", f"{what}{trained}")
     return table
 
 

@@ -56,7 +56,7 @@ def dimensions(
     for site in on:
         rows |= {
             f"{site}.size": of_sizes("sizes", sizes, max_size),
-            f"{site}.insertion": Choice(parts.INSERTIONS),
+            f"{site}.insertion": Choice(parts.FFN_INSERTIONS if site is Site.FFN else parts.INSERTIONS),
             f"{site}.layer_norm": Choice(tuple(map(str, LayerNorm))),
         }
     if Site.FFN in on:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from petl.design import Composition, Form, Init, Insertion, LayerNorm, Modification, Site
 
 INSERTIONS = (str(Insertion.SEQUENTIAL), str(Insertion.PARALLEL))
+FFN_INSERTIONS = (*INSERTIONS, str(Insertion.AFTER_RESIDUAL))
 
 
 def top(first_layer: int, depth: int) -> str:
@@ -24,6 +25,11 @@ def prefix(length: int, layers: str) -> tuple[Modification, ...]:
     if not length:
         return ()
     return (Modification(form=Form.PREFIX, site=Site.HEADS, composition=Composition.GATE, size=length, layers=layers),)
+
+
+def multi_head(size: int, layers: str) -> tuple[Modification, ...]:
+    """An adapter on each head of every attention, beside its queries."""
+    return (Modification(form=Form.MULTI_HEAD, site=Site.HEADS, size=size, layers=layers),) if size else ()
 
 
 def bottleneck(
@@ -64,6 +70,19 @@ def low_rank(sites: Iterable[Site], size: int, scale: float, layers: str) -> tup
         )
         for site in sites
     )
+
+
+def rescale(present: int, layers: str) -> tuple[Modification, ...]:
+    """(IA)³: keys, values and the FFN's activations."""
+    sites = (Site.KEY, Site.VALUE, Site.FFN_HIDDEN) if present else ()
+    return tuple(
+        Modification(form=Form.RESCALE, site=site, insertion=Insertion.SEQUENTIAL, layers=layers) for site in sites
+    )
+
+
+def prompt(length: int) -> tuple[Modification, ...]:
+    """`length` vectors in front of the input."""
+    return (Modification(form=Form.PROMPT, site=Site.INPUT, size=length),) if length else ()
 
 
 def bias(present: int) -> tuple[Modification, ...]:

@@ -6,12 +6,15 @@ leave the configuration as it is. All sizes at 0 is `head_only`.
 | dimension | part |
 |---|---|
 | prefix.length | vectors before the keys and values of every attention |
+| multi_head.size | multi-head parallel adapter on every attention |
 | attention.size, .insertion | bottleneck on the attention |
-| ffn.size, .insertion, .scale | bottleneck on the FFN |
+| ffn.size, .insertion, .scale | bottleneck on the FFN, or after its residual |
 | low_rank.attention | rank of LoRA on query and value |
 | low_rank.ffn | rank of LoRA on both linears of the FFN |
 | low_rank.scale | s of both |
-| bias | BitFit, in all layers |
+| rescale | (IA)³: keys, values and the FFN's activations rescaled |
+| prompt.length | vectors in front of the input, where `methods` asks for them |
+| bias | BitFit, in all layers, where the backbone has biases |
 | first_layer | the lowest layer that the other parts adapt |
 | learning_rate | |
 """
@@ -46,7 +49,18 @@ if TYPE_CHECKING:
 
     from petl.backbones import Backbone
 
-METHODS: Final = ("prefix", "attention", "ffn", "low_rank.attention", "low_rank.ffn", "bias")
+METHODS: Final = (
+    "prefix",
+    "multi_head",
+    "attention",
+    "ffn",
+    "low_rank.attention",
+    "low_rank.ffn",
+    "rescale",
+    "prompt",
+    "bias",
+)
+_IN_LAYERS: Final = frozenset(METHODS) - {"prompt", "bias"}
 
 _ATTENTION: Final = (Site.QUERY, Site.VALUE)
 _FFN: Final = (Site.FFN_UP, Site.FFN_DOWN)
@@ -61,7 +75,7 @@ def unified(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAUL
 def dimensions(
     backbone: Backbone,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     sizes: Sequence[int] = SIZES,
     lengths: Sequence[int] = LENGTHS,
     max_size: int | None = None,
@@ -71,25 +85,33 @@ def dimensions(
 ) -> Dimensions:
     """What may be suggested on this backbone. Methods that are not listed have no dimensions.
 
+    `methods` are by default all that the backbone allows but prompts, which train slowly.
     `sizes` are bottleneck widths and ranks, `lengths` prefix lengths; `max_size` cuts both.
     Raises SpaceError, naming the rule and what it got.
     """
-    on = chosen("methods", methods, METHODS)
+    there = [method for method in METHODS if method != "bias" or backbone.has_biases]
+    on = chosen("methods", [m for m in there if m != "prompt"] if methods is None else methods, there)
     size = of_sizes("sizes", sizes, max_size)
     scale = of_scales(scales)
     rows: dict[str, Dimension] = {}
     if "prefix" in on:
         rows["prefix.length"] = of_sizes("lengths", lengths, max_size)
+    if "multi_head" in on:
+        rows["multi_head.size"] = size
     if "attention" in on:
         rows |= {"attention.size": size, "attention.insertion": Choice(parts.INSERTIONS)}
     if "ffn" in on:
-        rows |= {"ffn.size": size, "ffn.insertion": Choice(parts.INSERTIONS), "ffn.scale": scale}
+        rows |= {"ffn.size": size, "ffn.insertion": Choice(parts.FFN_INSERTIONS), "ffn.scale": scale}
     low_rank = [method for method in on if method.startswith("low_rank")]
     if low_rank:
         rows |= dict.fromkeys(low_rank, size) | {"low_rank.scale": scale}
+    if "rescale" in on:
+        rows["rescale"] = SWITCH
+    if "prompt" in on:
+        rows["prompt.length"] = of_sizes("lengths", lengths, max_size)
     if "bias" in on:
         rows["bias"] = SWITCH
-    if set(on) - {"bias"}:
+    if _IN_LAYERS.intersection(on):
         rows["first_layer"] = of_first_layers(backbone, first_layers)
     return {**rows, **of_training(learning_rate)}
 
@@ -102,6 +124,7 @@ def build(values: Mapping[str, Any], depth: int) -> Design:
     return Design(
         (
             *parts.prefix(values.get("prefix.length", 0), layers),
+            *parts.multi_head(values.get("multi_head.size", 0), layers),
             *parts.bottleneck(
                 Site.ATTENTION,
                 values.get("attention.size", 0),
@@ -119,6 +142,8 @@ def build(values: Mapping[str, Any], depth: int) -> Design:
             ),
             *parts.low_rank(_ATTENTION, values.get("low_rank.attention", 0), low_rank_scale, layers),
             *parts.low_rank(_FFN, values.get("low_rank.ffn", 0), low_rank_scale, layers),
+            *parts.rescale(values.get("rescale", 0), layers),
+            *parts.prompt(values.get("prompt.length", 0)),
             *parts.bias(values.get("bias", 0)),
         )
     )
@@ -129,7 +154,7 @@ def read(design: Design, depth: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for part in design.modifications:
         values |= _read(part)
-        if part.form is not Form.BIAS:
+        if part.form not in (Form.BIAS, Form.PROMPT):
             values["first_layer"] = part.layers_of(depth)[0]
     return values
 
@@ -138,6 +163,8 @@ def _read(part: Modification) -> dict[str, Any]:
     match part.form, part.site:
         case Form.PREFIX, _:
             return {"prefix.length": part.size}
+        case Form.MULTI_HEAD, _:
+            return {"multi_head.size": part.size}
         case Form.BOTTLENECK, Site.ATTENTION:
             return {"attention.size": part.size, "attention.insertion": part.insertion}
         case Form.BOTTLENECK, _:
@@ -146,6 +173,10 @@ def _read(part: Modification) -> dict[str, Any]:
             return {"low_rank.ffn": part.size, "low_rank.scale": part.scale}
         case Form.LOW_RANK, _:
             return {"low_rank.attention": part.size, "low_rank.scale": part.scale}
+        case Form.RESCALE, _:
+            return {"rescale": 1}
+        case Form.PROMPT, _:
+            return {"prompt.length": part.size}
         case Form.BIAS, _:
             return {"bias": 1}
     return {}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import BartConfig
 from typer.testing import CliRunner, Result
 
 from petl.configuration import Configuration
@@ -139,6 +140,25 @@ def test_count(roberta: str) -> None:
     table = call("count", roberta, "lora:rank=4").stdout
     assert f"{data['stored']:,}" in table
     assert "the head not counted: give --labels" in table
+
+
+def test_count_says_its_denominators(tmp_path: Path) -> None:
+    """MAM 30/512 on BART-large: 27,377,664 matrix entries (Table 6: 6.7 %); its biases beside them."""
+    BartConfig().save_pretrained(tmp_path)
+    config = str(tmp_path / "config.json")
+    data = json.loads(call("count", config, "mam:length=30,size=512", "--format", "json").stdout)
+    assert {"base", "trained", "stored", "paper", "paper_base", "per_modification"} <= set(data)
+    assert (data["base"], data["paper_base"], data["paper"]) == (406_291_456, 409_600_000, 27_377_664)
+    assert data["stored"] == data["trained"] == 27_377_664 + 24 * (512 + 1024)
+    for kind, of in (("stored", "base"), ("trained", "base"), ("paper", "paper_base")):
+        assert data[f"{kind}_percent"] == pytest.approx(100 * data[kind] / data[of])
+    assert {part["modification"]["form"]: part["paper"] for part in data["per_modification"]} == {
+        "prefix": 2 * 30 * 1024 * 36,
+        "bottleneck": 2 * 512 * 1024 * 24,
+    }
+    table = call("count", config, "mam:length=30,size=512").stdout
+    assert "409,600,000" in table
+    assert "406,291,456" in table
 
 
 @pytest.mark.parametrize(

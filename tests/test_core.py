@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
+from transformers import BertConfig
 
+from petl.backbones import Backbone
 from petl.configuration import Configuration, Training
 from petl.design import Design
 from petl.measurements import Measurements
@@ -23,15 +26,7 @@ OPTIONS = {"sizes": [0, 4, 16, 64], "lengths": [0, 4, 16]}
 TRAINING = Training(epochs=3)
 
 
-@dataclass(frozen=True)
-class Tiny:
-    depth: int = 4
-    width: int = 32
-    ffn_width: int = 64
-    heads: int = 4
-
-
-BACKBONE = Tiny()
+BACKBONE = tiny.described(BertConfig(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4))
 
 
 def count(configuration: Configuration) -> Mapping[str, float]:
@@ -418,7 +413,7 @@ def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None
     """One that branches: its dimensions appear and vanish, and the stock samplers must cope."""
     from petl.design import Form, Modification, Site
 
-    def branching(trial: object, backbone: Tiny, *, most: int) -> Configuration:
+    def branching(trial: object, backbone: Backbone, *, most: int) -> Configuration:
         if trial.suggest_categorical("form", ["bias", "prefix"]) == "bias":  # type: ignore[attr-defined]
             part = Modification(form=Form.BIAS, site=Site.MODEL)
         else:

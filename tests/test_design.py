@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from designs import NAMED, random_design
 
-from petl.design import PLACES, RULES, Design, DesignError, Form, Modification, Site, table
+from petl.design import PLACES, RULES, Design, DesignError, Form, Layout, Modification, Site, StackShape, table
 from petl.presets import PRESETS, parse
 
 ADAPTER: dict[str, Any] = {"form": "bottleneck", "site": "ffn", "size": 4}
+LOW_RANK: dict[str, Any] = {"form": "low_rank", "site": "query", "size": 4}
+ENCODER: Layout = {"encoder": StackShape(3, ("self",))}
+BOTH: Layout = {**ENCODER, "decoder": StackShape(2, ("self", "cross"))}
 
 
 @pytest.mark.parametrize(
@@ -55,18 +58,54 @@ def test_order_and_spelling_do_not_enter_the_key() -> None:
     assert parse("mam+bitfit") == parse("bitfit+mam")
     assert parse("mam+bitfit").key == parse("bitfit+mam").key
     one, other = (Modification(**ADAPTER, layers=layers) for layers in ("0,1,2", "all"))
-    assert one.in_depth(3) == other
-    assert Modification(**ADAPTER, layers="2,1").in_depth(3).layers == "top 2"
-    assert Modification(**ADAPTER, layers="1,0").in_depth(3).layers == "0,1"
+    assert one.canonical(ENCODER) == other
+    assert Modification(**ADAPTER, layers="2,1").canonical(ENCODER).layers == "top 2"
+    assert Modification(**ADAPTER, layers="1,0").canonical(ENCODER).layers == "0,1"
     assert Modification(**ADAPTER, composition="scale", scale=1) == Modification(**ADAPTER)
-    with pytest.raises(DesignError, match="layers 0 to 2"):
-        Modification(**ADAPTER, layers="3").in_depth(3)
+    with pytest.raises(DesignError, match="3 layers, 0 to 2"):
+        Modification(**ADAPTER, layers="3").canonical(ENCODER)
     with pytest.raises(DesignError, match="has 3 layers"):
-        Modification(**ADAPTER, layers="top 4").in_depth(3)
+        Modification(**ADAPTER, layers="top 4").canonical(ENCODER)
+
+
+# The same places by different spellings, in a model with an encoder of three layers and a decoder of two.
+ALIKE = (
+    ({"stacks": "decoder", "attentions": "cross"}, {"attentions": "cross"}),
+    ({"stacks": "encoder", "attentions": "self"}, {"stacks": "encoder"}),
+    ({"layers": "0,1,2"}, {}),
+    ({"layers": "top 3"}, {}),
+    ({"stacks": "decoder", "layers": "1,0"}, {"stacks": "decoder"}),
+    ({"stacks": "encoder", "layers": "2"}, {"stacks": "encoder", "layers": "top 1"}),
+    ({"layers": "2"}, {"stacks": "encoder", "layers": "top 1"}),
+    ({"attentions": "cross", "layers": "1"}, {"attentions": "cross", "layers": "top 1"}),
+)
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_places_have_one_spelling(one: dict[str, str], other: dict[str, str]) -> None:
+    design, twin = (Design((Modification(**LOW_RANK, **where),)) for where in (one, other))
+    assert design.canonical(BOTH).key == twin.canonical(BOTH).key
+    for spelled in (design, twin):
+        (before,), (after,) = spelled.modifications, spelled.canonical(BOTH).modifications
+        assert before.covers(BOTH) == after.covers(BOTH)
+
+
+def test_layers_are_those_of_each_stack() -> None:
+    places = Modification(**LOW_RANK, layers="top 1").covers(BOTH)
+    assert places == (("encoder", 2, "self"), ("decoder", 1, "self"), ("decoder", 1, "cross"))
+    with pytest.raises(DesignError, match="has 2 layers, 0 to 1"):
+        Modification(**LOW_RANK, layers="2", stacks="decoder").covers(BOTH)
+
+
+def test_reparameterisation_folds_away() -> None:
+    design = parse("prefix:length=3,reparameterisation=8 + lora + prefix:length=4")
+    assert design.folded() == parse("prefix:length=3 + lora + prefix:length=4")
+    with pytest.raises(DesignError, match="twice"):
+        parse("prefix:length=3,reparameterisation=8 + prefix:length=3")
 
 
 def test_json_and_back() -> None:
-    designs = [parse(text) for text in (*PRESETS, *NAMED)] + [random_design(seed, 3) for seed in range(100)]
+    designs = [parse(text) for text in (*PRESETS, *NAMED)] + [random_design(seed) for seed in range(100)]
     for design in designs:
         again = Design.from_dict(json.loads(json.dumps(design.to_dict())))
         assert again == design

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,12 @@ from petl.presets import PRESETS, parse
         ("prefix:length=10 + bitfit", presets.prefix(10) | presets.bitfit()),
         ("prefix:length=30+lora:rank=102,where=ffn,scale=2", presets.prefix_lora()),
         ("sequential:where=both", presets.houlsby()),
+        ("lora:layers=0,2,5,rank=4", presets.lora(4).only(layers="0,2,5")),
+        ("mam:layers=top 4, stacks=decoder", presets.mam().only(layers="top 4", stacks="decoder")),
+        ("mam:attentions=cross", presets.prefix(30).only(attentions="cross") | presets.scaled_parallel(512)),
+        ("bitfit:head=false", replace(presets.bitfit(), head=False)),
+        ("prefix:gated=false,reparameterisation=8", presets.prefix(30, 8, False)),
+        ("ia3+bitfit", presets.union(presets.ia3(), presets.bitfit())),
     ],
 )
 def test_text_form(text: str, design: object) -> None:
@@ -32,13 +39,20 @@ def test_text_form(text: str, design: object) -> None:
         ("lroa", "one of full, head_only"),
         ("", "one of full, head_only"),
         ("mam+", "one of full, head_only"),
-        ("mam:l=3", "takes length, size, scale; received 'l'"),
-        ("full:size=3", "takes no arguments; received 'size'"),
+        ("mam:l=3", "takes length, size, scale, layers, stacks, attentions, head; received 'l'"),
+        ("full:size=3", "takes layers, stacks, attentions, head; received 'size'"),
         ("mam:length=x", "length of mam is a whole number; received 'x'"),
         ("mam:length=2.5", "whole number"),
         ("mam:scale=big", "scale of mam is a number"),
         ("mam:length", "written name=value"),
         ("mam:length=1,length=2", "each once"),
+        ("bitfit:layers=all", "no part of bias has layers"),
+        ("scaled_parallel:attentions=self", "no part of ffn parallel 512 x4 has attentions"),
+        ("lora:layers=first", 'layers is "all", "top K" or a list'),
+        ("lora:head=maybe", "head of lora is true or false; received 'maybe'"),
+        ("head_only:head=false", "changes something"),
+        ("prompt:layers=top 2", "no part of prompt 20 has layers"),
+        ("prompt:positions=absolute", "positions is one of kept, shifted"),
         ("lora:where=heads", "where is one of attention, ffn, both"),
         ("prefix:length=0", "at least 1"),
         ("mam+mam", "twice"),

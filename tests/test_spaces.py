@@ -6,15 +6,17 @@ import math
 import sys
 import types
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import pytest
+import tiny
 from optuna.trial import FixedTrial
+from transformers import BartConfig, BertConfig, LlamaConfig
 
+from petl.backbones import Backbone
 from petl.configuration import Configuration, Training
-from petl.design import LINEARS, Composition, Design, Form, Init, Insertion, LayerNorm, Modification, Site
+from petl.design import Composition, Design, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.presets import parse
 from spaces.dimensions import SpaceError
 from spaces.space import SPACES, decode, encode, point, resolve
@@ -23,21 +25,12 @@ from spaces.unified import METHODS
 TRAINING = Training(epochs=2.5, batch_size=16)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """As much of a Backbone as a space reads."""
-
-    depth: int
-    width: int
-    ffn_width: int
-    heads: int
+BERT = tiny.described(BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536, num_attention_heads=12))
+LLAMA = tiny.described(LlamaConfig(num_hidden_layers=12, hidden_size=64, intermediate_size=128))
+BART = tiny.described(BartConfig(encoder_layers=6, decoder_layers=6, d_model=64))
 
 
-BERT = Shape(depth=6, width=384, ffn_width=1536, heads=12)
-ROBERTA = Shape(depth=12, width=768, ffn_width=3072, heads=12)
-
-
-def random_points(name: str, backbone: Shape, count: int, **options: Any) -> list[Any]:
+def random_points(name: str, backbone: Backbone, count: int, **options: Any) -> list[Any]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = resolve(name, options, TRAINING, seed=7)
@@ -48,7 +41,9 @@ def random_points(name: str, backbone: Shape, count: int, **options: Any) -> lis
     return points
 
 
-def at(name: str, backbone: Shape = BERT, options: dict[str, Any] | None = None, **coordinates: Any) -> Configuration:
+def at(
+    name: str, backbone: Backbone = BERT, options: dict[str, Any] | None = None, **coordinates: Any
+) -> Configuration:
     """The configuration at coordinates given with __ for a dot; the others are at their first value."""
     named = {key.replace("__", "."): value for key, value in coordinates.items()}
     dimensions = SPACES[name].dimensions(backbone, **(options or {}))
@@ -56,26 +51,28 @@ def at(name: str, backbone: Shape = BERT, options: dict[str, Any] | None = None,
     return decode(resolve(name, options, TRAINING), first | named, backbone).configuration
 
 
-@pytest.mark.parametrize("backbone", [BERT, ROBERTA])
-def test_a_thousand_points_of_unified_are_designs(backbone: Shape) -> None:
+@pytest.mark.parametrize("backbone", [BERT, BART, LLAMA])
+def test_a_thousand_points_of_unified_are_designs(backbone: Backbone) -> None:
     points = random_points("unified", backbone, 1_000)
     assert len({tuple(found.coordinates) for found in points}) == 1  # fixed dimensions
     forms: Counter[str] = Counter()
     for found in points:
         design = found.configuration.design
-        assert design == Design.from_dict(design.to_dict()) == design.in_depth(backbone.depth)
+        assert design == Design.from_dict(design.to_dict()) == design.canonical(backbone.layout)
         assert found.configuration.seed == 7
         for part in design.modifications:
             assert 1 <= len(part.layers_of(backbone.depth)) <= backbone.depth
             forms[part.form] += 1
-    # a size is absent at 1 of 10 points, a length at 1 of 8, the biases at half; 5 standard deviations
+    # a size is absent at 1 of 10 points, a length at 1 of 8, biases and rescaling at half; 5 standard deviations
     for form, parts, share in (
         (Form.PREFIX, 1, 7 / 8),
         (Form.BOTTLENECK, 2, 9 / 10),
         (Form.LOW_RANK, 4, 9 / 10),
-        (Form.BIAS, 1, 1 / 2),
+        (Form.MULTI_HEAD, 1, 9 / 10),
+        (Form.RESCALE, 3, 1 / 2),
+        (Form.BIAS, 1, backbone.has_biases / 2),
     ):
-        assert abs(forms[form] / parts / 1_000 - share) < 5 * math.sqrt(share * (1 - share) / 1_000), form
+        assert abs(forms[form] / parts / 1_000 - share) <= 5 * math.sqrt(share * (1 - share) / 1_000), form
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -118,14 +115,16 @@ def test_the_learning_rate_is_searched_and_the_rest_of_training_fixed(name: str)
         "prefix:length=16",
         "mam:length=16,size=64,scale=4",
         "prefix_lora:length=32,rank=4,scale=2",
-        "bitfit",
         "head_only",
-        "prefix:length=8 + bitfit",
-        "mam:length=1,size=1,scale=2 + lora:rank=1,scale=4 + bitfit",
+        "pfeiffer:size=64",
+        "multihead_parallel:size=8",
+        "ia3",
+        "ia3 + prefix:length=8 + multihead_parallel:size=1,layers=all",
+        "mam:length=1,size=1,scale=2 + lora:rank=1,scale=4",
     ],
 )
-@pytest.mark.parametrize("backbone", [BERT, ROBERTA])
-def test_named_methods_are_points_of_unified(text: str, backbone: Shape) -> None:
+@pytest.mark.parametrize("backbone", [BERT, BART, LLAMA])
+def test_named_methods_are_points_of_unified(text: str, backbone: Backbone) -> None:
     coordinates = encode("unified", parse(text), 5e-4, backbone)
     assert coordinates is not None
     found = decode(resolve("unified", {}, TRAINING), coordinates, backbone)
@@ -133,9 +132,17 @@ def test_named_methods_are_points_of_unified(text: str, backbone: Shape) -> None
     assert found.configuration.training.learning_rate == 5e-4
 
 
+@pytest.mark.parametrize("text", ["bitfit", "prefix:length=8 + bitfit", "prompt:length=4 + bitfit"])
+def test_biases_and_prompts_are_points_where_they_are_offered(text: str) -> None:
+    options = {"methods": ["prefix", "prompt", "bias"]}
+    coordinates = encode("unified", parse(text), 5e-4, BERT, options)
+    assert coordinates is not None
+    assert decode(resolve("unified", options, TRAINING), coordinates, BERT).configuration.design == parse(text)
+    assert encode("unified", parse(text), 5e-4, LLAMA) is None
+
+
 @pytest.mark.parametrize(
-    "text",
-    ["houlsby:size=65", "lora:scale=3", "full", "pfeiffer:size=64", "multihead_parallel:size=8", "prompt:length=4"],
+    "text", ["houlsby:size=65", "lora:scale=3", "full", "prompt:length=4", "multihead_parallel:size=65"]
 )
 def test_what_the_space_does_not_hold_has_no_coordinates(text: str) -> None:
     assert encode("unified", parse(text), 5e-4, BERT) is None
@@ -212,7 +219,7 @@ def test_first_layer_does_not_limit_the_biases() -> None:
 
 
 def test_lora_has_a_rank_for_every_linear() -> None:
-    ranks = {f"{site}__size": index for index, site in enumerate(LINEARS)}
+    ranks = {f"{site}__size": index for index, site in enumerate(BERT.linears)}
     design = at("lora", scale=1, first_layer=1, **ranks).design
     assert {part.site: part.size for part in design.modifications} == {
         Site.KEY: 1,
@@ -243,7 +250,7 @@ def test_params_show_sizes_and_coordinates_indices() -> None:
 def test_methods_that_are_off_have_no_dimensions(methods: list[str]) -> None:
     names = set(SPACES["unified"].dimensions(BERT, methods=methods))
     own = {name for name in names if any(name == m or name.startswith((f"{m}.", m.split(".")[0])) for m in methods)}
-    layered = {"first_layer"} if methods != ["bias"] else set()
+    layered = {"first_layer"} if set(methods) - {"bias", "prompt"} else set()
     assert names == own | layered | {"learning_rate"}
     assert own
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -119,6 +120,13 @@ def backbone(family: str, path: Path) -> Backbone:
     """The tiny model described from its configuration alone."""
     CONFIGS[family]().save_pretrained(path / family)
     return describe(str(path / family / "config.json"))
+
+
+def described(config: Any) -> Backbone:
+    """A backbone of this configuration, of whatever size."""
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return describe(str(Path(folder) / "config.json"))
 
 
 def batch(left: bool = False) -> dict[str, torch.Tensor]:
