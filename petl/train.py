@@ -122,7 +122,7 @@ class TrainingRun:
         self.position = Position(configuration.seed)
         place(model, training=True)
         self.model = model
-        self._dropout = _set_dropout(model, training.dropout)
+        self._restore_dropout = set_dropout(model, training.dropout)
         self.attachment = attach(model, configuration.design, seed=configuration.seed)
         self._engine = open_engine(model, training, self.steps, precision)
 
@@ -217,8 +217,7 @@ class TrainingRun:
         """Detaches the design: the model's outputs are bit-equal to before."""
         self._engine.close()
         self.attachment.detach()
-        for module, rate in self._dropout:
-            module.p = rate
+        self._restore_dropout()
 
     def _train(self, until: int) -> None:
         position, training = self.position, self.configuration.training
@@ -322,14 +321,26 @@ def fastest_precision(model: PreTrainedModel) -> str:
     return min(("fp32", "bf16"), key=best)
 
 
-def _set_dropout(model: PreTrainedModel, rate: float | None) -> list[tuple[nn.Dropout, float]]:
-    """Sets every dropout of the backbone to `rate`; the modules with the rates they had."""
-    if rate is None:
-        return []
-    before = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-    for module, _ in before:
-        module.p = rate
-    return before
+def set_dropout(model: nn.Module, rate: float | None) -> Callable[[], None]:
+    """Sets every dropout of the backbone to `rate`; the result called brings back the rates it had.
+
+    A rate is the `p` of a Dropout module, or a number that a module keeps for nn.functional.dropout
+    and attention functions (BART's `activation_dropout`, llama's `attention_dropout`).
+    """
+    rates = [
+        (module, name, before)
+        for module in model.modules()
+        for name, before in vars(module).items()
+        if (isinstance(module, nn.Dropout) and name == "p") or ("dropout" in name and type(before) in (float, int))
+    ]
+
+    def restore() -> None:
+        for module, name, before in rates:
+            setattr(module, name, before)
+
+    for module, name, _ in rates if rate is not None else ():
+        setattr(module, name, rate)
+    return restore
 
 
 def _mix(seed: int, index: int) -> int:

@@ -10,6 +10,18 @@ import numpy as np
 import pytest
 import torch
 from studies import write_backbone, write_rows
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    MBartConfig,
+    MBartModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from petl import backbones
 from petl.attach import attach
@@ -18,7 +30,7 @@ from petl.count import count
 from petl.data import TaskData, epoch_batches, load_data
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.train import DivergedError, TrainingRun, evaluate, fastest_precision
+from petl.train import DivergedError, TrainingRun, evaluate, fastest_precision, set_dropout
 
 DESIGNS = ("lora:rank=2,where=both", "mam:length=2,size=4,scale=4", "houlsby:size=3", "bitfit", "head_only", "full")
 
@@ -215,6 +227,42 @@ def test_dropout_of_the_backbone_can_be_set_and_comes_back(folder: Path, data: T
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     run.close()
     assert [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)] == rates
+
+
+_TINY: dict[str, Any] = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LAYERS: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "max_position_embeddings": 20}
+_LAYERS |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+_LLAMA: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+_BERT: dict[str, Any] = {**_LLAMA, "hidden_dropout_prob": 0.0}
+# One kind of rate at a time: where it is missed, passes go on differing.
+DROPOUTS: dict[str, Any] = {
+    "bert": lambda: BertModel(BertConfig(**_TINY, **_BERT, attention_probs_dropout_prob=0.5)),
+    "bart dropout": lambda: BartModel(BartConfig(**_TINY, **_LAYERS, dropout=0.5)),
+    "bart attention": lambda: BartModel(BartConfig(**_TINY, **_LAYERS, dropout=0.0, attention_dropout=0.5)),
+    "bart activation": lambda: BartModel(BartConfig(**_TINY, **_LAYERS, dropout=0.0, activation_dropout=0.5)),
+    "mbart": lambda: MBartModel(MBartConfig(**_TINY, **_LAYERS, dropout=0.5, attention_dropout=0.5)),
+    "t5": lambda: T5EncoderModel(T5Config(**_TINY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+    "llama": lambda: LlamaModel(LlamaConfig(**_TINY, **_LLAMA, attention_dropout=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_every_kind_of_dropout_is_set(name: str) -> None:
+    model = DROPOUTS[name]().train()
+    tokens = torch.arange(3, 12)[None]
+
+    def passes_are_alike() -> bool:
+        with torch.no_grad():
+            return torch.equal(model(tokens).last_hidden_state, model(tokens).last_hidden_state)
+
+    assert not passes_are_alike()
+    restore = set_dropout(model, 0.0)
+    assert passes_are_alike()
+    restore()
+    assert not passes_are_alike()
+    restore = set_dropout(model, None)
+    assert not passes_are_alike()
+    restore()
 
 
 def test_precision_is_measured(folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
