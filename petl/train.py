@@ -1,8 +1,11 @@
 """The training loop, explicit: every number that decides a trial is made in this file.
 
-A micro-batch is a function of (seed, its index), its dropout masks of (seed, its index), and the
-learning rate of the step: so a run is described by its tensors, its optimizer and one position, and
-one that is interrupted and resumed equals, bit for bit, one that was not.
+A micro-batch is a function of (seed, its index), its dropout masks of (seed, its index, rank), and
+the learning rate of the step: so a run is described by its tensors, its optimizer and one position,
+and one that is interrupted and resumed equals, bit for bit, one that was not.
+
+Several processes train one configuration together if each makes the same calls on a TrainingRun:
+every rank takes its rows of each micro-batch, and losses, gradients and scores are the whole batch's.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from petl.attach import attach
 from petl.configuration import Configuration
 from petl.count import Counts
 from petl.data import TaskData, epoch_batches, sorted_batches
-from petl.engine import autocast, device, open_engine, place
+from petl.engine import MOMENTS, autocast, device, open_engine, place, rank, share, sum_over_ranks, world_size
 from petl.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -106,14 +109,24 @@ class TrainingRun:
     """One configuration being trained on a resident backbone.
 
     Attaches the design, and puts the model back as it was on `close`. `state()` and `restore()`
-    carry a run over to another process: the tensors that train, AdamW's moments of each, and the
-    position.
+    carry a run over to another process, which may be one of a group of another size, at another
+    ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
+
+    `zero` and `persistent` are `open_engine`'s. At stage 3 the model's tensors are empty while the
+    run is open: the attachment's are read inside `gathered`.
 
     Raises DivergedError from `advance`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, data: TaskData, configuration: Configuration, precision: str = "fp32"
+        self,
+        model: PreTrainedModel,
+        data: TaskData,
+        configuration: Configuration,
+        precision: str = "fp32",
+        *,
+        zero: int = 0,
+        persistent: int = 100_000,
     ) -> None:
         self.configuration, self.data, self.precision = configuration, data, precision
         training = configuration.training
@@ -124,7 +137,7 @@ class TrainingRun:
         self.model = model
         self._restore_dropout = set_dropout(model, training.dropout)
         self.attachment = attach(model, configuration.design, seed=configuration.seed)
-        self._engine = open_engine(model, training, self.steps, precision)
+        self._engine = open_engine(model, training, self.steps, precision, zero=zero, persistent=persistent)
 
     @property
     def epoch(self) -> float:
@@ -148,13 +161,22 @@ class TrainingRun:
         self.position.validations.append(validation)
         return validation
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The attachment's tensors, head included, are whole inside, to be read, at every ZeRO stage."""
+        head = [self.model.get_parameter(name) for name in self.attachment.head_state_dict()]
+        trained = [parameter for _, parameter in self.attachment.named_parameters()]
+        with self._engine.gathered([*trained, *head]):
+            yield
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON that `restore` continues from."""
+        """Tensors, the same on every rank, and JSON that `restore` continues from."""
         tensors = {}
-        for name, parameter in self.attachment.named_parameters():
-            tensors[f"model.{name}"] = parameter.detach()
-            for moment, value in self._engine.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{moment}.{name}"] = value
+        with self.gathered():
+            for name, parameter in self.attachment.named_parameters():
+                tensors[f"model.{name}"] = parameter.detach()
+                for moment, value in self._engine.moments(parameter).items():
+                    tensors[f"optimizer.{moment}.{name}"] = value
         return {name: value.cpu().contiguous() for name, value in tensors.items()}, self.position.to_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
@@ -163,32 +185,26 @@ class TrainingRun:
         kept = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
         if kept != set(parameters):
             raise ValueError(f"the training state is of another design: {sorted(kept ^ set(parameters))[:3]} differ")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"model.{name}"])
-                moments = {m: tensors.get(f"optimizer.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
-                if all(value is not None for value in moments.values()):
-                    # AdamW keeps its step counter on the CPU
-                    self._engine.optimizer.state[parameter] = {
-                        moment: value.clone().to("cpu" if moment == "step" else parameter.device)
-                        for moment, value in moments.items()
-                        if value is not None
-                    }
+        self._engine.load(
+            {parameter: tensors[f"model.{name}"] for name, parameter in parameters.items()},
+            {
+                parameter: {
+                    moment: tensors[f"optimizer.{moment}.{name}"]
+                    for moment in ("step", *MOMENTS)
+                    if f"optimizer.{moment}.{name}" in tensors
+                }
+                for name, parameter in parameters.items()
+            },
+        )
         self.position = Position.from_dict(position)
-        engine = self._engine.deepspeed
-        engine.micro_steps, engine.global_steps = self.position.micro_batch, self.position.step
-        scheduler = engine.lr_scheduler
-        scheduler.last_epoch = self.position.step
-        for group, base, factor in zip(
-            self._engine.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(self.position.step)
+        self._engine.seek(self.position.micro_batch, self.position.step)
 
     def save(self, folder: Path) -> None:
-        """Writes `state()` as safetensors and JSON."""
+        """Writes `state()` as safetensors and JSON, once: rank 0 does."""
         tensors, position = self.state()
-        save_file(tensors, folder / _TENSORS)
-        (folder / _POSITION).write_text(json.dumps(position))
+        if rank() == 0:
+            save_file(tensors, folder / _TENSORS)
+            (folder / _POSITION).write_text(json.dumps(position))
 
     def load(self, folder: Path) -> None:
         """Continues from what `save` wrote."""
@@ -228,23 +244,28 @@ class TrainingRun:
         for index in self._micro_batches():
             if position.step >= until:
                 break
-            inputs, labels = self.data.batch("train", index)
-            torch.manual_seed(_mix(position.seed, position.micro_batch))
+            mine = share(index)
+            # A rank without a row takes part in the collectives with one that weighs nothing.
+            inputs, labels = self.data.batch("train", mine if len(mine) else index[:1])
+            torch.manual_seed(_mix(position.seed, position.micro_batch, rank()))
             logits = engine(**{name: value.to(device()) for name, value in inputs.items()}).logits
-            loss = cross_entropy(logits.float(), labels.to(device()))
+            # The mean over ranks is the mean over the batch's rows, of which ranks may have different numbers.
+            loss = cross_entropy(logits.float(), labels.to(device())) * (len(mine) * world_size() / len(index))
             rate = self._engine.optimizer.param_groups[0]["lr"]
             engine.backward(loss)
             engine.step()
             losses.append(loss.detach())
-            tokens += int(inputs["attention_mask"].sum())
+            tokens += int(self.data.splits["train"].lengths[index].sum())
             position.micro_batch += 1
             if position.micro_batch % training.accumulation:
                 continue
             position.step += 1
             if position.step % _LOG_EVERY == 0 or position.step == until:
-                mean = float(torch.stack(losses).mean())
+                mean = float(sum_over_ranks(torch.stack(losses).mean()) / world_size())
                 if not math.isfinite(mean):
                     raise DivergedError(f"the loss became {mean} by step {position.step}")
+                if self._engine.skipped:
+                    raise DivergedError(f"the gradients were no longer finite by step {position.step}")
                 spent = time.perf_counter() - began
                 position.seconds += spent
                 position.tokens += tokens
@@ -260,15 +281,21 @@ class TrainingRun:
 
 
 def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
-    """Logits (rows, classes), float32, in the split's own order. Leaves the model in eval mode."""
+    """Logits (rows, classes), float32, in the split's own order. Leaves the model in eval mode.
+
+    Collective in a process group: every rank computes its share, and all get the whole.
+    """
     place(model, training=False)
     part = data.splits[split]
-    logits = np.empty((len(part), len(data.labels)), np.float32)
-    with torch.inference_mode(), autocast(precision):
+    logits = np.zeros((len(part), len(data.labels)), np.float32)
+    # Not inference mode: what ZeRO-3 gathers in it cannot be trained on afterwards.
+    with torch.no_grad(), autocast(precision):
         for index in sorted_batches(part.lengths, _EVALUATION_ROWS):
-            inputs, _ = data.batch(split, index)
+            mine = share(index)
+            inputs, _ = data.batch(split, mine if len(mine) else index[:1])
             output = model(**{name: value.to(device()) for name, value in inputs.items()})
-            logits[index] = output.logits.float().cpu().numpy()
+            logits[mine] = output.logits[: len(mine)].float().cpu().numpy()
+    logits = sum_over_ranks(torch.from_numpy(logits)).numpy()
     if not np.isfinite(logits).all():
         raise DivergedError(f"the predictions on the {split} split are no longer finite")
     return logits
@@ -291,7 +318,7 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
         return 1e3 * (time.perf_counter() - began)
 
     place(model, training=False)
-    with torch.inference_mode(), autocast(precision):
+    with torch.no_grad(), autocast(precision):
         call()
         return statistics.median(call() for _ in range(_LATENCY_CALLS))
 
@@ -343,9 +370,9 @@ def set_dropout(model: nn.Module, rate: float | None) -> Callable[[], None]:
     return restore
 
 
-def _mix(seed: int, index: int) -> int:
-    """A well-spread 63-bit seed from two small numbers."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _mix(*numbers: int) -> int:
+    """A well-spread 63-bit seed from small numbers; trailing zeros change nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,18 @@ def test_every_kind_of_dropout_is_set(name: str) -> None:
     restore = set_dropout(model, None)
     assert not passes_are_alike()
     restore()
+
+
+@pytest.mark.parametrize("design", ["lora:rank=2", "bitfit"])
+def test_resuming_where_only_matrices_or_only_vectors_train(folder: Path, data: TaskData, design: str) -> None:
+    what = configuration(design)
+    what = replace(what, design=replace(what.design, head=False))
+    first = TrainingRun(load(folder, data), data, what)
+    assert len({parameter.ndim > 1 for _, parameter in first.attachment.named_parameters()}) == 1
+    first.advance(1.0)
+    second = TrainingRun(load(folder, data), data, what)
+    second.restore(*first.state())
+    assert second.advance(2.0).scores == first.advance(2.0).scores
 
 
 def test_precision_is_measured(folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
 ) -> None:
     resident = Resident(workload)
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no engine")
 
     with monkeypatch.context() as patch:
