@@ -249,7 +249,9 @@ def _workload(config: StudyConfig, records: Records) -> Workload:
     """What the workers are given; the precision is measured once a study, where it would train."""
     resolved = records.info("resolved")
     folder, precision = str(_folder(config.study)), resolved["precision"]
-    workload = Workload(folder, resolved["backbone"], resolved["task"], precision, config.seed)
+    workload = Workload(
+        folder, resolved["backbone"], resolved["task"], precision, config.seed, config.resources.zero_stage
+    )
     if precision == "auto":
         workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
         records.set_info("resolved", {**resolved, "precision": workload.precision})

@@ -35,6 +35,7 @@ class Workload:
     """What is the same for all trials of a study.
 
     `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
+    `zero_stage` changes where tensors lie while a trial trains, not what it comes to.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Workload:
     task: Mapping[str, Any]
     precision: str
     seed: int = 0
+    zero_stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Resident:
 
         facts = {name: self.workload.task[name] for name in ("kind", "name", "max_length")}
         task = {**facts, "labels": list(self.data.labels)}
-        storage.save(folder, run.attachment, self.backbone, task, self.data.tokenizer)
+        with run.gathered():
+            storage.save(folder, run.attachment, self.backbone, task, self.data.tokenizer)
 
     def discard_model(self) -> None:
         """Forgets the backbone, after a failure that may have left something on it."""
@@ -180,7 +183,10 @@ class Attempt:
         if self._run is None:
             from petl.train import TrainingRun
 
-            self._run = TrainingRun(resident.model, resident.data, configuration, resident.workload.precision)
+            workload = resident.workload
+            self._run = TrainingRun(
+                resident.model, resident.data, configuration, workload.precision, zero=workload.zero_stage
+            )
             self._began = time.time()
             if state := self.folder.latest_state():
                 self._run.load(state)

@@ -87,6 +87,12 @@ def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
         load_config(study(tmp_path), ["study.name=x"])
 
 
+def test_zero_stage_is_one_of_four(tmp_path: Path) -> None:
+    assert load_config(study(tmp_path), ["resources.zero_stage=3"]).resources.zero_stage == 3
+    with pytest.raises(ConfigError, match=r"resources.zero_stage: .*received 4"):
+        load_config(study(tmp_path), ["resources.zero_stage=4"])
+
+
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     text = yaml.safe_dump(study(tmp_path)) + "seed: 3\n"
     text = text.replace("training:\n", "training:\n  learning_rate: 1e-3\n  weight_decay: 1.5E-2\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,21 @@ def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
         patch.setattr("petl.train.open_engine", broken)  # the design is on the model by then
         assert finish(Attempt(resident, job(number=0)))["failure"] == "RuntimeError: no engine"
     assert "measurements" in finish(Attempt(resident, job(number=1)))
+
+
+def test_zero_stage_changes_nothing_that_is_reported_or_kept(workload: Workload, tmp_path: Path) -> None:
+    reports, scores = [], []
+    for stage in (0, 3):
+        resident = Resident(replace(workload, folder=str(tmp_path / str(stage)), zero_stage=stage))
+        attempt = Attempt(resident, job("bitfit+lora:rank=2"))
+        attempt.advance()
+        attempt.close()  # as where its process dies: the next one goes on from the folder
+        reports.append(finish(Attempt(resident, job("bitfit+lora:rank=2"))))
+        scores.append(resident.test(0, None))
+    assert [point["step"] for point in reports[1]["points"]] == [point["step"] for point in reports[0]["points"]]
+    for key in ("accuracy", "loss", "stored_parameters"):
+        assert reports[1]["measurements"][key] == pytest.approx(reports[0]["measurements"][key], abs=1e-5)
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["majority", "probe"])
