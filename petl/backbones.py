@@ -199,7 +199,10 @@ def load(
 
 
 def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer beside the pretrained model's weights. Raises BackboneError where there is none."""
+    """The tokenizer beside the pretrained model's weights; it pads, if need be with its end token.
+
+    Raises BackboneError where there is none.
+    """
     from transformers import AutoTokenizer
 
     folder, _ = fetch(locate(model), revision, weights=False)
@@ -207,6 +210,8 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

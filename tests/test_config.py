@@ -114,7 +114,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
         ("training.epochs=3", "epochs are set under budget.epochs"),
         ("budget.epochs=.inf", r"budget.epochs: .*inf"),
         ("space.name=5", "space.name is a name .*5"),
-        ("enqueue=[pfeiffer]", "supported so far"),
+        ("enqueue=[pfeifer]", "a design is one of full, .* received 'pfeifer'"),
         ("references={full: {lr: 1}}", "training has no lr"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_torn_state_is_not_used(workload: Workload) -> None:
     [
         ("full", {"learning_rate": 1e30, "clip": 0.0}, "diverged: "),
         ("prefix:length=10000000000000", {}, "out of memory: "),
-        ("pfeiffer", {}, "DesignError: supported so far"),
+        ("lora:layers=top 99", {}, "DesignError: the stack has 2 layers"),
     ],
 )
 def test_failures_are_reported_and_the_resident_lives_on(
