@@ -81,6 +81,7 @@ class Attachment:
         self.deltas: tuple[Delta, ...] = ()
         self.forms: dict[str, forms.Change] = {}
         self._number = number
+        self._tree = Tree()
         self._trained: dict[str, nn.Parameter] = {}
         self._owned: dict[str, nn.Parameter] = {}
         self._head: dict[str, nn.Parameter] = {}
@@ -136,7 +137,8 @@ class Attachment:
     def detach(self) -> None:
         """Give the model back as it was without this design, bit for bit. A second call does nothing."""
         carried = getattr(self.model, HOLDER, None)
-        if not isinstance(carried, Carried) or not hasattr(carried, _child(self._number)):
+        # By identity: numbers start anew with the first attachment after the last was taken off.
+        if not isinstance(carried, Carried) or getattr(carried, _child(self._number), None) is not self._tree:
             return
         carried.places.discard(set(self.forms.values()))
         for path, clones in list(carried.replaced.items()):
@@ -179,7 +181,7 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
             parameter.requires_grad_(False)
     carried.count += 1
     attachment = Attachment(model, design, carried.count)
-    tree = Tree()
+    tree = attachment._tree
     carried.add_module(_child(carried.count), tree)
     try:
         attachment.deltas = planned
