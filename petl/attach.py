@@ -11,7 +11,7 @@ place: the originals may be memory that other processes read.
 
 A model may carry several attachments. Their deltas act as those of one design would, in whatever order
 they came, and each can be taken off at any time. Where two own the same parameter (a bias, the head),
-the model uses the clone of the latest one that is there.
+the model uses the clone of the latest one that is there and trains it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Attachment:
         carried.places.discard(set(self.forms.values()))
         for path, clones in list(carried.replaced.items()):
             clones[:] = [(owner, clone) for owner, clone in clones if owner != self._number]
-            _set(self.model, path, clones[-1][1])
+            _set(self.model, path, _latest(clones))
             if len(clones) == 1:
                 del carried.replaced[path]
         delattr(carried, _child(self._number))
@@ -231,8 +231,14 @@ def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[st
         clone = nn.Parameter(original.detach().clone(), requires_grad=name in owned or attachment.design.head)
         (attachment._owned if name in owned else attachment._head)[name] = clone
         for path in paths[id(original)]:
-            carried.replaced.setdefault(path, [(0, original)]).append((attachment._number, clone))
-            _set(model, path, clone)
+            clones = carried.replaced.setdefault(path, [(0, original)])
+            clones.append((attachment._number, clone))
+            _set(model, path, _latest(clones))
+
+
+def _latest(clones: Iterable[tuple[int, nn.Parameter]]) -> nn.Parameter:
+    """The latest that trains, if any does: a frozen head must not hide one that trains."""
+    return max(clones, key=lambda pair: (pair[1].requires_grad, pair[0]))[1]
 
 
 def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
