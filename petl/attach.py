@@ -142,8 +142,9 @@ class Attachment:
             return
         carried.places.discard(set(self.forms.values()))
         for path, clones in list(carried.replaced.items()):
+            used = self.model.get_parameter(path)
             clones[:] = [(owner, clone) for owner, clone in clones if owner != self._number]
-            _set(self.model, path, _latest(clones))
+            _set(self.model, path, _moved(_latest(clones), used))
             if len(clones) == 1:
                 del carried.replaced[path]
         delattr(carried, _child(self._number))
@@ -239,6 +240,13 @@ def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[st
 def _latest(clones: Iterable[tuple[int, nn.Parameter]]) -> nn.Parameter:
     """The latest that trains, if any does: a frozen head must not hide one that trains."""
     return max(clones, key=lambda pair: (pair[1].requires_grad, pair[0]))[1]
+
+
+def _moved(parameter: nn.Parameter, used: nn.Parameter) -> nn.Parameter:
+    """With the device and precision of the one in use: `model.to` does not reach those that are not."""
+    if (parameter.device, parameter.dtype) != (used.device, used.dtype):
+        parameter.data = parameter.data.to(used.device, used.dtype)
+    return parameter
 
 
 def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
