@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,10 @@ class Heads(Change):
             self.key = nn.Parameter(torch.empty(delta.modification.size, delta.reads))
             self.value = nn.Parameter(torch.empty(delta.modification.size, delta.adds))
         self.normed_query: Tensor | None = None  # (batch, tokens, query width), left by `attention.QueryOfNormed`
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy keeps nothing of a pass that failed."""
+        return {**vars(self), "normed_query": None}
 
     @property
     def joined(self) -> bool:

@@ -43,6 +43,9 @@ class Tap:
 
     value: Tensor | None = None
 
+    def __getstate__(self) -> None:
+        """A copy keeps nothing of a pass that failed."""
+
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Keep the first input."""
         self.value = inputs[0] if inputs else named["hidden_states"]

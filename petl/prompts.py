@@ -37,6 +37,10 @@ class Prompts:
     rows: dict[Positions, Tensor] = field(default_factory=dict)  # of this pass, from entrance to exit
     tokens: int = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy keeps nothing of a pass that failed."""
+        return {**vars(self), "rows": {}}
+
     @property
     def length(self) -> int:
         """Rows of all prompts."""
@@ -81,6 +85,7 @@ class Enter:
         cache = given.get("past_key_values")
         seen = cache.get_seq_length() if cache is not None else 0
         first, tokens = not seen, embedded.shape[1]
+        prompts.rows = {}  # of a pass that failed
         if first:
             prompts.tokens = tokens
             embedded = torch.cat((prompts.make(embedded.shape[0]).to(embedded.dtype), embedded), 1)
