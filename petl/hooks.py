@@ -13,6 +13,7 @@ from enum import Enum, IntEnum
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,15 +40,26 @@ class Reads(Enum):
 
 @dataclass
 class Tap:
-    """Forward pre-hook: keeps a module's first input until `take` is called, once per forward pass."""
+    """Forward pre-hook: keeps a module's first input until `take` is called, once per forward pass.
 
+    Where the input is taken outside the layer that holds the module, it waits for `Open`: gradient
+    checkpointing runs the layer's inside again, and what that kept would be held in vain.
+    """
+
+    waits: bool = False
+    closed: bool = False
     value: Tensor | None = None
+    recorded: bool = True
 
-    def __getstate__(self) -> None:
+    def __getstate__(self) -> dict[str, Any]:
         """A copy keeps nothing of a pass that failed."""
+        return {**vars(self), "value": None}
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Keep the first input."""
+        if self.closed:
+            return
+        self.closed, self.recorded = self.waits, torch.is_grad_enabled()
         self.value = inputs[0] if inputs else named["hidden_states"]
 
     def take(self) -> Tensor:
@@ -55,7 +67,23 @@ class Tap:
         value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the module that a parallel Δh reads did not run before the one it is added to")
+        if torch.is_grad_enabled() and not self.recorded:
+            raise RuntimeError(
+                "re-entrant checkpointing hides the residual stream, which changes of this family's FFN read, from "
+                "autograd: use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
         return value
+
+
+@dataclass(frozen=True, eq=False)
+class Open:
+    """Forward pre-hook of a layer: its tap keeps the next input."""
+
+    tap: Tap
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Open the tap."""
+        self.tap.closed = False
 
 
 @dataclass(frozen=True, eq=False)

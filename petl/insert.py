@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from petl import attention, forms, prompts
 from petl.design import LINEARS, Insertion, LayerNorm, Site
 from petl.families import Family, FeedForward
-from petl.hooks import AfterNorm, AtInput, AtOutput, Entry, Place, Reads, Stage, Tap
+from petl.hooks import AfterNorm, AtInput, AtOutput, Entry, Open, Place, Reads, Stage, Tap
 from petl.plan import Delta
 
 
@@ -31,7 +31,15 @@ class Handle(Protocol):
 
 
 S = TypeVar("S", bound=Shared)
-_BEFORE: Final = (AtInput, Tap, prompts.Enter, prompts.Count, prompts.Overwrite, prompts.Cross)  # forward pre-hooks
+_BEFORE: Final = (
+    AtInput,
+    Tap,
+    Open,
+    prompts.Enter,
+    prompts.Count,
+    prompts.Overwrite,
+    prompts.Cross,
+)  # forward pre-hooks
 _NAMED: Final = (Tap, prompts.Enter, prompts.Count, prompts.Cross)  # those that take keyword arguments
 
 
@@ -132,9 +140,14 @@ class Places:
         """Put the entry at the place of that kind; its tap is at `stream`."""
 
         def make() -> tuple[Place, list[Handle]]:
-            place = Place(Tap() if stream else None)
+            tap = Tap(waits=stream.startswith(f"{path}.")) if stream else None
+            place = Place(tap)
             handles = [self._hook(path, hook(place))]
-            return place, handles if place.tap is None else [*handles, self._hook(stream, place.tap)]
+            if tap:
+                handles.append(self._hook(stream, tap))
+            if tap and tap.waits:
+                handles.append(self._hook(path, Open(tap)))
+            return place, handles
 
         self._at(path, f"{hook.__name__} {stream}", make).entries.append(entry)
 
