@@ -161,7 +161,8 @@ class Places:
         named = isinstance(hook, _NAMED)
         if isinstance(hook, _BEFORE):
             return module.register_forward_pre_hook(hook, with_kwargs=named)
-        return module.register_forward_hook(hook)
+        # First, so that hidden states which transformers captures by a hook of the layer are those that go on.
+        return module.register_forward_hook(hook, prepend=True)
 
 
 def _join(*paths: str) -> str:
