@@ -97,14 +97,15 @@ class Input:
 
     `module` takes the token ids and the mask. `entry` is the module that reads the sum of token and
     position embeddings, "" where there is no table of positions; `table` is that table, where
-    `module` does not take position_ids. `leave` is the module after which the rows of a prompt are
-    cut off again, None where they stay (a decoder attends to them); `decoder` is then that decoder.
+    `module` does not take position_ids. The rows of a prompt are cut off again behind `leave`, where
+    something in `module` reads its output, and behind `module`; but where the model has the `decoder`,
+    they stay, since that attends to them.
     """
 
     module: str
     entry: str = ""
     table: str = ""
-    leave: str | None = ""
+    leave: str = ""
     decoder: str = ""
 
 
@@ -200,7 +201,6 @@ _BART_INPUT: Final = Input(
     module="encoder",
     entry="encoder.layernorm_embedding",
     table="encoder.embed_positions",
-    leave=None,
     decoder="decoder",
 )
 
@@ -284,7 +284,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         Family(
             "t5",
             (_t5("encoder", _T5_SELF), _t5("decoder", _T5_SELF | {"cross": "layer.1.EncDecAttention"})),
-            Input(module="encoder", leave=None, decoder="decoder"),
+            Input(module="encoder", decoder="decoder"),
         ),
         Family("gpt2", (_GPT2,), Input(module="", entry="drop"), transposed=True),
         _LLAMA,

@@ -126,15 +126,17 @@ class Places:
     def _prompts(self) -> tuple[prompts.Prompts, list[Handle]]:
         row = self.family.input
         shared = prompts.Prompts(self.family)
-        leave = row.module if row.leave is None else row.leave
-        hooks: list[tuple[str | None, Any]] = [
-            (row.module, prompts.Enter(shared)),
-            (row.entry or None, prompts.Overwrite(shared)),
-            (row.table or None, prompts.Count(shared)),
-            (row.decoder or None, prompts.Cross(shared)),
-            (leave, prompts.Leave(shared, cut=row.leave is not None)),
+        base = self.model.get_submodule(self.base)
+        decoder = row.decoder if hasattr(base, row.decoder) else ""  # an encoder's rows may be read by a head as well
+        leave = prompts.Leave(shared, cut=not decoder)
+        hooks: list[tuple[str, Any]] = [
+            (row.entry, prompts.Overwrite(shared)),
+            (row.table, prompts.Count(shared)),
+            (decoder, prompts.Cross(shared)),
+            (row.leave, leave),
         ]
-        return shared, [self._hook(_join(self.base, path), hook) for path, hook in hooks if path is not None]
+        whole = [self._hook(_join(self.base, row.module), hook) for hook in (prompts.Enter(shared), leave)]
+        return shared, [*whole, *(self._hook(_join(self.base, path), hook) for path, hook in hooks if path)]
 
     def _add(self, path: str, hook: type[AtInput | AtOutput | AfterNorm], entry: Entry, stream: str = "") -> None:
         """Put the entry at the place of that kind; its tap is at `stream`."""

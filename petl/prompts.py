@@ -35,7 +35,7 @@ class Prompts:
     family: Family
     forms: list[Prompt] = field(default_factory=list)
     rows: dict[Positions, Tensor] = field(default_factory=dict)  # of this pass, from entrance to exit
-    tokens: int = 0
+    tokens: int = 0  # of this pass, 0 where the rows are in its cache
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy keeps nothing of a pass that failed."""
@@ -86,8 +86,8 @@ class Enter:
         seen = cache.get_seq_length() if cache is not None else 0
         first, tokens = not seen, embedded.shape[1]
         prompts.rows = {}  # of a pass that failed
+        prompts.tokens = tokens if first else 0
         if first:
-            prompts.tokens = tokens
             embedded = torch.cat((prompts.make(embedded.shape[0]).to(embedded.dtype), embedded), 1)
         mask = given.get("attention_mask")
         if mask is None and first:
@@ -161,7 +161,10 @@ class Overwrite:
 
 @dataclass(frozen=True, eq=False)
 class Leave:
-    """Forward hook behind the last layer: forgets the rows and, with `cut`, takes them off the output."""
+    """Forward hook behind the last layer and of the whole: forgets the rows and, with `cut`, takes them off the output.
+
+    Behind the last layer, since a pooler reads the first token; of the whole, which gives the hidden states.
+    """
 
     prompts: Prompts
     cut: bool
@@ -169,15 +172,21 @@ class Leave:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """The output of the tokens."""
         prompts = self.prompts
-        entered, prompts.rows = bool(prompts.rows), {}
-        if not (self.cut and entered):
+        prompts.rows = {}
+        if not (self.cut and prompts.tokens):
             return output
         if isinstance(output, tuple):
-            return (output[0][:, prompts.length :], *output[1:])
-        output.last_hidden_state = output.last_hidden_state[:, prompts.length :]
-        if output.get("hidden_states"):
-            output.hidden_states = tuple(states[:, -prompts.tokens :] for states in output.hidden_states)
+            return self._of_tokens(output)
+        for key in {"last_hidden_state", "hidden_states"} & output.keys():
+            output[key] = self._of_tokens(output[key])
         return output
+
+    def _of_tokens(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._of_tokens, value))
+        length, tokens = self.prompts.length, self.prompts.tokens
+        states = isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] == length + tokens
+        return value[:, length:] if states else value
 
 
 @dataclass(frozen=True, eq=False)
