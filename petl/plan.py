@@ -150,6 +150,8 @@ def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
     for m in design.canonical(there).modifications:
         if m.form is Form.BIAS and not any(map(is_bias, shapes)):
             raise DesignError(f"this {family.name} model has no biases: nothing to change for {m.form}")
+        if m.form is Form.PROMPT and family.stacks[0].name not in there:
+            raise DesignError(f"this {family.name} model has no {family.stacks[0].name}, which a prompt would enter")
         before = len(found)
         for delta in _prompt(m, family, shapes) if m.form is Form.PROMPT else _places(m, family, there, shapes):
             seen[delta.name] += 1
