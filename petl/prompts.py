@@ -90,6 +90,8 @@ class Enter:
         if first:
             embedded = torch.cat((prompts.make(embedded.shape[0]).to(embedded.dtype), embedded), 1)
         mask = given.get("attention_mask")
+        if seen:
+            self._check(seen - prompts.length + tokens, mask, given.get("position_ids"))
         if mask is None and first:
             mask = embedded.new_ones(embedded.shape[0], tokens, dtype=torch.long)
         if mask is not None:
@@ -103,6 +105,19 @@ class Enter:
         if types is not None and first:
             given["token_type_ids"] = functional.pad(types, (prompts.length, 0))
         return (), {**given, "inputs_embeds": embedded}
+
+    def _check(self, tokens: int, mask: Any, positions: Tensor | None) -> None:
+        """That no token is missing: `generate` takes the prompt's rows in a cache for some."""
+        told = tokens
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            told = mask.shape[1]
+        elif mask is None and positions is not None:
+            told = int(positions[..., -1].max()) + 1
+        if told != tokens:
+            raise DesignError(
+                f"the cache holds {self.prompts.length} rows of prompts, and `generate` drops as many tokens where "
+                f"it goes on from such a cache; received {tokens} tokens of {told}"
+            )
 
     def _positions(self, module: Any, ids: Tensor | None, tokens: int, embedded: Tensor, seen: int) -> Tensor:
         """The positions that the model would give its tokens by itself."""
