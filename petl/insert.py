@@ -35,12 +35,13 @@ _BEFORE: Final = (
     AtInput,
     Tap,
     Open,
+    prompts.Rotary,
     prompts.Enter,
     prompts.Count,
     prompts.Overwrite,
     prompts.Cross,
 )  # forward pre-hooks
-_NAMED: Final = (Tap, prompts.Enter, prompts.Count, prompts.Cross)  # those that take keyword arguments
+_NAMED: Final = (Tap, prompts.Rotary, prompts.Enter, prompts.Count, prompts.Cross)  # those that take keyword arguments
 
 
 @dataclass
@@ -110,6 +111,8 @@ class Places:
             self._add(total, at_total, Entry(form, Stage.SUB_LAYER, reads), stream)
 
     def _change_heads(self, module: str, query: str, delta: Delta, form: forms.Heads) -> None:
+        whole = _join(self.base, self.family.input.module)
+
         def heads() -> tuple[attention.HeadForms, list[Handle]]:
             shared = attention.HeadForms(self.model.get_submodule(module))
             shared.put()
@@ -119,7 +122,13 @@ class Places:
             shared = attention.QueryOfNormed(delta.block)
             return shared, [self._hook(query, shared)]
 
+        def rotary() -> tuple[prompts.Rotary, list[Handle]]:
+            shared = prompts.Rotary()
+            return shared, [self._hook(whole, shared)]
+
         self._at(module, "heads", heads).forms.append(form)
+        if delta.attention and delta.attention.rotary:
+            self._at(whole, "rotary", rotary).forms.append(form)
         if delta.modification.layer_norm is not LayerNorm.NONE:
             self._at(query, "normed", normed).forms.append(form)
 

@@ -100,6 +100,8 @@ class Enter:
             own = given.get("position_ids")
             if own is None:
                 own = self._positions(module, ids, tokens, embedded, max(0, seen - prompts.length))
+                if not prompts.family.input.entry and isinstance(mask, Tensor) and mask.ndim == 2:
+                    own = count(mask, tokens)
             given["position_ids"] = self._shifted(own, first)
         types = given.get("token_type_ids")
         if types is not None and first:
@@ -218,6 +220,39 @@ class Cross:
         if mask is None or states is None or mask.shape[-1] == states.shape[1]:
             return inputs, named
         return inputs, {**named, "encoder_attention_mask": _wider(mask, self.prompts.length)}
+
+
+def count(mask: Tensor, tokens: int) -> Tensor:
+    """Positions of the last `tokens` columns, counted from each row's first that is no padding."""
+    first = mask.long().argmax(-1, keepdim=True)
+    return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)[:, -tokens:]
+
+
+@dataclass
+class Rotary:
+    """Forward pre-hook of a model with rotary positions: they count no padding on the left.
+
+    By itself such a model has no use for that, since only differences of positions enter. But what is
+    in front of the tokens, or is compared with the rotated queries, has none that padding would shift.
+    """
+
+    forms: list[nn.Module] = field(default_factory=list)
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these forms; whether none is left."""
+        self.forms = [form for form in self.forms if form not in gone]
+        return not self.forms
+
+    def __call__(
+        self, module: Any, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call with position_ids."""
+        given = {**dict(zip(inspect.signature(module.forward).parameters, inputs, strict=False)), **named}
+        mask, rows = given.get("attention_mask"), given.get("input_ids")
+        rows = given.get("inputs_embeds") if rows is None else rows
+        if given.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.ndim != 2 or rows is None:
+            return inputs, named
+        return (), {**given, "position_ids": count(mask, rows.shape[1])}
 
 
 def _wider(mask: Any, length: int) -> Tensor:
