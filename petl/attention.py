@@ -66,6 +66,15 @@ class HeadForms:
         """Let the module find them."""
         setattr(self.module, _FORMS, self)
 
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the module: raises RuntimeError where nothing would look for them."""
+        used: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
+        if not used.startswith("petl_"):
+            raise RuntimeError(
+                f"the model has changes of its heads, which need attention implementation petl_{used} while they are "
+                f"attached; received {used}: it was set since, or by a model that shares the configuration"
+            )
+
     def remove(self) -> None:
         """Take them away."""
         delattr(self.module, _FORMS)

@@ -32,6 +32,7 @@ class Handle(Protocol):
 
 S = TypeVar("S", bound=Shared)
 _BEFORE: Final = (
+    attention.HeadForms,
     AtInput,
     Tap,
     Open,
@@ -116,7 +117,7 @@ class Places:
         def heads() -> tuple[attention.HeadForms, list[Handle]]:
             shared = attention.HeadForms(self.model.get_submodule(module))
             shared.put()
-            return shared, [shared]
+            return shared, [shared, self._hook(module, shared)]
 
         def normed() -> tuple[attention.QueryOfNormed, list[Handle]]:
             shared = attention.QueryOfNormed(delta.block)
