@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from petl import attention, forms
 from petl.backbones import Parts, family_of, parts
-from petl.design import Design
+from petl.design import Design, DesignError
 from petl.insert import Places
 from petl.plan import Delta, deltas, reparameterisations, unfrozen
 
@@ -172,6 +172,10 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
     family, own = family_of(model), parts(model)
     planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
     mine = unfrozen(design, family, own.base, own.head)
+    if not (planned or mine or (design.head and own.head)):
+        raise DesignError(
+            f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
+        )
     like = next(iter(own.base.values()))
 
     carried = getattr(model, HOLDER, None)
