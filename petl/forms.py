@@ -22,6 +22,13 @@ from petl.plan import Delta, Reparameterisation
 NORM_EPS: Final = 1e-5  # whatever the backbone's configuration says (fixtures)
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` without first values of its own, which would be drawn from the global generator."""
+
+    def reset_parameters(self) -> None:
+        """The form that it belongs to gives the first values."""
+
+
 class Change(nn.Module):
     """What forms share: a scale s, constant or learned, an own layer norm, dropout."""
 
@@ -65,8 +72,8 @@ class Bottleneck(Change):
 
     def __init__(self, delta: Delta) -> None:
         super().__init__(delta)
-        self.down = nn.Linear(delta.reads, delta.modification.size)
-        self.up = nn.Linear(delta.modification.size, delta.adds)
+        self.down = Linear(delta.reads, delta.modification.size)
+        self.up = Linear(delta.modification.size, delta.adds)
 
     def forward(self, z: Tensor) -> Tensor:
         """Δh."""
@@ -201,8 +208,8 @@ class PrefixMLP(nn.Module):
         self.widths = (plan.deltas[0].reads, plan.deltas[0].adds)
         self.embedding = nn.Parameter(torch.empty(shapes["embedding"]))
         (width, into), (out, _) = shapes["hidden.weight"], shapes["out.weight"]
-        self.hidden = nn.Linear(into, width)
-        self.out = nn.Linear(width, out)
+        self.hidden = Linear(into, width)
+        self.out = Linear(width, out)
 
     def forward(self, index: int) -> tuple[Tensor, Tensor]:
         """(P_k, P_v) of the `index`-th layer covered."""
@@ -252,14 +259,14 @@ def build(delta: Delta, seed: int, mlp: PrefixMLP | None = None, index: int = 0)
 
     Its values depend on the seed and its name only: the same part starts alike in any design.
     """
-    with torch.device("meta"):  # the layers' own initialisation would draw from the global generator
+    with torch.device("cpu"):  # whatever the caller's default is
         form = Heads(delta, mlp, index) if mlp is not None else FORMS[delta.modification.form](delta)
     return _first_values(form, seed, delta.name)
 
 
 def build_mlp(plan: Reparameterisation, seed: int) -> PrefixMLP:
     """The MLP on the CPU in float32; its values depend on the seed and its name only."""
-    with torch.device("meta"):
+    with torch.device("cpu"):  # whatever the caller's default is
         mlp = PrefixMLP(plan)
     return _first_values(mlp, seed, plan.name)
 
@@ -268,7 +275,6 @@ M = TypeVar("M", Change, PrefixMLP)
 
 
 def _first_values(module: M, seed: int, name: str) -> M:
-    module.to_empty(device="cpu")
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     with torch.no_grad():
