@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +199,8 @@ class Heads(Change):
 class PrefixMLP(nn.Module):
     """Keys and values of all layers of one stack's attentions, through an MLP (Li and Liang, 2021).
 
-    tanh(E W_in + b_in) W_out + b_out: (l, layers x (key width + value width)).
+    tanh(E W_in + b_in) W_out + b_out: (l, key width + value width) for each layer. W_out is one matrix in
+    the paper; here each layer's block is a linear of its own, since the gradient of a slice is as large as the whole.
     """
 
     def __init__(self, plan: Reparameterisation) -> None:
@@ -207,22 +208,19 @@ class PrefixMLP(nn.Module):
         shapes = plan.shapes()
         self.widths = (plan.deltas[0].reads, plan.deltas[0].adds)
         self.embedding = nn.Parameter(torch.empty(shapes["embedding"]))
-        (width, into), (out, _) = shapes["hidden.weight"], shapes["out.weight"]
+        width, into = shapes["hidden.weight"]
         self.hidden = Linear(into, width)
-        self.out = Linear(width, out)
+        self.out = nn.ModuleList(Linear(width, sum(self.widths)) for _ in plan.deltas)
 
     def forward(self, index: int) -> tuple[Tensor, Tensor]:
         """(P_k, P_v) of the `index`-th layer covered."""
-        hidden = torch.tanh(functional.linear(self.embedding, self.hidden.weight, self.hidden.bias))
-        start = index * sum(self.widths)
-        block = slice(start, start + sum(self.widths))
-        rows = functional.linear(hidden, self.out.weight[block], self.out.bias[block])
-        return rows[:, : self.widths[0]], rows[:, self.widths[0] :]
+        key, value = self.out[index](torch.tanh(self.hidden(self.embedding))).split(self.widths, -1)
+        return key, value
 
     def reset(self, generator: torch.Generator) -> None:
         """First values: PyTorch's own, as in the paper's code."""
         nn.init.normal_(self.embedding, generator=generator)
-        for linear in (self.hidden, self.out):
+        for linear in (self.hidden, *cast(Iterable[Linear], self.out)):
             nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
             bound = 1 / math.sqrt(linear.in_features)
             nn.init.uniform_(linear.bias, -bound, bound, generator=generator)

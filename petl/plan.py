@@ -98,8 +98,8 @@ class Delta:
 class Reparameterisation:
     """One MLP through which the prefixes of all layers of one stack's attentions are trained.
 
-    embedding E (l, width of a key) -> tanh(E W_in + b_in) W_out + b_out, whose blocks are key and
-    value of each layer in turn. Folded away for storage.
+    embedding E (l, width of a key) -> tanh(E W_in + b_in) W_out + b_out: key and value of a layer, with
+    a W_out and b_out for each. Folded away for storage.
     """
 
     name: str
@@ -108,14 +108,15 @@ class Reparameterisation:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name (without its own) -> shape of each tensor that trains."""
         first, m = self.deltas[0], self.deltas[0].modification
-        out = len(self.deltas) * (first.reads + first.adds)
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "embedding": (m.size, first.reads),
             "hidden.weight": (m.reparameterisation, first.reads),
             "hidden.bias": (m.reparameterisation,),
-            "out.weight": (out, m.reparameterisation),
-            "out.bias": (out,),
         }
+        for index in range(len(self.deltas)):
+            shapes[f"out.{index}.weight"] = (first.reads + first.adds, m.reparameterisation)
+            shapes[f"out.{index}.bias"] = (first.reads + first.adds,)
+        return shapes
 
 
 def layout(family: Family, shapes: Shapes) -> Layout:
