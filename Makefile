@@ -3,11 +3,12 @@ PYTHON ?= python3
 CONSTRAINTS ?= infra/constraints.txt
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, and mypy in strict mode"
+	@echo "make bench   what each design costs beside the bare model and peft's LoRA (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
 
 STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
@@ -30,3 +31,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python tests/benchmarks/bench_designs.py $(BENCH)
