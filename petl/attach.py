@@ -27,6 +27,7 @@ from petl import attention, forms
 from petl.backbones import Parts, family_of, parts
 from petl.design import Design, DesignError
 from petl.insert import Places
+from petl.merge import fold
 from petl.plan import Delta, deltas, reparameterisations, unfrozen
 
 HOLDER: Final = "petl"
@@ -136,9 +137,8 @@ class Attachment:
 
     def detach(self) -> None:
         """Give the model back as it was without this design, bit for bit. A second call does nothing."""
-        carried = getattr(self.model, HOLDER, None)
-        # By identity: numbers start anew with the first attachment after the last was taken off.
-        if not isinstance(carried, Carried) or getattr(carried, _child(self._number), None) is not self._tree:
+        carried = self._carried()
+        if carried is None:
             return
         carried.places.discard(set(self.forms.values()))
         for path, clones in list(carried.replaced.items()):
@@ -155,6 +155,42 @@ class Attachment:
             delattr(self.model, HOLDER)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(carried.trained[name])
+
+    def merge(self) -> PreTrainedModel:
+        """Fold the design into the model's weights and take it off: a plain model with other parameters.
+
+        The model gets new parameters for what changes; the originals are not written to. What the
+        attachment owned, the head included, becomes the model's own. Other attachments stay, and act on
+        the merged model as they did before; a parameter of theirs that this one's hid no longer returns.
+
+        Raises DesignError where a part cannot be folded in (see `merge.UNMERGEABLE`) or another attachment
+        stands in the way, listing all of them; nothing is changed then.
+        """
+        carried = self._carried()
+        if carried is None:
+            raise DesignError(f"{self.design.describe()} is not on the model any more: there is nothing to merge")
+        taken = {p for p, clones in carried.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
+        changed = fold(self.design, self.deltas, self.forms, carried.places, taken)
+        for clones in carried.replaced.values():
+            mine = [pair for pair in clones if pair[0] == self._number]
+            if mine:
+                # What this one hid stays hidden.
+                clones[:] = [(0, mine[0][1]), *(pair for pair in clones if _rank(pair) > _rank(mine[0]))]
+                mine[0][1].requires_grad_(False)
+        for path, value in changed.items():
+            parameter = nn.Parameter(value, requires_grad=False)
+            if path in carried.replaced:
+                carried.replaced[path] = [(0, parameter)]
+            _set(self.model, path, parameter)
+        self.detach()
+        return self.model
+
+    def _carried(self) -> Carried | None:
+        """What the model carries, as long as this is part of it."""
+        carried = getattr(self.model, HOLDER, None)
+        # By identity: numbers start anew with the first attachment after the last was taken off.
+        there = isinstance(carried, Carried) and getattr(carried, _child(self._number), None) is self._tree
+        return carried if there else None
 
     def __enter__(self) -> Attachment:
         return self
@@ -243,7 +279,12 @@ def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[st
 
 def _latest(clones: Iterable[tuple[int, nn.Parameter]]) -> nn.Parameter:
     """The latest that trains, if any does: a frozen head must not hide one that trains."""
-    return max(clones, key=lambda pair: (pair[1].requires_grad, pair[0]))[1]
+    return max(clones, key=_rank)[1]
+
+
+def _rank(clone: tuple[int, nn.Parameter]) -> tuple[bool, int]:
+    number, parameter = clone
+    return parameter.requires_grad, number
 
 
 def _moved(parameter: nn.Parameter, used: nn.Parameter) -> nn.Parameter:

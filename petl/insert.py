@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
@@ -89,6 +89,12 @@ class Places:
                     handle.remove()
                 del self.used[key]
 
+    def entries(self, path: str, hook: type[AtInput | AtOutput]) -> Sequence[Entry]:
+        """The deltas of all attachments that `hook` applies at the module, those of a sub-layer with a tap apart."""
+        shared, _ = self.used.get((path, _kind(hook)), (Place(), []))
+        assert isinstance(shared, Place)
+        return shared.entries
+
     @property
     def at_heads(self) -> bool:
         """Whether any attention has forms at its heads."""
@@ -161,7 +167,7 @@ class Places:
                 handles.append(self._hook(path, Open(tap)))
             return place, handles
 
-        self._at(path, f"{hook.__name__} {stream}", make).entries.append(entry)
+        self._at(path, _kind(hook, stream), make).entries.append(entry)
 
     def _at(self, path: str, kind: str, make: Callable[[], tuple[S, list[Handle]]]) -> S:
         if (path, kind) not in self.used:
@@ -175,6 +181,10 @@ class Places:
             return module.register_forward_pre_hook(hook, with_kwargs=named)
         # First, so that hidden states which transformers captures by a hook of the layer are those that go on.
         return module.register_forward_hook(hook, prepend=True)
+
+
+def _kind(hook: type[AtInput | AtOutput | AfterNorm], stream: str = "") -> str:
+    return f"{hook.__name__} {stream}"
 
 
 def _join(*paths: str) -> str:

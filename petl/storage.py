@@ -73,7 +73,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     """
     where = Path(folder)
     try:
-        design = Design.from_dict(_read(where / DESIGN)).folded()
+        design = Design.from_dict(read_json(where / DESIGN)).folded()
     except (DesignError, TypeError, AttributeError) as error:
         raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
     wanted, _ = _described(where)
@@ -84,8 +84,8 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
             f"the adapter in {where} was made for another model, {wanted.model}: {len(differ)} of its parameters are "
             f"not there or have another shape, such as {differ[0]}"
         )
-    adapter = _tensors(where / ADAPTER)
-    head = _tensors(where / HEAD) if (where / HEAD).exists() else None
+    adapter = read_tensors(where / ADAPTER)
+    head = read_tensors(where / HEAD) if (where / HEAD).exists() else None
     try:
         attachment = attach(model, design)
     except (DesignError, BackboneError) as error:
@@ -141,7 +141,7 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
 
 
 def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
-    data = _read(where / MODEL)
+    data = read_json(where / MODEL)
     try:
         task: Mapping[str, Any] = data["task"]
         _labels(task)
@@ -159,7 +159,8 @@ def _on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises StorageError where it is missing or damaged."""
     if not path.is_file():
         raise StorageError(f"{path.parent} lacks {path.name}")
     try:
@@ -169,7 +170,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises StorageError where it is missing or damaged."""
     if not path.is_file():
         raise StorageError(f"{path.parent} lacks {path.name}")
     try:

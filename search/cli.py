@@ -37,6 +37,13 @@ class CountFormat(StrEnum):
     JSON = "json"
 
 
+class AdapterFormat(StrEnum):
+    """How an adapter is written."""
+
+    PETL = "petl"
+    PEFT = "peft"
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
 Uri = Annotated[
     str | None,
@@ -160,18 +167,24 @@ def export(
     name: Name,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="A trial's number.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    format: Annotated[
+        AdapterFormat, typer.Option(help="Our own, or Hugging Face PEFT's, which cannot express every design.")
+    ] = AdapterFormat.PETL,
     uri: Uri = None,
 ) -> None:
     """Write a trial's trained adapter as a folder.
 
-    `petl.storage.load_model` reads it.
+    `petl.storage.load_model` reads it, or with --format peft PEFT's `PeftModel.from_pretrained`.
 
     Example: petl-search export demo 12 my-adapter
     """
     from search.query import load_study
 
-    folder = load_study(name, uri).trial(trial).export(directory)
-    typer.echo(f"{folder}: load it in Python by petl.storage.load_model({str(folder)!r})")
+    folder = load_study(name, uri).trial(trial).export(directory, format)
+    if format is AdapterFormat.PEFT:
+        typer.echo(f"{folder}: load it in Python by peft.PeftModel.from_pretrained(base_model, {str(folder)!r})")
+    else:
+        typer.echo(f"{folder}: load it in Python by petl.storage.load_model({str(folder)!r})")
 
 
 @app.command()

@@ -127,9 +127,21 @@ class Trial:
             "run_id": self.run_id,
         }
 
-    def export(self, destination: str | Path) -> Path:
-        """The adapter directory as a new folder. Raises StoreError where the trial has none."""
-        return tracking.download(self.uri, self.run_id, Path(destination))
+    def export(self, destination: str | Path, format: str = "petl") -> Path:
+        """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
+
+        Raises StoreError where the trial has none; in PEFT's format also what `petl.exchange.convert`
+        does, where PEFT cannot express the design above all.
+        """
+        if format == "petl":
+            return tracking.download(self.uri, self.run_id, Path(destination))
+        if format != "peft":
+            raise StoreError(f"a format is petl or peft; received {format!r}")
+        from petl.exchange import convert
+
+        tracking.must_be_new(Path(destination))
+        with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
+            return convert(self.export(Path(folder) / tracking.ADAPTER), destination)
 
     def load_model(self, backbone: str = "") -> AdaptedModel:
         """The backbone with this trial's trained adapter, ready to predict.

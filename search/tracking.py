@@ -368,9 +368,8 @@ def download(uri: str, run_id: str, destination: Path) -> Path:
 
     Raises StoreError where the run has no adapter, or the folder holds something.
     """
+    must_be_new(destination)
     client = _client(uri)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise StoreError(f"an adapter is exported to a new or empty folder; received {destination}")
     if not client.list_artifacts(run_id, ADAPTER):
         raise StoreError(f"run {run_id} has no adapter; trained trials that completed have one")
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -381,6 +380,12 @@ def download(uri: str, run_id: str, destination: Path) -> Path:
             destination.rmdir()
         shutil.move(whole, destination)
     return destination
+
+
+def must_be_new(destination: Path) -> None:
+    """Raises StoreError for a file, and for a folder that holds something."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise StoreError(f"an adapter is exported to a new or empty folder; received {destination}")
 
 
 # --- a record in MLflow's terms ------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_export(tmp_path: Path) -> None:
     result = call("export", "demo", "1", str(tmp_path / "out"))
     assert (tmp_path / "out" / "design.json").read_text() == "{}"
     assert "load_model" in result.stdout
+
+
+def test_export_for_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(folder: Path, destination: Path) -> Path:
+        shutil.copytree(folder, destination)
+        return destination
+
+    monkeypatch.setattr("petl.exchange.convert", convert)
+    result = call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
+    assert (tmp_path / "out" / "design.json").read_text() == "{}"
+    assert "PeftModel.from_pretrained" in result.stdout
+    with pytest.raises(StoreError, match="new or empty folder"):
+        call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
 
 
 @pytest.fixture
