@@ -232,6 +232,8 @@ class Parts:
 
 def parts(model: PreTrainedModel) -> Parts:
     """The parameters of a model, whatever head it has, without what is attached to it."""
+    from torch.nn import Linear
+
     prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     pretrained = set() if output is None else {id(parameter) for parameter in output.parameters()}
@@ -239,7 +241,9 @@ def parts(model: PreTrainedModel) -> Parts:
     for name, parameter in model.named_parameters():
         if name.startswith("petl."):
             continue
-        if not prefix or name.startswith(f"{prefix}."):
+        # T5's question answering has no base model inside: its stacks lie beside its head, a linear.
+        beside = isinstance(getattr(model, name.partition(".")[0]), Linear)
+        if name.startswith(f"{prefix}.") if prefix else not beside:
             base[name.removeprefix(f"{prefix}.")] = parameter
         elif id(parameter) in pretrained:
             base[name] = parameter
