@@ -5,8 +5,9 @@ the representation that it modifies, where Δh is inserted, and how it is compos
 `Modification` holds these four and a size; a `Design` is a set of modifications. Every method of
 the paper's Table 1, and every mixture of them, is a value of this type (see `presets`).
 
-All modifications of a design read the frozen network's own h or x, and their changes are summed:
-their order means nothing, so a design keeps them sorted.
+Modifications that land at one place read the same values, the frozen network's own, and their changes
+are summed; a change of a linear counts as part of it, and what lies further on sees what came before.
+So their order in a design means nothing, and it keeps them sorted.
 """
 
 from __future__ import annotations
