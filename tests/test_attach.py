@@ -9,12 +9,13 @@ import pickle
 import pytest
 import tiny
 import torch
+from attached import logits, look, randomise
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from petl import presets
-from petl.attach import HOLDER, Attachment, StateError, attach
+from petl.attach import HOLDER, StateError, attach
 from petl.attention import HeadForms, attend
 from petl.backbones import BackboneError
 from petl.design import Composition, Design, DesignError, Form, Init, LayerNorm, Modification, Site
@@ -33,31 +34,6 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
     """Families whose modules these tests name."""
     return tiny.model(request.param)
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    result: Tensor = model(**tiny.batch()).logits
-    return result
-
-
-def randomise(attachment: Attachment, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in attachment.named_parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
-
-
-def look(model: PreTrainedModel) -> dict[str, object]:
-    """All that attaching may touch."""
-    return {
-        "parameters": {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()},
-        "modules": [name for name, _ in model.named_modules()],
-        "hooks": {
-            name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()
-        },
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "attention": model.config._attn_implementation,
-    }
 
 
 @pytest.mark.parametrize("text", ["mam", "parallel:where=both", "lora"])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from attached import logits, look, randomise
 from designs import NAMED
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from petl.attach import Attachment, attach
+from petl.attach import attach
 from petl.backbones import describe, load, parts
 from petl.configuration import Training
 from petl.count import stored_shapes
@@ -48,31 +49,6 @@ def home(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(home: Path) -> PreTrainedModel:
     return load(str(home), labels=tiny.LABELS)
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    result: Tensor = model(**tiny.batch()).logits
-    return result
-
-
-def randomise(attachment: Attachment, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in attachment.named_parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
-
-
-def look(model: PreTrainedModel) -> dict[str, object]:
-    """All that attaching may touch."""
-    return {
-        "parameters": {name: (id(p), p.requires_grad, p._version) for name, p in model.named_parameters()},
-        "modules": [name for name, _ in model.named_modules()],
-        "hooks": {
-            name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()
-        },
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "attention": model.config._attn_implementation,
-    }
 
 
 def is_key_bias(name: str, parameter: Tensor) -> bool:

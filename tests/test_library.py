@@ -21,6 +21,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from attached import randomise
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -71,18 +72,10 @@ def design(name: str, family: str) -> Design:
     return whole | presets.bitfit() if name == "mixture" and family in tiny.BIASED else whole
 
 
-def randomise(attachment: Attachment, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in attachment.named_parameters():
-            noise = torch.empty(parameter.shape).normal_(0.0, 0.2, generator=generator)
-            parameter.add_(noise.to(parameter.dtype))
-
-
 @contextmanager
 def attached(model: PreTrainedModel, chosen: Design, seed: int = 1) -> Iterator[Attachment]:
     with attach(model, chosen, seed=seed) as attachment:
-        randomise(attachment, seed)
+        randomise(attachment, seed, by=0.2)
         yield attachment
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from attached import randomise
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -39,13 +40,6 @@ def designs(family: str) -> list[Design]:
     texts = ["head_only", "lora:where=both", "ia3", "full", *(["bitfit+lora"] if family in tiny.BIASED else [])]
     own = [*map(parse, texts), everything(gate)]
     return [*own, everything(gate) | parse("bitfit")] if family in tiny.BIASED else own
-
-
-def randomise(attachment: Attachment, seed: int = 1, by: float = 0.1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in attachment.named_parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0.0, by, generator=generator))
 
 
 def put(model: PreTrainedModel, design: Design | str, seed: int = 1) -> Attachment:
