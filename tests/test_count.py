@@ -19,7 +19,7 @@ from petl.count import count, stored_shapes
 from petl.design import Design, DesignError, Form, LayerNorm, Modification, Site
 from petl.presets import parse
 
-RANDOM = int(os.environ.get("PETL_RANDOM_DESIGNS", "200"))  # designs a family
+RANDOM = int(os.environ.get("PETL_RANDOM_DESIGNS", "100"))  # designs a family
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)

@@ -12,7 +12,7 @@ from petl.attach import attach
 from petl.count import count
 from spaces.space import SPACES, resolve
 
-POINTS = 1000  # a family, over all spaces
+POINTS = 400  # a family, over all spaces
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
