@@ -17,8 +17,8 @@ where two models share a configuration.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl.design import DesignError
 from petl.forms import Heads
+from petl.hooks import Serves
 from petl.plan import Block
 
 IMPLEMENTATIONS: Final = ("sdpa", "eager")
@@ -53,14 +54,13 @@ def switch(model: PreTrainedModel) -> str:
 
 
 @dataclass
-class HeadForms:
+class HeadForms(Serves[Heads]):
     """The forms of one attention module, which finds them as an attribute.
 
     It does not register them: the model owns them elsewhere.
     """
 
     module: nn.Module
-    forms: list[Heads] = field(default_factory=list)
 
     def put(self) -> None:
         """Let the module find them."""
@@ -79,24 +79,13 @@ class HeadForms:
         """Take them away."""
         delattr(self.module, _FORMS)
 
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these forms; whether none is left."""
-        self.forms = [form for form in self.forms if form not in gone]
-        return not self.forms
-
 
 @dataclass
-class QueryOfNormed:
+class QueryOfNormed(Serves[Heads]):
     """Forward hook of a query linear: also computes the query of the normed input, for each form that has a norm."""
 
     block: Block | None = None
-    forms: list[Heads] = field(default_factory=list)
     inside: bool = False
-
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these forms; whether none is left."""
-        self.forms = [form for form in self.forms if form not in gone]
-        return not self.forms
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Leave the queries, (batch, tokens, query width), with the forms."""

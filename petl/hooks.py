@@ -11,13 +11,27 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from petl.plan import Block
+
+F = TypeVar("F", bound=nn.Module)
+
+
+@dataclass(kw_only=True)
+class Serves(Generic[F]):
+    """The forms that one hook, or one group of them, serves."""
+
+    forms: list[F] = field(default_factory=list)
+
+    def discard(self, gone: Collection[nn.Module]) -> bool:
+        """Forget these forms; whether none is left."""
+        self.forms = [form for form in self.forms if form not in gone]
+        return not self.forms
 
 
 class Stage(IntEnum):

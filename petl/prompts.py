@@ -15,7 +15,7 @@ the first step.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,14 @@ from torch.nn import functional
 from petl.design import DesignError, Positions
 from petl.families import Family
 from petl.forms import Prompt
+from petl.hooks import Serves
 
 
 @dataclass
-class Prompts:
+class Prompts(Serves[Prompt]):
     """All prompts of a model, and where the present forward pass stands with them."""
 
     family: Family
-    forms: list[Prompt] = field(default_factory=list)
     rows: dict[Positions, Tensor] = field(default_factory=dict)  # of this pass, from entrance to exit
     tokens: int = 0  # of this pass, 0 where the rows are in its cache
 
@@ -50,11 +50,6 @@ class Prompts:
     def kept(self) -> int:
         """Those without a position: they come first."""
         return sum(form.modification.size for form in self.forms if form.modification.positions is Positions.KEPT)
-
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these forms; whether none is left."""
-        self.forms = [form for form in self.forms if form not in gone]
-        return not self.forms
 
     def make(self, batch: int) -> Tensor:
         """(batch, length, width): kept ones first."""
@@ -229,19 +224,12 @@ def count(mask: Tensor, tokens: int) -> Tensor:
 
 
 @dataclass
-class Rotary:
+class Rotary(Serves[nn.Module]):
     """Forward pre-hook of a model with rotary positions: they count no padding on the left.
 
     By itself such a model has no use for that, since only differences of positions enter. But what is
     in front of the tokens, or is compared with the rotated queries, has none that padding would shift.
     """
-
-    forms: list[nn.Module] = field(default_factory=list)
-
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these forms; whether none is left."""
-        self.forms = [form for form in self.forms if form not in gone]
-        return not self.forms
 
     def __call__(
         self, module: Any, inputs: tuple[Any, ...], named: dict[str, Any]
