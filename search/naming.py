@@ -73,6 +73,8 @@ def curve(points: Iterable[Mapping[str, float]], validations: Iterable[Mapping[s
 def _part(modification: Modification) -> str:
     if modification.form in (Form.BOTTLENECK, Form.LOW_RANK):
         return str(modification.site)
+    if modification.form is Form.RESCALE:
+        return f"{modification.form}.{modification.site}"
     return str(modification.form)
 
 
@@ -84,11 +86,11 @@ def _fields(modification: Modification) -> dict[str, Any]:
     chosen: dict[str, Any] = {sizes.get(modification.form, "size"): modification.size}
     if len(rule.insertions) > 1:
         chosen["insertion"] = modification.insertion
-    if Composition.SCALE in rule.compositions:
+    if Composition.GATE in rule.compositions and modification.composition is not Composition.GATE:
+        chosen["composition"] = modification.composition
+    if Composition.SCALE in rule.compositions and modification.composition is not Composition.GATE:
         learned = modification.composition is Composition.LEARNED_SCALE
         chosen["scale"] = "learned" if learned else modification.scale
-    elif modification.composition is not rule.compositions[0]:
-        chosen["composition"] = modification.composition
     if "layers" in rule.options:
         chosen["layers"] = modification.layers
     set_ = modification.to_dict()

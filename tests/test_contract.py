@@ -143,6 +143,10 @@ def test_generation_is_that_of_the_full_forward(family: str, text: str) -> None:
     if any(m.form is Form.BIAS for m in design.modifications) and family not in tiny.BIASED:
         return
     assert not parts(model).head
+    if design == parse("head_only"):
+        with pytest.raises(DesignError, match="has no task head"):
+            attach(model, design)
+        return
     inputs = tiny.batch(left=True)
     with attach(model, design) as attachment, torch.no_grad():
         randomise(attachment)

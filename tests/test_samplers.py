@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import optuna
 import pytest
+import tiny
+from transformers import BertConfig
 
 from petl.configuration import Configuration, Training
 from petl.design import Design
@@ -19,13 +20,7 @@ from search.record import Aside, Origin, Records, State
 from search.samplers import ASIDES, GP_TRIALS, SAMPLERS, Proposer, Told, tell
 from spaces.space import Point, decode, resolve
 
-
-@dataclass(frozen=True)
-class Tiny:
-    depth: int = 4
-    width: int = 32
-    ffn_width: int = 64
-    heads: int = 4
+BACKBONE = tiny.described(BertConfig(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4))
 
 
 SPACE = resolve("lora", {"sites": ["query", "value"], "sizes": [2, 8, 32]}, Training(epochs=3))
@@ -46,7 +41,7 @@ def found(seed: int = 0) -> Point:
         "first_layer": int(generator.integers(4)),
         "learning_rate": float(np.exp(generator.uniform(np.log(1e-4), np.log(1e-2)))),
     }
-    return decode(SPACE, coordinates, Tiny())
+    return decode(SPACE, coordinates, BACKBONE)
 
 
 def origin(point: Point, *asides: Aside) -> Origin:
@@ -81,7 +76,7 @@ def finished(count: int) -> Records:
 
 
 def proposer(name: str, seed: int = 0, **limits: float) -> Proposer:
-    return Proposer(space=SPACE, backbone=Tiny(), objectives=OBJECTIVES, sampler=name, seed=seed, limits=limits)
+    return Proposer(space=SPACE, backbone=BACKBONE, objectives=OBJECTIVES, sampler=name, seed=seed, limits=limits)
 
 
 def test_a_sampler_is_told_what_a_study_is_worth() -> None:
@@ -151,7 +146,7 @@ def test_proposals_are_of_the_space_and_distinct_from_the_first_on(name: str) ->
     records = Records.in_memory()
     for number in range(4):
         point = proposer(name).ask(records, Origin())
-        assert decode(SPACE, point.coordinates, Tiny()) == point
+        assert decode(SPACE, point.coordinates, BACKBONE) == point
         records.create(point.configuration, point.params, origin(point))
         if number != 1:  # trial 1 goes on running
             records.close(number, State.COMPLETE, Measurements(accuracy=0.5 + number / 10))
