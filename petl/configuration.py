@@ -10,18 +10,27 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from petl.design import Design
+from petl.measurements import SCORES
 
 SCHEDULES: Final = ("linear", "cosine", "constant")
+LAST: Final = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Hyperparameters of one training run.
 
-    `epochs` may be a fraction. A step is one update of the weights, on `batch_size` x
-    `accumulation` rows. `warmup` is the share of all steps over which the learning rate rises from
-    0. `clip` bounds the gradient's norm, 0 leaves it alone. `dropout` replaces the backbone's own
-    rates; None keeps them.
+    `epochs` may be a fraction. A step is one update of the weights, on `accumulation` micro-batches of
+    `batch_size` rows; with `batch_tokens` a micro-batch has as many rows as fit into so many tokens
+    instead, a row counting as the longer of its source and target, padded (fairseq's batches).
+    `warmup` is the share of all steps over which the learning rate rises from 0. `beta2` and `epsilon`
+    are AdamW's. `clip` bounds the gradient's norm, 0 leaves it alone. `label_smoothing` is the share of
+    a token's target that is spread over the vocabulary; losses on the validation split are without.
+    `dropout` replaces the backbone's own rates; None keeps them.
+
+    A run validates every `validate_every` epochs. `keep` says what it ends with: its "last" weights, or
+    those of the validation that was best by the score named, such as rouge2 or loss. `patience` ends it
+    after so many validations in a row without a better one; 0 trains to the end.
 
     Raises ValueError, naming the rule and the value.
     """
@@ -29,24 +38,42 @@ class Training:
     learning_rate: float = 1e-3
     epochs: float = 3.0
     batch_size: int = 32
+    batch_tokens: int = 0
     accumulation: int = 1
     schedule: str = "linear"
     warmup: float = 0.06
     weight_decay: float = 0.01
+    beta2: float = 0.999
+    epsilon: float = 1e-8
     clip: float = 1.0
+    label_smoothing: float = 0.0
     dropout: float | None = None
+    validate_every: float = 1.0
+    keep: str = LAST
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name, holds, rule in (
             ("learning_rate", self.learning_rate > 0, "is positive"),
             ("epochs", self.epochs > 0, "is positive"),
             ("batch_size", self.batch_size >= 1, "is at least 1"),
+            ("batch_tokens", self.batch_tokens >= 0, "is at least 0"),
             ("accumulation", self.accumulation >= 1, "is at least 1"),
             ("schedule", self.schedule in SCHEDULES, f"is one of {', '.join(SCHEDULES)}"),
             ("warmup", 0 <= self.warmup < 1, "lies in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "is at least 0"),
+            ("beta2", 0 <= self.beta2 < 1, "lies in [0, 1)"),
+            ("epsilon", self.epsilon > 0, "is positive"),
             ("clip", self.clip >= 0, "is at least 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "lies in [0, 1)"),
             ("dropout", self.dropout is None or 0 <= self.dropout < 1, "lies in [0, 1), or is null"),
+            ("validate_every", self.validate_every > 0, "is positive"),
+            ("keep", self.keep in (LAST, *SCORES), f"is {LAST}, or one of {', '.join(SCORES)}"),
+            (
+                "patience",
+                self.patience >= 0 and (self.patience == 0 or self.keep != LAST),
+                "is 0, or counts validations that are no better by the score that `keep` names",
+            ),
         ):
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):

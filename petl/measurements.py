@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Final
+
+# The scores of a task's kinds, each with whether higher is better.
+SCORES: Final[Mapping[str, bool]] = {
+    "accuracy": True,
+    "f1": True,
+    "matthews": True,
+    "loss": False,
+    "perplexity": False,
+    "rouge1": True,
+    "rouge2": True,
+    "rougeL": True,
+    "rougeLsum": True,
+    "sacrebleu": True,
+    "paper_bleu": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """Scores are shares in [0, 1] on the validation split. None: not there for this task, or not measured.
+    """Scores are shares in [0, 1] on the validation split, or its sample; None: not there for this task, or
+    not measured. BLEU is on its usual scale, 0 to 100: `sacrebleu` as sacreBLEU has it by default,
+    `paper_bleu` tokenised, without Romanian diacritics, as He et al. (2022) have it.
 
     `stored_percent` and `trained_percent` are relative to `base_parameters`: the pretrained model
     without task head. `seconds` is the time spent training and validating, over all attempts.
@@ -21,7 +38,14 @@ class Measurements:
     accuracy: float | None = None
     f1: float | None = None  # macro average
     matthews: float | None = None
-    loss: float | None = None  # mean cross-entropy per row, natural logarithm
+    loss: float | None = None  # mean cross-entropy per label or target token, natural logarithm
+    perplexity: float | None = None  # exp(loss)
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougeL: float | None = None  # noqa: N815 (as everyone writes it)
+    rougeLsum: float | None = None  # noqa: N815
+    sacrebleu: float | None = None
+    paper_bleu: float | None = None
     stored_parameters: int = 0
     trained_parameters: int = 0
     paper_parameters: int = 0

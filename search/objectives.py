@@ -54,7 +54,14 @@ SCORES: Final[Mapping[str, Objective]] = {
         Objective("accuracy", MAXIMIZE, 0.0),
         Objective("f1", MAXIMIZE, 0.0),
         Objective("matthews", MAXIMIZE, 0.0),  # what guessing reaches
-        Objective("loss", MINIMIZE, 10.0),  # nats: a uniform guess among 22,026 labels
+        Objective("loss", MINIMIZE, 10.0),  # nats: a uniform guess among 22,026 labels or tokens
+        Objective("perplexity", MINIMIZE, 22_026.0),
+        Objective("rouge1", MAXIMIZE, 0.0),
+        Objective("rouge2", MAXIMIZE, 0.0),
+        Objective("rougeL", MAXIMIZE, 0.0),
+        Objective("rougeLsum", MAXIMIZE, 0.0),
+        Objective("sacrebleu", MAXIMIZE, 0.0),
+        Objective("paper_bleu", MAXIMIZE, 0.0),
     )
 }
 
