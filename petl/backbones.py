@@ -65,6 +65,11 @@ class Backbone:
         """The family's row."""
         return FAMILIES[self.family]
 
+    @property
+    def architecture(self) -> str:
+        """`encoder`, `decoder`, or `encoder-decoder`: what it can do with text."""
+        return "-".join(stack.name for stack in self.row.stacks)
+
     @cached_property
     def layout(self) -> Layout:
         """Its stacks: what `Design.canonical` needs to know."""
@@ -142,15 +147,17 @@ def load(
     model: str,
     *,
     labels: Sequence[str] | None = None,
+    generates: bool = False,
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
     revision: str = "",
 ) -> PreTrainedModel:
-    """The pretrained model in evaluation mode: as its configuration names it, or to classify into `labels`.
+    """The pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
 
     With `labels` it has a new classification head, whose matrices are drawn from
     N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
-    nor changed. Without, it is the architecture of the configuration with the checkpoint's own head.
+    nor changed. One that `generates` has its pretrained output layer. Without either, it is the architecture
+    that its configuration names.
     Code from a repository is never run, and only safetensors are read. Raises BackboneError where
     files are missing.
     """
@@ -171,7 +178,7 @@ def load(
         if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
             config.pad_token_id = _first(config.eos_token_id)
     with _quiet(), torch.random.fork_rng(devices=[]):
-        loaded, report = _class(config, model, classifies=labels is not None).from_pretrained(
+        loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -252,11 +259,15 @@ def parts(model: PreTrainedModel) -> Parts:
     return Parts(prefix, base, head)
 
 
-def _class(config: Any, model: str, *, classifies: bool) -> Any:
+def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any:
     import transformers
 
     if classifies:
         return transformers.AutoModelForSequenceClassification
+    if generates and config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    if generates:
+        return transformers.AutoModelForCausalLM
     name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     found = getattr(transformers, name, None)
     if found is None:

@@ -1,7 +1,8 @@
-"""What a design has to beat without any training of the network: the majority class, a linear probe.
+"""What a design has to beat without any training of the network.
 
-Both are a linear classifier on the frozen backbone's mean-pooled last layer; the majority class is
-the one whose weight is zero.
+A classification task has the majority class and a linear probe: both are a linear classifier on the
+frozen backbone's mean-pooled last layer, of which the majority class has the weight zero. A task whose
+text is generated has the pretrained model as it is, `untuned`, which has no tensors of its own.
 """
 
 from __future__ import annotations
@@ -20,29 +21,34 @@ from torch import Tensor
 from petl import metrics
 from petl.data import TaskData, sorted_batches
 from petl.engine import autocast, device, place
+from petl.evaluation import Evaluation, Progress, silent
+from petl.evaluation import evaluate as evaluate_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BASELINES: Final = ("majority", "probe")
+UNTUNED: Final = "untuned"
+BASELINES: Final = ("majority", "probe", UNTUNED)
 _STRENGTHS: Final = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation tried by the probe
 _ROWS: Final = 64
 _FILE: Final = "baseline.safetensors"
 
 
 def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> dict[str, Tensor]:
-    """`weight` (classes, width) and `bias` (classes,) of a baseline, from the train split.
+    """`weight` (classes, width) and `bias` (classes,) of a baseline, from the train split; nothing of `untuned`.
 
     The probe is a logistic regression; the strength of its regularisation is the one that scores
     best on the validation split.
     """
+    if name == UNTUNED:
+        return {}
     labels = data.splits["train"].labels.numpy()
     if name == "majority":
         shares = np.bincount(labels, minlength=len(data.labels)) / len(labels)
         return {"weight": torch.zeros(len(data.labels), model.config.hidden_size), "bias": _tensor(np.log(shares))}
     features = _features(model, data, "train", precision)
     scale = StandardScaler().fit(features)
-    pooled, truth = _features(model, data, "validation", precision), data.splits["validation"].labels.numpy()
+    pooled, truth = _features(model, data, "sample", precision), data.splits["sample"].labels.numpy()
     fitted = [
         LogisticRegression(C=strength, max_iter=1000).fit(scale.transform(features), labels) for strength in _STRENGTHS
     ]
@@ -55,13 +61,24 @@ def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> di
 
 
 def evaluate(
-    baseline: Mapping[str, Tensor], model: PreTrainedModel, data: TaskData, split: str, precision: str
-) -> dict[str, float]:
-    """The scores of what `fit` returned on a split."""
+    baseline: Mapping[str, Tensor],
+    model: PreTrainedModel,
+    data: TaskData,
+    split: str,
+    precision: str,
+    *,
+    generates: bool = True,
+    progress: Progress = silent,
+) -> Evaluation:
+    """What `fit` returned on a split, as `evaluation.evaluate` has it of a model."""
+    if not baseline:
+        return evaluate_model(model, data, split, precision, generates=generates, progress=progress)
     weight, bias = (baseline[name].numpy() for name in ("weight", "bias"))
     rows = len(data.splits[split])
     pooled = _features(model, data, split, precision) if weight.any() else np.zeros((rows, weight.shape[1]))
-    return metrics.classification(pooled @ weight.T + bias, data.splits[split].labels.numpy())
+    logits = pooled @ weight.T + bias
+    scores = metrics.classification(logits, data.splits[split].labels.numpy())
+    return Evaluation(scores, [data.labels[index] for index in logits.argmax(1)])
 
 
 def save(baseline: Mapping[str, Tensor], folder: Path) -> None:

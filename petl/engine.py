@@ -362,4 +362,9 @@ def _optimizer(trained: Iterable[nn.Parameter], training: Training) -> Optimizer
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # DeepSpeed would drop an empty group itself, and the schedule, which counts them, would differ.
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=(0.9, training.beta2),
+        eps=training.epsilon,
+    )

@@ -52,7 +52,7 @@ def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    why = _unreachable()
+    why = unreachable()
     patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
         folder = Path(
@@ -116,7 +116,7 @@ def _in_package(model: str) -> Path:
     return folder
 
 
-def _unreachable() -> str:
+def unreachable() -> str:
     """Why the hub cannot be asked, or "". The hub's own client would retry for 25 s first."""
     from huggingface_hub import constants, get_session
 

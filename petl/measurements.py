@@ -20,6 +20,8 @@ SCORES: Final[Mapping[str, bool]] = {
     "sacrebleu": True,
     "paper_bleu": True,
 }
+# Those that lie between 0 and 1: people multiply them by 100, and 0.01 of them is a point.
+SHARES: Final = frozenset(("accuracy", "f1", "matthews", "rouge1", "rouge2", "rougeL", "rougeLsum"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,9 @@ class Measurements:
 
     `stored_percent` and `trained_percent` are relative to `base_parameters`: the pretrained model
     without task head. `seconds` is the time spent training and validating, over all attempts.
-    `tokens_per_second` counts real tokens (padding left out) in training. `peak_memory_mb` is the
-    worker's highest memory during training: of its process on CPU, of the allocator on GPU.
+    `tokens_per_second` counts real tokens (padding left out) in training, of a source and its target the
+    longer. `peak_memory_mb` is the worker's highest memory during training: of its process on CPU, of the
+    allocator on GPU.
     `latency_ms` is the median time of predicting one row.
     """
 

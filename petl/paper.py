@@ -36,15 +36,27 @@ ROWS: Final[Sequence[Row]] = (
     Row("3, 12", "sequential adapter (attn), r = 200", "bart-large", "sequential:size=200,where=attention", "3.6"),
     Row("3, 4, 12", "parallel adapter (attn), r = 200", "bart-large", "parallel:size=200,where=attention", "3.6"),
     Row("4", "multi-head parallel adapter, r = 200", "mbart-large", "multihead_parallel:size=200", "3.6"),
+    Row("12", "sequential adapter (attn), r = 512", "bart-large", "sequential:size=512,where=attention", "9.2"),
     Row("12", "prefix, l = 512", "bart-large", "prefix:length=512", "9.2"),
     Row("12", "parallel adapter (attn), r = 512", "bart-large", "parallel:size=512,where=attention", "9.2"),
     Row("12", "LoRA (attn), r = 200", "bart-large", "lora:rank=200", "7.2"),
     Row("3, 12", "sequential adapter (ffn), r = 200", "bart-large", "sequential:size=200", "2.4"),
+    Row("12", "sequential adapter (ffn), r = 512", "bart-large", "sequential:size=512", "6.1"),
+    Row("12", "sequential adapter (ffn), r = 1024", "bart-large", "sequential:size=1024", "12.3"),
     Row("3, 12", "parallel adapter (ffn), r = 200", "bart-large", "parallel:size=200", "2.4"),
     Row("5, 12", "parallel adapter (ffn), r = 512", "bart-large", "parallel:size=512", "6.1"),
-    Row("5", "scaled parallel adapter, r = 512", "bart-large", "scaled_parallel:size=512", "6.1"),
+    Row("5", "scaled parallel adapter, r = 512, s = 4", "bart-large", "scaled_parallel:size=512,scale=4", "6.1"),
+    Row(
+        "5",
+        "scaled parallel adapter, r = 512, trained s",
+        "bart-large",
+        "scaled_parallel:size=512,scale=1,trained=true",
+        "6.1",
+    ),
     Row("6, 12", "parallel adapter (ffn), r = 1024", "bart-large", "parallel:size=1024", "12.3"),
-    Row("5, 12", "LoRA (ffn), r = 102", "bart-large", "lora:rank=102,where=ffn,scale=4", "6.1"),
+    Row("12", "LoRA (ffn), r = 102", "bart-large", "lora:rank=102,where=ffn,scale=4", "6.1"),
+    Row("5", "LoRA (ffn), r = 102, s = 4", "bart-large", "lora:rank=102,where=ffn,scale=4", "6.1"),
+    Row("5", "LoRA (ffn), r = 102, s = 1", "bart-large", "lora:rank=102,where=ffn,scale=1", "6.1"),
     Row("6", "LoRA (ffn), r = 102", "bart-large", "lora:rank=102,where=ffn,scale=4", "7.2", "7.2 would be r = 120"),
     Row("6", "Pfeiffer adapter, r = 600", "bart-large", "pfeiffer:size=600", "7.2"),
     Row(
@@ -90,7 +102,7 @@ class Checked:
 
 def check(row: Row) -> Checked:
     """Count the row's design on a backbone of that size, from its configuration alone."""
-    backbone = _backbone(row.backbone)
+    backbone = from_config(row.backbone)
     counts = count(parse(row.design), backbone)
     denominators = {"base": counts.base, "409.6M": next(iter(PAPER_BASE.values()))}
     if row.backbone == "roberta-base":
@@ -99,7 +111,8 @@ def check(row: Row) -> Checked:
 
 
 @cache
-def _backbone(name: str) -> Backbone:
+def from_config(name: str) -> Backbone:
+    """One of the paper's backbones, by its size alone: bart-large, mbart-large or roberta-base."""
     from transformers import BartConfig, MBartConfig, RobertaConfig
 
     configs: Mapping[str, Callable[[], Any]] = {

@@ -92,9 +92,13 @@ def parallel(size: int = 64, where: str = "ffn") -> Design:
     return Design(tuple(_bottleneck(Site(part), Insertion.PARALLEL, size) for part in _parts(where)))
 
 
-def scaled_parallel(size: int = 512, scale: float = 4.0) -> Design:
-    """Parallel FFN adapters, scaled by s and started from zero (section 3.3)."""
-    return Design((_scaled_parallel(size, scale),))
+def scaled_parallel(size: int = 512, scale: float = 4.0, trained: bool = False) -> Design:
+    """Parallel FFN adapters, scaled by s and started from zero (section 3.3).
+
+    With `trained` s is a scalar that training starts from `scale` (Table 5).
+    """
+    adapter = _scaled_parallel(size, scale)
+    return Design((replace(adapter, composition=Composition.LEARNED_SCALE) if trained else adapter,))
 
 
 def multihead_parallel(size: int = 30) -> Design:

@@ -3,7 +3,7 @@
     design.json           the design
     adapter.safetensors   its tensors: `count`'s `stored`
     head.safetensors      the rest of the task head, frozen or trained (a frozen one was drawn at random)
-    model.json            the backbone's identity, the task (kind, labels, max_length), library versions
+    model.json            the backbone's identity, the task (kind, labels, lengths, decoding), library versions
     tokenizer/            as transformers saves it, where the adapter was saved with one
 
 Safetensors and JSON only: reading one runs no code.
@@ -25,6 +25,7 @@ from petl.attach import Attachment, StateError, attach
 from petl.backbones import Backbone, BackboneError, describe, load, parts
 from petl.design import Design, DesignError
 from petl.predict import AdaptedModel
+from petl.tasks import FACTS, KINDS, Task, TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,7 +104,8 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
 def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrainedModel, Attachment]:
     """The backbone that the directory names, in evaluation mode, with the adapter on it.
 
-    It classifies where the task had labels, else it has its checkpoint's own head, and generates.
+    It classifies where the task had labels, generates where the task's kind does, and has its checkpoint's own
+    head otherwise.
     `backbone` names another place of the same model (see `locate`), where files have moved. Raises
     StorageError where its fingerprint or shapes differ, and for missing or damaged files;
     BackboneError where it cannot be found.
@@ -117,27 +119,33 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
             f"the adapter in {where} was trained on {wanted.model} with fingerprint {wanted.fingerprint or 'unknown'}; "
             f"{place} has {found.fingerprint or 'other shapes'}"
         )
-    model = load(place, labels=_labels(task), revision=wanted.revision)
+    labels = _labels(task)
+    generates = labels is None and task.get("kind") in KINDS
+    model = load(place, labels=labels, generates=generates, revision=wanted.revision)
     return model, load_adapter(where, model)
 
 
 def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
-    """`load_pretrained` with its tokenizer: text in, labels out.
+    """`load_pretrained` with its tokenizer: text in; labels out, or generated text.
 
-    Raises as that does, and StorageError where the task has no labels.
+    Raises as that does, and StorageError where the task is of no kind that predicts text.
     """
     from transformers import AutoTokenizer
 
     where = Path(folder)
-    _, task = _described(where)
-    labels = _labels(task)
-    if labels is None:
+    _, facts = _described(where)
+    try:
+        task = Task.from_dict({name: value for name, value in facts.items() if name in FACTS})
+    except (TaskError, TypeError) as error:
+        raise StorageError(f"the adapter in {where} is of no task that predicts text: {error}") from error
+    labels = _labels(facts)
+    if KINDS[task.kind].labelled and labels is None:
         raise StorageError(f"the adapter in {where} has no labels to predict: load_pretrained gives its model")
     if not (where / TOKENIZER).is_dir():
         raise StorageError(f"{where} lacks {TOKENIZER}/")
     tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True)
     model, attachment = load_pretrained(where, backbone=backbone)
-    return AdaptedModel(model, tokenizer, labels, int(task.get("max_length", 512)), attachment)
+    return AdaptedModel(model, tokenizer, task, labels or (), attachment)
 
 
 def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,28 +25,21 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from petl import metrics
 from petl.attach import attach
-from petl.configuration import Configuration
+from petl.configuration import LAST, Configuration
 from petl.count import Counts
-from petl.data import TaskData, epoch_batches, sorted_batches
+from petl.data import TaskData, batches_per_epoch, epoch_batches
 from petl.engine import MOMENTS, autocast, device, open_engine, place, rank, share, sum_over_ranks, world_size
-from petl.measurements import Measurements
+from petl.evaluation import DivergedError, Progress, evaluate, latency, silent, summed_loss
+from petl.measurements import SCORES, Measurements
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOG_EVERY: Final = 10  # steps between two points of the training curve
-_EVALUATION_ROWS: Final = 64
-_LATENCY_CALLS: Final = 9
 _TENSORS: Final = "state.safetensors"
 _POSITION: Final = "position.json"
-
-
-class DivergedError(ArithmeticError):
-    """The loss or the predictions of a run are no longer numbers."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,8 @@ class Position:
     """Where a run stands: all of its state that is not a tensor.
 
     The random state is (seed, micro_batch), from which batches and dropout are drawn. `seconds`,
-    `tokens` and the curves run over all attempts at the trial.
+    `tokens` and the curves run over all attempts at the trial. `best` numbers the validation whose
+    weights are kept, where the training asks for the best.
     """
 
     seed: int
@@ -86,6 +79,7 @@ class Position:
     tokens: int = 0
     training_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    best: int = 0
     points: list[Point] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
 
@@ -112,8 +106,9 @@ class TrainingRun:
     carry a run over to another process, which may be one of a group of another size, at another
     ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 
-    `zero` and `persistent` are `open_engine`'s. At stage 3 the model's tensors are empty while the
-    run is open: the attachment's are read inside `gathered`.
+    `generates`: whether validations also score generated text, where the task has such scores. `progress`
+    hears of steps and validations. `zero` and `persistent` are `open_engine`'s. At stage 3 the model's
+    tensors are empty while the run is open: the attachment's are read inside `gathered`.
 
     Raises DivergedError from `advance`.
     """
@@ -125,14 +120,19 @@ class TrainingRun:
         configuration: Configuration,
         precision: str = "fp32",
         *,
+        generates: bool = True,
+        progress: Progress = silent,
         zero: int = 0,
         persistent: int = 100_000,
     ) -> None:
         self.configuration, self.data, self.precision = configuration, data, precision
+        self.generates, self.progress = generates, progress
         training = configuration.training
-        self.batches_per_epoch = math.ceil(len(data.splits["train"]) / training.batch_size)
+        self._lengths = data.splits["train"].lengths
+        self.batches_per_epoch = batches_per_epoch(self._lengths, training.batch_size, training.batch_tokens)
         self.steps = max(1, round(training.epochs * self.batches_per_epoch / training.accumulation))
         self.position = Position(configuration.seed)
+        self._kept: dict[str, Tensor] = {}
         place(model, training=True)
         self.model = model
         self._restore_dropout = set_dropout(model, training.dropout)
@@ -146,20 +146,41 @@ class TrainingRun:
             return self.configuration.training.epochs
         return self.position.micro_batch / self.batches_per_epoch
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has validated at the end of its epochs, or its patience has ended."""
+        validations, training = self.position.validations, self.configuration.training
+        # Two milestones may round to one step, of which the second says nothing new.
+        waited = len({validation.step for validation in validations[self.position.best :]}) - 1
+        return bool(validations) and (validations[-1].epoch >= training.epochs or 0 < training.patience <= waited)
+
     def advance(self, until: float) -> Validation:
-        """Trains to `until` epochs and validates there. `until` beyond the budget means its end."""
+        """Trains to `until` epochs and validates there. `until` beyond the budget means its end.
+
+        Keeps the weights where they are the best so far and the training asks for the best.
+        """
         training = self.configuration.training
         share = min(until / training.epochs, 1.0)
         began, before = time.perf_counter(), self.position.seconds
         with _peak_memory() as peak:
             self._train(max(1, round(share * self.steps)))
             self.position.training_seconds += time.perf_counter() - began
-            scores = evaluate(self.model, self.data, "validation", self.precision)
+            evaluation = evaluate(
+                self.model, self.data, "sample", self.precision, generates=self.generates, progress=self.progress
+            )
             self.position.seconds = before + time.perf_counter() - began
         self.position.peak_memory_mb = max(self.position.peak_memory_mb, peak())
-        validation = Validation(self.position.step, min(until, training.epochs), scores, self.position.seconds)
+        epoch = min(until, training.epochs)
+        validation = Validation(self.position.step, epoch, dict(evaluation.scores), self.position.seconds)
         self.position.validations.append(validation)
+        self._keep(validation)
         return validation
+
+    def finish(self) -> None:
+        """Ends the run with what the training keeps: its last weights, or those of its best validation."""
+        if self._kept:
+            parameters = dict(self.attachment.named_parameters())
+            self._engine.load({parameters[name]: value for name, value in self._kept.items()}, {})
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -177,6 +198,7 @@ class TrainingRun:
                 tensors[f"model.{name}"] = parameter.detach()
                 for moment, value in self._engine.moments(parameter).items():
                     tensors[f"optimizer.{moment}.{name}"] = value
+        tensors |= {f"kept.{name}": value for name, value in self._kept.items()}
         return {name: value.cpu().contiguous() for name, value in tensors.items()}, self.position.to_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
@@ -197,6 +219,7 @@ class TrainingRun:
             },
         )
         self.position = Position.from_dict(position)
+        self._kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
         self._engine.seek(self.position.micro_batch, self.position.step)
 
     def save(self, folder: Path) -> None:
@@ -211,17 +234,21 @@ class TrainingRun:
         self.restore(load_file(folder / _TENSORS), json.loads((folder / _POSITION).read_text()))
 
     def measurements(self, counts: Counts) -> Measurements:
-        """What the run has come to: its last validation's scores, the counts, and the pace."""
+        """What the run has come to: the scores of the validation that it keeps, the counts, and the pace.
+
+        `epochs` are the full ones where patience ended it before.
+        """
         position = self.position
+        kept = position.best if self.configuration.training.keep != LAST else -1
         return Measurements(
-            **position.validations[-1].scores,
+            **position.validations[kept].scores,
             stored_parameters=counts.stored,
             trained_parameters=counts.trained,
             paper_parameters=counts.paper,
             base_parameters=counts.base,
             stored_percent=100 * counts.stored / counts.base,
             trained_percent=100 * counts.trained / counts.base,
-            epochs=self.epoch,
+            epochs=self.configuration.training.epochs if self.finished else self.epoch,
             steps=position.step,
             seconds=position.seconds,
             tokens_per_second=position.tokens / position.training_seconds,
@@ -235,9 +262,26 @@ class TrainingRun:
         self.attachment.detach()
         self._restore_dropout()
 
+    def _keep(self, validation: Validation) -> None:
+        """Keeps the weights of the newest validation, if it is the best by the score that the training names."""
+        name = self.configuration.training.keep
+        if name == LAST:
+            return
+        sign = 1 if SCORES[name] else -1
+        position = self.position
+        if len(position.validations) > 1:
+            before = position.validations[position.best].scores[name]
+            if sign * validation.scores[name] <= sign * before:
+                return
+        position.best = len(position.validations) - 1
+        with self.gathered():
+            self._kept = {
+                name: parameter.detach().cpu().clone() for name, parameter in self.attachment.named_parameters()
+            }
+
     def _train(self, until: int) -> None:
         position, training = self.position, self.configuration.training
-        engine = self._engine.deepspeed
+        engine, targets = self._engine.deepspeed, self.data.splits["train"].targets
         engine.train()
         losses: list[Tensor] = []
         began, tokens = time.perf_counter(), 0
@@ -248,18 +292,19 @@ class TrainingRun:
             # A rank without a row takes part in the collectives with one that weighs nothing.
             inputs, labels = self.data.batch("train", mine if len(mine) else index[:1])
             torch.manual_seed(_mix(position.seed, position.micro_batch, rank()))
-            logits = engine(**{name: value.to(device()) for name, value in inputs.items()}).logits
-            # The mean over ranks is the mean over the batch's rows, of which ranks may have different numbers.
-            loss = cross_entropy(logits.float(), labels.to(device())) * (len(mine) * world_size() / len(index))
+            # The mean over ranks is the mean over the batch's targets, of which ranks may have different numbers.
+            weight = world_size() / int(targets[index].sum()) if len(mine) else 0.0
+            loss = weight * summed_loss(engine, self.model, inputs, labels, training.label_smoothing)
             rate = self._engine.optimizer.param_groups[0]["lr"]
             engine.backward(loss)
             engine.step()
             losses.append(loss.detach())
-            tokens += int(self.data.splits["train"].lengths[index].sum())
+            tokens += int(self._lengths[index].sum())
             position.micro_batch += 1
             if position.micro_batch % training.accumulation:
                 continue
             position.step += 1
+            self.progress("training", position.step, self.steps)
             if position.step % _LOG_EVERY == 0 or position.step == until:
                 mean = float(sum_over_ranks(torch.stack(losses).mean()) / world_size())
                 if not math.isfinite(mean):
@@ -274,53 +319,10 @@ class TrainingRun:
 
     def _micro_batches(self) -> Iterator[np.ndarray]:
         epoch, skip = divmod(self.position.micro_batch, self.batches_per_epoch)
-        lengths, size = self.data.splits["train"].lengths, self.configuration.training.batch_size
+        training, seed = self.configuration.training, self.position.seed
         for number in integers(epoch):
-            yield from epoch_batches(lengths, size, self.position.seed, number)[skip:]
+            yield from epoch_batches(self._lengths, training.batch_size, seed, number, training.batch_tokens)[skip:]
             skip = 0
-
-
-def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
-    """Logits (rows, classes), float32, in the split's own order. Leaves the model in eval mode.
-
-    Collective in a process group: every rank computes its share, and all get the whole.
-    """
-    place(model, training=False)
-    part = data.splits[split]
-    logits = np.zeros((len(part), len(data.labels)), np.float32)
-    # Not inference mode: what ZeRO-3 gathers in it cannot be trained on afterwards.
-    with torch.no_grad(), autocast(precision):
-        for index in sorted_batches(part.lengths, _EVALUATION_ROWS):
-            mine = share(index)
-            inputs, _ = data.batch(split, mine if len(mine) else index[:1])
-            output = model(**{name: value.to(device()) for name, value in inputs.items()})
-            logits[mine] = output.logits[: len(mine)].float().cpu().numpy()
-    logits = sum_over_ranks(torch.from_numpy(logits)).numpy()
-    if not np.isfinite(logits).all():
-        raise DivergedError(f"the predictions on the {split} split are no longer finite")
-    return logits
-
-
-def evaluate(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> dict[str, float]:
-    """The split's scores by name. Raises DivergedError for predictions that are not finite."""
-    return metrics.classification(predict(model, data, split, precision), data.splits[split].labels.numpy())
-
-
-def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
-    """Median milliseconds to predict one row of median length."""
-    lengths = data.splits["validation"].lengths
-    inputs, _ = data.batch("validation", [int(np.argsort(lengths, kind="stable")[len(lengths) // 2])])
-    inputs = {name: value.to(device()) for name, value in inputs.items()}
-
-    def call() -> float:
-        began = time.perf_counter()
-        model(**inputs).logits.cpu()
-        return 1e3 * (time.perf_counter() - began)
-
-    place(model, training=False)
-    with torch.no_grad(), autocast(precision):
-        call()
-        return statistics.median(call() for _ in range(_LATENCY_CALLS))
 
 
 def fastest_precision(model: PreTrainedModel) -> str:
@@ -330,12 +332,16 @@ def fastest_precision(model: PreTrainedModel) -> str:
     since a CPU without bfloat16 instructions is slower by an order of magnitude.
     """
     tokens = torch.full((4, 32), 5, device=device())
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        tokens[:, -1] = model.config.eos_token_id  # where their classifiers read
+        inputs["decoder_input_ids"] = tokens
     place(model, training=True)
 
     def seconds(precision: str) -> float:
         began = time.perf_counter()
         with autocast(precision):
-            loss = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits.float().sum()
+            loss = model(**inputs).logits.float().sum()
         loss.backward()
         float(loss.detach())  # waits for the device
         model.zero_grad()

@@ -31,10 +31,16 @@ class Format(StrEnum):
 
 
 class CountFormat(StrEnum):
-    """How counts are written."""
+    """How counts and comparisons are written."""
 
     TABLE = "table"
     JSON = "json"
+
+
+class Against(StrEnum):
+    """What a list of designs is put beside."""
+
+    PAPER = "paper"
 
 
 class AdapterFormat(StrEnum):
@@ -111,17 +117,36 @@ def ls(uri: Uri = None) -> None:
 def show(
     name: Name,
     trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    against: Annotated[
+        Against | None, typer.Option(help="Put a list of designs beside the paper's table that its file names.")
+    ] = None,
+    format: Annotated[CountFormat, typer.Option(help="How to write what --against compares.")] = CountFormat.TABLE,
     uri: Uri = None,
 ) -> None:
     """Show a study, or one of its trials.
 
     Example: petl-search show demo 12
+
+    Example: petl-search show table12-xsum-small --against paper
     """
     from search import report
     from search.query import load_study
 
+    if against and trial is not None:
+        raise typer.BadParameter("--against compares a whole list: leave the trial's number out")
+    if format is CountFormat.JSON and not against:
+        raise typer.BadParameter("--format json is of what --against compares")
     study = load_study(name, uri)
-    if trial is None:
+    if against:
+        from search.against import compare, print_against
+
+        if format is CountFormat.JSON:
+            import json
+
+            typer.echo(json.dumps(compare(study).to_rows(), indent=1))
+        else:
+            print_against(study, report.console())
+    elif trial is None:
         report.print_study(study)
     else:
         report.print_trial(study.trial(trial))

@@ -80,11 +80,12 @@ def test_scores(
     workload: Workload,
     resources: ResourcesConfig,
     trials: Sequence[tuple[int, str | None]],
-    heard: Callable[[int, dict[str, float] | None, str], None],
+    heard: Callable[[int, str], None],
 ) -> None:
-    """Scores finished trials, given as (number, reference), on the test split, several at once.
+    """Scores finished trials, given as (number, reference), on whole splits, several at once.
 
-    `heard(number, scores, reason)` is called as each is done, with None and a reason where it failed.
+    The scores lie in the trials' folders. `heard(number, reason)` is called as each is done, with the
+    reason where it failed.
     """
 
     class Tester:
@@ -96,11 +97,12 @@ def test_scores(
             self._lock.work()
             self.resident = Resident(workload)
 
-        def test(self, number: int, reference: str | None) -> tuple[int, dict[str, float] | None, str]:
+        def test(self, number: int, reference: str | None) -> tuple[int, str]:
             try:
-                return number, self.resident.test(number, reference), ""
+                self.resident.test(number, reference)
             except Exception as error:  # one adapter that cannot be tested must not cost the others
-                return number, None, f"{type(error).__name__}: {error}"
+                return number, f"{type(error).__name__}: {error}"
+            return number, ""
 
     if not trials:
         return
@@ -108,5 +110,5 @@ def test_scores(
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=2, max_task_retries=2
     )(Tester)
     pool = ActorPool([actor.remote() for _ in range(min(room(resources), len(trials)))])
-    for number, scores, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
-        heard(number, scores, reason)
+    for number, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
+        heard(number, reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,16 +22,28 @@ from pydantic import (
 )
 
 from petl import presets, tasks
-from petl.configuration import TRAINING_FIELDS, Configuration, Training
+from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
+from petl.design import DesignError
+from petl.results import PAPER_TASKS, TABLES, results
+from petl.tasks import Task
 from search.halving import Rule, rule
 from search.objectives import COSTS, SCORES
 from search.samplers import SAMPLERS
 from spaces.space import resolve as resolve_space
 
-REFERENCES: Final = ("majority", "probe", "head_only", "full")
+CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
+REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {  # with the kinds of tasks that they are for; by default all these
+    "majority": CLASSIFICATION,
+    "probe": CLASSIFICATION,
+    "head_only": CLASSIFICATION,
+    "untuned": tuple(kind for kind in tasks.KINDS if kind not in CLASSIFICATION),
+    "full": tuple(tasks.KINDS),
+}
 LIMITS: Final = ("stored_parameters", "stored_percent", "trained_parameters", "trained_percent", "paper_parameters")
-BASELINES: Final = ("majority", "probe")  # as petl.baselines has them, which needs torch
+BASELINES: Final = ("majority", "probe", "untuned")  # as petl.baselines has them, which needs torch
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
+_STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
+_TRIALS: Final = 24
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
 
 
@@ -66,7 +77,7 @@ class BackboneConfig(_Section):
 
 
 class ObjectivesConfig(_Section):
-    """The two axes of the front."""
+    """The two axes of the front. The score is by default the first that the task's kind has."""
 
     score: str = "accuracy"
     cost: str = "stored_parameters"
@@ -107,11 +118,65 @@ class SchedulerConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """`trials` counts proposed and enqueued designs, not references. After `hours` no trial starts."""
+    """`trials` counts proposed and enqueued designs, not references; a list of designs sets it. After
+    `hours` no trial starts. A trial trains for `epochs`, or for so many `steps` instead.
+    """
 
-    trials: PositiveInt = 24
+    trials: PositiveInt | None = None
     hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("epochs") is None and data.get("steps") is None:
+            return {**data, "epochs": 3.0}
+        return data
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"give epochs or steps, and null for the other; received epochs {self.epochs:g}, steps {self.steps}"
+            )
+        return self
+
+
+class DesignConfig(_Section):
+    """One row of a list. `training` goes over the study's, `seeds` replace the study's."""
+
+    design: str
+    training: dict[str, Any] = {}
+    seeds: tuple[NonNegativeInt, ...] = ()
+
+    @field_validator("design")
+    @classmethod
+    def _parsed(cls, value: str) -> str:
+        presets.parse(value)
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct(value)
+
+
+class PaperConfig(_Section):
+    """What `show --against paper` puts beside a list: a table of He et al. (2022), and which of its tasks."""
+
+    table: str
+    task: str
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @field_validator("table", "task")
+    @classmethod
+    def _known(cls, value: str, info: Any) -> str:
+        return _one_of(TABLES if info.field_name == "table" else PAPER_TASKS, value)
 
 
 class ResourcesConfig(_Section):
@@ -149,23 +214,51 @@ class TrackingConfig(_Section):
 
 
 class StudyConfig(_Section):
-    """One study, as in a study file. `seed` is the training seed of all its trials."""
+    """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
+    `seed` is the training seed of all trials of a search; a list trains each design with each of `seeds`.
+    """
+
+    # in this order: a field's rules look at the fields before it, so that every fault is found in one go
     study: str
     backbone: BackboneConfig
     task: dict[str, Any]
-    space: dict[str, Any] = {"name": "unified"}
+    training: dict[str, Any] = {}
+    designs: dict[str, DesignConfig] = {}
+    seed: NonNegativeInt = 0
+    seeds: tuple[NonNegativeInt, ...] = ()
+    paper: PaperConfig | None = None
+    space: dict[str, Any] = {}
     objectives: ObjectivesConfig = ObjectivesConfig()
     constraints: dict[str, PositiveFloat] = {}
-    references: dict[str, dict[str, Any]] = {name: {} for name in REFERENCES}
+    budget: BudgetConfig = BudgetConfig(epochs=3.0)
+    references: dict[str, dict[str, Any]] = {}
     enqueue: tuple[str, ...] = ()
-    training: dict[str, Any] = {}
-    seed: NonNegativeInt = 0
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    budget: BudgetConfig = BudgetConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """Those that depend on the task's kind, and on whether it is a list."""
+        if not isinstance(data, Mapping):
+            return data
+        try:
+            task = tasks.resolve(data["task"])
+        except (KeyError, TypeError, ValueError):  # a fault that the field tells of
+            task = None
+        data, listed = dict(data), bool(data.get("designs"))
+        if task is not None and isinstance(data.get("objectives", {}), Mapping):
+            data["objectives"] = {"score": task.scores[0], **data.get("objectives", {})}
+        if listed:
+            data.setdefault("scheduler", {"name": "none"})
+        else:
+            data.setdefault("space", {"name": "unified"})
+            if task is not None:
+                data.setdefault("references", [name for name, kinds in REFERENCES.items() if task.kind in kinds])
+        return data
 
     @field_validator("study")
     @classmethod
@@ -181,18 +274,85 @@ class StudyConfig(_Section):
         if isinstance(paths, str):
             paths = {"train": paths}
         if isinstance(paths, dict):
-            value = {**value, "paths": {split: _anchored(str(path)) for split, path in paths.items()}}
+            value = {
+                **value,
+                "paths": {k: _anchored(path) if isinstance(path, str) else path for k, path in paths.items()},
+            }
+        if isinstance(value.get("data_dir"), str) and value["data_dir"]:
+            value = {**value, "data_dir": _anchored(value["data_dir"])}
         tasks.resolve(value)
+        return value
+
+    @field_validator("training")
+    @classmethod
+    def _training(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        return _kept(_checked_training(value), _task(info))
+
+    @field_validator("designs", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {"design": design} if isinstance(design, str) else design for name, design in value.items()}
+
+    @field_validator("designs")
+    @classmethod
+    def _designs(cls, value: dict[str, DesignConfig], info: Any) -> dict[str, DesignConfig]:
+        study = info.data.get("training", {})
+        checked = {}
+        for name, row in value.items():
+            try:
+                training = _kept(_checked_training(row.training, study), _task(info))
+                checked[name] = row.model_copy(update={"training": training})
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return checked
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
+        if value and not info.data.get("designs", True):
+            raise ValueError(f"only a list of designs is trained with several seeds; received {list(value)}")
+        return _distinct(value)
+
+    @field_validator("paper")
+    @classmethod
+    def _paper(cls, value: PaperConfig | None, info: Any) -> PaperConfig | None:
+        designs = info.data.get("designs")
+        if value is None or designs is None:
+            return value
+        if not designs:
+            raise ValueError(f"only a list of designs has rows to compare with a table; received table {value.table}")
+        rows = results(value.table, value.task)
+        if not rows:
+            with_task = [table for table in TABLES if results(table, value.task)]
+            raise ValueError(f"{value.task} is in the tables {', '.join(with_task)}; received table {value.table}")
+        if strange := [name for name in designs if name not in rows]:
+            raise ValueError(
+                f"the rows of table {value.table} on {value.task} are {'; '.join(rows)}; received {'; '.join(strange)}"
+            )
         return value
 
     @field_validator("space")
     @classmethod
-    def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _space(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        if info.data.get("designs"):
+            if value:
+                raise ValueError(f"a study has a space or designs, not both; received {value!r}")
+            return value
         options = dict(value)
         name = options.pop("name", "unified")
         if not isinstance(name, str):
             raise ValueError(f"space.name is a name or package.module:function; received {name!r}")
         resolve_space(name, options, Training())
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _measured(cls, value: ObjectivesConfig, info: Any) -> ObjectivesConfig:
+        task = _task(info)
+        if task is not None and value.score not in task.scores:
+            raise ValueError(f"the scores of {task.kind} are {', '.join(task.scores)}; received score: {value.score!r}")
         return value
 
     @field_validator("constraints")
@@ -205,45 +365,109 @@ class StudyConfig(_Section):
     @field_validator("references", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: settings or {} for name, settings in value.items()}  # `full:` with nothing behind it
         return {name: {} for name in value} if isinstance(value, list | tuple) else value
 
     @field_validator("references")
     @classmethod
-    def _references(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _references(cls, value: dict[str, dict[str, Any]], info: Any) -> dict[str, dict[str, Any]]:
+        task, study = _task(info), info.data.get("training", {})
         for name, training in value.items():
-            _one_of(REFERENCES, name)
-            if training and name in BASELINES:
-                raise ValueError(f"{name} is not trained, so it takes no settings; received {training!r}")
-        return {name: _checked_training(training) for name, training in value.items()}
+            if task is not None and name in REFERENCES and task.kind not in REFERENCES[name]:
+                fitting = [other for other, kinds in REFERENCES.items() if task.kind in kinds]
+                raise ValueError(f"references for {task.kind} are {', '.join(fitting)} and designs; received {name!r}")
+            if name in BASELINES:
+                if training:
+                    raise ValueError(f"{name} is not trained, so it takes no settings; received {training!r}")
+                continue
+            try:
+                presets.parse(name)
+            except DesignError as error:
+                names = ", ".join(REFERENCES)
+                raise ValueError(f"a reference is one of {names}, or a design; received {name!r}: {error}") from None
+        if info.data.get("budget", BudgetConfig()).steps is not None:
+            _same_step(value, study)
+        checked = {name: _checked_training(training, study) if training else {} for name, training in value.items()}
+        return {name: _kept(training, task) for name, training in checked.items()}
 
     @field_validator("enqueue")
     @classmethod
-    def _enqueue(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _enqueue(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        if value and info.data.get("designs"):
+            raise ValueError(f"a list trains its designs in their order, so nothing is enqueued; received {value!r}")
         for text in value:
             presets.parse(text)
         return value
 
-    @field_validator("training")
+    @field_validator("budget")
     @classmethod
-    def _training(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _checked_training(value)
+    def _budget(cls, value: BudgetConfig, info: Any) -> BudgetConfig:
+        designs = info.data.get("designs", {})
+        if designs and value.trials is not None:
+            raise ValueError(
+                f"the designs and their seeds say how many trials there are; received trials: {value.trials}"
+            )
+        if value.steps is not None:
+            own = {name: row.training for name, row in designs.items()}
+            _same_step(own, info.data.get("training", {}))
+        return value
+
+    @field_validator("scheduler")
+    @classmethod
+    def _scheduler(cls, value: SchedulerConfig, info: Any) -> SchedulerConfig:
+        if info.data.get("designs") and value.name != "none":
+            raise ValueError(
+                f"every design of a list is trained to its end: the scheduler is none; received {value.name!r}"
+            )
+        return value
+
+    @property
+    def trials(self) -> int:
+        """How many designs are proposed and enqueued, or listed; references are not counted."""
+        return sum(map(len, self.design_seeds.values())) if self.designs else self.budget.trials or _TRIALS
+
+    @property
+    def design_seeds(self) -> dict[str, tuple[int, ...]]:
+        """The seeds of each row of a list."""
+        return {name: row.seeds or self.seeds or (self.seed,) for name, row in self.designs.items()}
+
+    @property
+    def listed(self) -> tuple[tuple[str, Configuration], ...]:
+        """What a list trains, in its order: all rows with their first seeds, then with their second ones."""
+        seeds = self.design_seeds
+        rounds = range(max(map(len, seeds.values()), default=0))
+        return tuple(
+            (name, Configuration(presets.parse(row.design), self._trained(row.training), seeds[name][index]))
+            for index in rounds
+            for name, row in self.designs.items()
+            if index < len(seeds[name])
+        )
 
     @property
     def fixed_training(self) -> Training:
         """The training settings that every trial starts from."""
-        return Training(**self.training, epochs=self.budget.epochs)
+        return self._trained({})
 
     def reference_configurations(self) -> dict[str, Configuration | None]:
         """The references by name; None for those that train nothing of the network."""
-        configurations: dict[str, Configuration | None] = {}
-        for name, settings in self.references.items():
-            if name in BASELINES:
-                configurations[name] = None
-                continue
-            training = Training(**{**self.training, **_REFERENCE_TRAINING.get(name, {}), **settings})
-            training = replace(training, epochs=self.budget.epochs)
-            configurations[name] = Configuration(presets.parse(name), training, self.seed)
-        return configurations
+        return {
+            name: None
+            if name in BASELINES
+            else Configuration(
+                presets.parse(name), self._trained({**_REFERENCE_TRAINING.get(name, {}), **settings}), self.seed
+            )
+            for name, settings in self.references.items()
+        }
+
+    def with_epochs(self, epochs: float) -> StudyConfig:
+        """The same with its budget in epochs, once it is known how many its steps are."""
+        return self.model_copy(update={"budget": self.budget.model_copy(update={"epochs": epochs})})
+
+    def _trained(self, settings: Mapping[str, Any]) -> Training:
+        if self.budget.epochs is None:
+            raise ValueError("how many epochs budget.steps are is known with the data: see with_epochs")
+        return Training(**{**self.training, **settings}, epochs=self.budget.epochs)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
@@ -304,18 +528,49 @@ def _anchored(path: str) -> str:
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
 
 
-def _checked_training(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with their types. Raises ValueError."""
+def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings with their types; together with the study's they keep the rules. Raises ValueError."""
     if "epochs" in settings:
         raise ValueError(f"epochs are set under budget.epochs; received epochs: {settings['epochs']!r}")
     unknown = set(settings) - set(TRAINING_FIELDS)
     if unknown:
         raise ValueError(f"training has no {', '.join(sorted(unknown))}; it has {', '.join(TRAINING_FIELDS)}")
     try:
-        training = TypeAdapter(Training).validate_python(dict(settings))
+        training = TypeAdapter(Training).validate_python({**(study or {}), **settings})
     except ValidationError as error:
         raise ValueError("; ".join(map(_fault, error.errors()))) from None
     return {name: getattr(training, name) for name in settings}
+
+
+def _kept(settings: dict[str, Any], task: Task | None) -> dict[str, Any]:
+    """The settings, after `keep` was found among the task's scores. Raises ValueError."""
+    keep = settings.get("keep", LAST)
+    if task is not None and keep not in (LAST, *task.scores):
+        raise ValueError(f"keep is {LAST}, or a score of {task.kind}: {', '.join(task.scores)}; received {keep!r}")
+    return settings
+
+
+def _same_step(own: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> None:
+    """Raises ValueError where a design's step is another than the study's: as many steps were other epochs."""
+    for name, settings in own.items():
+        for field in _STEP:
+            common = study.get(field, getattr(Training(), field))
+            if settings.get(field, common) != common:
+                raise ValueError(
+                    f"with budget.steps every design has the study's {', '.join(_STEP)}; "
+                    f"received {field}: {settings[field]} for {name}"
+                )
+
+
+def _task(info: Any) -> Task | None:
+    """The task as far as validation has come; None where it is at fault."""
+    return tasks.resolve(info.data["task"]) if "task" in info.data else None
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each seed is given once; received {list(seeds)}")
+    return seeds
 
 
 def _one_of(names: Sequence[str] | Mapping[str, Any], value: str) -> str:

@@ -29,8 +29,9 @@ _WORDS: Final[Mapping[State, str]] = {
 class Display:
     """Hears of trials as `ray_tune.Listener`, and shows them.
 
-    `records` gives all trials, `front` the non-dominated ones by cost; `budget` is the number of
-    trials asked for, beside the references, `at_once` how many run side by side.
+    `records` gives all trials, `front` the non-dominated ones by cost, `told` what the worker of a trial
+    said last; `budget` is the number of trials asked for, beside the references, `at_once` how many run
+    side by side.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Display:
         records: Callable[[], Sequence[TrialRecord]],
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
+        told: Callable[[int], str] = lambda number: "",
     ) -> None:
         self.study, self.budget, self.at_once, self.score = study, budget, at_once, score
         self.console = console or Console()
-        self._records, self._front = records, front
+        self._records, self._front, self._told = records, front, told
         self._began = time.monotonic()
         self._live: Live | None = None
         self._reached: dict[int, str] = {}
@@ -61,6 +63,30 @@ class Display:
             get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True
         ) as self._live:
             yield self
+
+    @contextmanager
+    def scoring(self, numbers: Sequence[int]) -> Iterator[Callable[[int], None]]:
+        """Shows trials being scored on whole splits inside; the function it gives takes those that are done."""
+        left = list(numbers)
+
+        def rows() -> RenderableType:
+            table = Table.grid(padding=(0, 2))
+            table.add_row(f"scoring: {len(numbers) - len(left)}/{len(numbers)} done")
+            for number in left:
+                if told := self._told(number):
+                    table.add_row(f"trial {number}", Text(told, "dim"))
+            return table
+
+        def done(number: int) -> None:
+            left.remove(number)
+            if not self.console.is_terminal:
+                self.say(f"{self._clock()}  trial {number} is scored ({len(numbers) - len(left)}/{len(numbers)})")
+
+        if not self.console.is_terminal:
+            yield done
+            return
+        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+            yield done
 
     def say(self, text: str) -> None:
         """A line above the table."""
@@ -104,7 +130,10 @@ class Display:
         over = sum(record.state is not State.RUNNING and record.reference is None for record in records)
         left = _left(records, self.budget, self.at_once)
         expected = "" if left is None else f", about {_clock(left)} left"
-        return f"[{_clock(time.monotonic() - self._began)}{expected}] {over}/{self.budget}"
+        return f"{self._clock(expected)} {over}/{self.budget}"
+
+    def _clock(self, expected: str = "") -> str:
+        return f"[{_clock(time.monotonic() - self._began)}{expected}]"
 
     def _render(self) -> RenderableType:
         with self._lock:
@@ -125,7 +154,10 @@ class Display:
         for record in records:
             if record.state is State.RUNNING:
                 running.add_row(
-                    f"trial {record.number}", Text(_label(record)), Text(reached.get(record.number, ""), "dim")
+                    f"trial {record.number}",
+                    Text(_label(record)),
+                    Text(reached.get(record.number, ""), "dim"),
+                    Text(self._told(record.number), "dim"),
                 )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "design", self.score, "parameters", "%"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from petl import measurements
 from petl.measurements import Measurements
 from search.pareto import MAXIMIZE, MINIMIZE
 
@@ -48,21 +49,10 @@ class Objective:
         return 0.0 if self.reference is None else self.reference
 
 
+_WORST: Final = {"loss": 10.0, "perplexity": math.exp(10.0)}  # a uniform guess among 22,026 labels or tokens
 SCORES: Final[Mapping[str, Objective]] = {
-    objective.name: objective
-    for objective in (
-        Objective("accuracy", MAXIMIZE, 0.0),
-        Objective("f1", MAXIMIZE, 0.0),
-        Objective("matthews", MAXIMIZE, 0.0),  # what guessing reaches
-        Objective("loss", MINIMIZE, 10.0),  # nats: a uniform guess among 22,026 labels or tokens
-        Objective("perplexity", MINIMIZE, 22_026.0),
-        Objective("rouge1", MAXIMIZE, 0.0),
-        Objective("rouge2", MAXIMIZE, 0.0),
-        Objective("rougeL", MAXIMIZE, 0.0),
-        Objective("rougeLsum", MAXIMIZE, 0.0),
-        Objective("sacrebleu", MAXIMIZE, 0.0),
-        Objective("paper_bleu", MAXIMIZE, 0.0),
-    )
+    name: Objective(name, MAXIMIZE if higher else MINIMIZE, _WORST.get(name, 0.0))
+    for name, higher in measurements.SCORES.items()
 }
 
 # Without a knee the step from none to the smallest design would weigh as much as from there to the largest,

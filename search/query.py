@@ -71,12 +71,12 @@ class Trial:
 
     @property
     def configuration(self) -> Configuration | None:
-        """None for the majority class and the probe."""
+        """None for baselines, of which nothing is trained in the network."""
         return self.record.configuration
 
     @property
     def design(self) -> Design | None:
-        """None for the majority class and the probe."""
+        """None for baselines, of which nothing is trained in the network."""
         return self.configuration.design if self.configuration else None
 
     @property
@@ -91,7 +91,7 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """On the validation split, at full budget."""
+        """On the validation split, or the sample of it that the study searches by, at full budget."""
         return self.objectives[0].value(self.measurements) if self.measurements else None
 
     @property
@@ -101,8 +101,13 @@ class Trial:
         return objective.value(self.measurements) if self.measurements else self.row.counts.get(objective.name)
 
     @property
+    def validation_score(self) -> float | None:
+        """On the whole validation split; members of the final front, references, and all of a list have one."""
+        return self.row.validation.get(self.objectives[0].name)
+
+    @property
     def test_score(self) -> float | None:
-        """On the test split; members of the final front and references have one."""
+        """On the test split; members of the final front, references, and all of a list have one."""
         return self.row.test.get(self.objectives[0].name)
 
     @property

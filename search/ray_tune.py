@@ -49,10 +49,11 @@ class Listener(Protocol):
         """The trial is COMPLETE, PRUNED or FAIL."""
 
 
-def milestones(rungs: Sequence[float], epochs: float) -> tuple[float, ...]:
-    """The epochs at which a trial validates: its rungs, every whole epoch, and the end."""
-    whole = [float(epoch) for epoch in range(1, math.ceil(epochs))]
-    return tuple(sorted({*rungs, *whole, epochs}))
+def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
+    """The epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
+    regular = (every * number for number in range(1, math.ceil(epochs / every - 1e-6)))
+    apart = [epoch for epoch in regular if not any(math.isclose(epoch, rung, rel_tol=1e-6) for rung in rungs)]
+    return tuple(sorted({*rungs, *apart, epochs}))
 
 
 class Bridge:
@@ -81,12 +82,13 @@ class Bridge:
         record = decision.record
         self._numbers[tune_id] = record.number
         configuration = record.configuration
+        training = configuration.training if configuration else None
         job = Job(
             number=record.number,
             configuration=configuration.to_dict() if configuration else None,
             reference=record.reference,
-            milestones=milestones(self.search.rungs(record.number), configuration.training.epochs)
-            if configuration
+            milestones=milestones(self.search.rungs(record.number), training.epochs, training.validate_every)
+            if training
             else (),
             assigned=time.time(),
         )

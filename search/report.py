@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from petl.design import Design
+from petl.measurements import SHARES
 from search.naming import cost_column, cost_text, flat_parameters
 from search.record import State
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from search.query import ParetoFront, Study, Trial
 
 _REASONS: Final = 5  # of failures, and trials named with each
+_USUAL: Final = ("accuracy", "rouge2", "sacrebleu")  # what people compare by
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
 _NAMES: Final[Mapping[State, str]] = {
     State.COMPLETE: "complete",
@@ -49,25 +51,32 @@ def front_table(
     """Trials beside each other. Only the design gives way to a narrow terminal.
 
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
-    "name" for references. A cost that is neither stored parameters nor seconds has a column of its own.
+    "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
+    it was searched by; the task's usual score on the test split, where another one was searched by; a cost
+    that is neither stored parameters nor seconds.
     """
     score, cost = objectives
-    table = _table(title)
+    table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
     table.add_column("design", overflow="fold", min_width=10)
     own = cost_column(cost.name).replace(" ", "\n")
-    for heading in (score.name, "test", "parameters", "%", "seconds", own):
+    whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
+    usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
+    headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
+    for heading in (*headings, "parameters", "%", "seconds", own):
         if heading:
             table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
         row = trial.to_row()
         design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
-        _add(
+        add(
             table,
             str(row[first]),
             design,
             _share(row["score"]),
+            *([_share(trial.validation_score)] if whole else []),
             _share(row["test_score"]),
+            *([_share(trial.row.test.get(usual))] if usual else []),
             _count(row["stored_parameters"]),
             _percent(row["stored_percent"]),
             _seconds(row["seconds"]),
@@ -82,12 +91,9 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
     else:
-        _say(
-            out, f"The front of {study.name} is empty: no complete trial is within the limits ({count_states(study)})."
-        )
+        say(out, f"The front of {study.name} is empty: no complete trial is within the limits ({count_states(study)}).")
         _print_failures(study, out)
-    if references := study.complete_references:
-        out.print(front_table(references, front.objectives, "references", first="name"))
+    _print_references(study, out)
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
@@ -96,29 +102,35 @@ def print_ending(study: Study, out: Console | None = None) -> None:
     from search.tracking import shown
 
     out = out or console()
-    front = study.front()
-    print_front(study, front, out)
+    front, listed = study.front(), study.summary.info.get("designs")
+    if listed:
+        _print_list(study, out)
+    else:
+        print_front(study, front, out)
     plot_file = home() / "studies" / study.name / "front.png"
     if plot_file.is_file():
-        _say(out, f"plot: {plot_file}")
+        say(out, f"plot: {plot_file}")
     if len(front):
-        smallest = front.best(within=0.01).trial
+        share = study.objectives[0].name in SHARES
+        smallest = front.best(within=0.01 if share else 0.0).trial
+        compared = study.summary.info.get("paper")
         where = "" if study.uri == store_uri() else f" --uri {shlex.quote(shown(study.uri))}"
         commands = {
             f"front {study.name} --max-parameters 1%": "the front under a limit",
-            f"show {study.name} {smallest}": "all about the smallest within a point of the best",
+            **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
+            f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
             f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
         }
         if not study.uri.startswith(("http://", "https://")):
             commands["ui"] = "every run side by side, in MLflow"
         width = max(map(len, commands))
-        _say(out, "next:")
+        say(out, "next:")
         for command, what in commands.items():
-            _say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
+            say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
 
 
 def print_study(study: Study, out: Console | None = None) -> None:
-    """What a study searched, how far it is, its front and references, and what failed."""
+    """What a study searched or listed, how far it is, its front or rows, the references, and what failed."""
     out = out or console()
     info, front = study.summary.info, study.front()
     facts = {
@@ -131,10 +143,13 @@ def print_study(study: Study, out: Console | None = None) -> None:
     out.print(Text.assemble((study.name, "bold"), f"  {study.summary.status.lower()}"))
     for name, fact in facts.items():
         if fact:
-            _say(out, f"  {name:<7} {fact}")
+            say(out, f"  {name:<7} {fact}")
+    if info.get("designs"):
+        _print_list(study, out)
+        return
     print_front(study, front, out)
     if len(front):
-        _say(out, f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives")
+        say(out, f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives")
         _print_failures(study, out)
 
 
@@ -143,26 +158,27 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
     out = out or console()
     record, measured = trial.record, trial.measurements
     heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
-    _say(out, f"{heading}  {trial.name}  {_NAMES[trial.state]}", "bold")
+    say(out, f"{heading}  {trial.name}  {_NAMES[trial.state]}", "bold")
     if record.failure:
-        _say(out, record.failure)
+        say(out, record.failure)
     for title, values in (
         ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
         ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
         ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
+        ("whole validation split", {name: _value(value) for name, value in trial.row.validation.items()}),
         ("test", {name: _value(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),
     ):
         if values:
-            _say(out, f"\n{title}")
+            say(out, f"\n{title}")
             width = max(map(len, values))
             for name, value in values.items():
-                _say(out, f"  {name:<{width}}  {value}")
+                say(out, f"  {name:<{width}}  {value}")
 
 
 def studies_table(studies: Sequence[Study]) -> Table:
     """A line per study: how far it is, and its best score."""
-    table = _table("")
+    table = new_table("")
     table.add_column("study", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("trials", overflow="fold")
@@ -172,7 +188,7 @@ def studies_table(studies: Sequence[Study]) -> Table:
     for study in studies:
         info, front = study.summary.info, study.front()
         best = f"{study.objectives[0].name} {_share(front.best().score)}" if len(front) else ""
-        _add(
+        add(
             table,
             study.name,
             study.summary.status.lower(),
@@ -186,7 +202,7 @@ def studies_table(studies: Sequence[Study]) -> Table:
 
 def counts_table(counts: Counts, design: str, labels: int) -> Table:
     """The counts of a design, with what each of them means, and the shares of its parts."""
-    table = _table(design)
+    table = new_table(design)
     table.add_column("count", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("%", justify="right", no_wrap=True)
@@ -200,14 +216,14 @@ def counts_table(counts: Counts, design: str, labels: int) -> Table:
         ("paper", counts.paper_percent, counts.paper_base, f"matrices only, as He et al. (2022) count{printed}"),
         ("base", None, None, "the pretrained model without task head"),
     ):
-        _add(table, kind, _count(getattr(counts, kind)), _percent(percent), _count(of) if of else "", meaning)
+        add(table, kind, _count(getattr(counts, kind)), _percent(percent), _count(of) if of else "", meaning)
     if len(counts.parts) > 1:
         table.add_section()
         for part in counts.parts:
             stored = _percent(100 * part.stored / counts.base)
             what = Design((part.modification,)).describe()
             trained = "" if part.trained == part.stored else f", of which trained as {_count(part.trained)}"
-            _add(table, "  of stored", _count(part.stored), stored, "", f"{what}{trained}")
+            add(table, "  of stored", _count(part.stored), stored, "", f"{what}{trained}")
     return table
 
 
@@ -235,6 +251,18 @@ def write_front(study: Study, folder: Path) -> list[Path]:
     return files
 
 
+def _print_list(study: Study, out: Console) -> None:
+    from search.against import print_list  # which is made of what is here
+
+    print_list(study, out)
+    _print_references(study, out)
+
+
+def _print_references(study: Study, out: Console) -> None:
+    if references := study.complete_references:
+        out.print(front_table(references, study.objectives, "references", first="name"))
+
+
 def _print_failures(study: Study, out: Console) -> None:
     """The commonest reasons of failures, with their counts and the trials."""
     failed: dict[str, list[int]] = {}
@@ -245,21 +273,23 @@ def _print_failures(study: Study, out: Console) -> None:
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
     for reason, trials in ordered[:_REASONS]:
         which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
-        _say(out, f"  {len(trials)} failed (trial {which}): {reason}")
+        say(out, f"  {len(trials)} failed (trial {which}): {reason}")
     if rest := sum(len(trials) for _, trials in ordered[_REASONS:]):
-        _say(out, f"  {rest} failed for other reasons")
+        say(out, f"  {rest} failed for other reasons")
 
 
-def _say(out: Console, text: str, style: str = "") -> None:
-    """A line as it is: rich would take a path or a list in brackets for markup."""
+def say(out: Console, text: str, style: str = "") -> None:
+    """Prints a line as it is: rich would take a path or a list in brackets for markup."""
     out.print(Text(text, style), soft_wrap=True)
 
 
-def _add(table: Table, *cells: str) -> None:
+def add(table: Table, *cells: str) -> None:
+    """Adds a row of cells as they are."""
     table.add_row(*map(Text, cells))
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table as all of ours look."""
     return Table(
         title=Text(title) if title else None,
         title_justify="left",

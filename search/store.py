@@ -2,7 +2,8 @@
 
     studies/NAME/trials/0007/state-1/   training state at the first milestone
                              result/    measurements, adapter directory
-                             test/      scores on the test split
+                             test/      scores on whole splits, and predictions
+                             progress   what its worker is doing: a line for people, in no part
 
 A part without its manifest, or with a file that the manifest does not vouch for, was interrupted
 and does not exist. Nothing needs to be renamed: object stores cannot.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 _MANIFEST: Final = "manifest.json"
+_PROGRESS: Final = "progress"
 
 
 class TrialFolder:
@@ -50,6 +52,18 @@ class TrialFolder:
         except (OSError, ValueError):
             return None
         return folder if whole else None
+
+    def tell(self, text: str) -> None:
+        """Says what is being done, for whoever watches."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / _PROGRESS).write_text(text)
+
+    def told(self) -> str:
+        """What was said last, "" where nothing was."""
+        try:
+            return (self.path / _PROGRESS).read_text()
+        except OSError:
+            return ""
 
     def latest_state(self) -> Path | None:
         """The newest committed training state: `state-N`, N the milestones passed."""

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
 from petl import backbones, presets, tasks
 from petl.backbones import Backbone
-from petl.configuration import Configuration
+from petl.configuration import Configuration, Training
 from petl.count import count
+from petl.measurements import SCORES as MEASURED
 from search import cluster, report
 from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
@@ -34,11 +35,14 @@ from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
 from search.store import StudyLock, TrialFolder, read_json
 from search.tracking import Tracker, discard
-from search.worker import Workload
-from spaces.space import encode
+from search.worker import PREDICTIONS, SCORES, Workload
+from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
-_SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint")  # of what is resolved, in MLflow
+if TYPE_CHECKING:
+    from petl.data import TaskData
+
+_SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
 _CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew
 
 
@@ -84,14 +88,15 @@ def run(
                 "or start it anew with --fresh, which deletes its trials and adapters"
             )
         resolved = _resolve(config)
-        _rehearse(config, resolved)
+        settled = _settled(config, resolved)
+        _rehearse(settled, resolved)
         with cluster.joined(config.resources):  # whatever is wrong is said before anything is made or deleted
             _delete(config)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
             records = Records.create_study(_database(), config.study, objectives)
             records.set_info("config", config.model_dump(mode="json"))
             records.set_info("resolved", resolved)  # from here on the study exists
-            return _drive(config, records, console)
+            return _drive(settled, records, console)
 
 
 def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None = None) -> Study:
@@ -111,17 +116,22 @@ def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None 
 def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
     """Resumes with what may change taken from `config`. Raises StudyError where more than that differs."""
     records = Records.open_study(_database(), name)
-    now, before = config.model_dump(mode="json"), records.info("config")
-    changed = [section for section in now if now[section] != before.get(section)]
+    before = load_config(records.info("config")).model_dump(mode="json")  # with the defaults of newer sections
+    now = config.model_dump(mode="json")
+    changed = [section for section in now if now[section] != before[section]]
     if set(changed) - set(_CHANGEABLE):
         raise StudyError(
             f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
             "Start another study for that, or this one anew with --fresh"
         )
-    if now["budget"]["epochs"] != before["budget"]["epochs"]:
-        raise StudyError("budget.epochs decides what a score means, so it stays; start another study for other epochs")
+    for length in ("epochs", "steps"):
+        if now["budget"][length] != before["budget"][length]:
+            raise StudyError(
+                f"budget.{length} decides what a score means, so it stays; start another study for other {length}"
+            )
     started = records.info("resolved")
-    resolved = _resolve(config, started["backbone"]["revision"])
+    # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
+    resolved = _resolve(config, started["backbone"]["revision"], tasks.Task.from_dict(started["task"]))
     for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
         if resolved[what] != started[what]:
             raise StudyError(
@@ -129,8 +139,9 @@ def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
                 "restore it, or start anew with --fresh"
             )
     records.set_info("config", now)
-    with cluster.joined(config.resources) if _unfinished(config, records) else nullcontext():
-        return _drive(config, records, console)
+    settled = _settled(config, started)
+    with cluster.joined(config.resources) if _unfinished(settled, records) else nullcontext():
+        return _drive(settled, records, console)
 
 
 @contextmanager
@@ -175,7 +186,16 @@ def _search(config: StudyConfig, records: Records, workload: Workload, tracker: 
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     resolved, folder = records.info("resolved"), Path(workload.folder)
     at_once, score = cluster.room(config.resources), config.objectives.score
-    display = Display(config.study, config.budget.trials, at_once, score, records.all, lambda: _front(records), console)
+    display = Display(
+        config.study,
+        config.trials,
+        at_once,
+        score,
+        records.all,
+        lambda: _front(records),
+        console,
+        lambda number: TrialFolder(folder, number).told(),
+    )
     publisher = Publisher(tracker, records, folder, display.say)
     publisher.everything()
     display.say(_headline(config, resolved, at_once))
@@ -188,21 +208,31 @@ def _search(config: StudyConfig, records: Records, workload: Workload, tracker: 
             raise KeyboardInterrupt
         if search.note:
             display.say(search.note)
-        elif search.counted < config.budget.trials:
+        elif search.counted < config.trials:
             display.say(f"the budget of {config.budget.hours:g} hours is spent after {search.counted} trials")
-    untested = _untested(config, records)
-    if untested:
-        display.say(f"scoring {len(untested)} trials on the test split")
+    if untested := _untested(config, records):
+        splits = " and ".join(resolved["final"])
+        display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
+        with display.scoring([record.number for record in untested]) as done:
 
-    def heard(number: int, scores: dict[str, float] | None, reason: str) -> None:
-        if scores is None:
-            display.say(f"trial {number} could not be tested: {reason}")
+            def heard(number: int, reason: str) -> None:
+                done(number)
+                if reason:
+                    display.say(f"trial {number} could not be scored: {reason}")
 
-    cluster.test_scores(workload, config.resources, [(record.number, record.reference) for record in untested], heard)
+            trials = [(record.number, record.reference) for record in untested]
+            cluster.test_scores(workload, config.resources, trials, heard)
     publisher.catch_up()
-    for record in _shown(records):
+    for record in _shown(config, records):
         if tested := TrialFolder(folder, record.number).find("test"):
-            tracker.tested(record.number, read_json(tested / "scores.json"))
+            tracker.tested(record.number, _whole(record, read_json(tested / SCORES)))
+            tracker.artifacts(record.number, tested / PREDICTIONS, PREDICTIONS)
+
+
+def _whole(record: TrialRecord, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores on whole splits, with those of the validation split, which are not made again where training saw all."""
+    measured = record.measurements.to_dict() if record.measurements else {}
+    return {"validation": {name: value for name, value in measured.items() if name in MEASURED}, **scores}
 
 
 @contextmanager
@@ -227,22 +257,23 @@ def _unfinished(config: StudyConfig, records: Records) -> bool:
     everything = records.all()
     return (
         any(record.state is State.RUNNING for record in everything)
-        or sum(record.reference is None for record in everything) < config.budget.trials
+        or sum(record.reference is None for record in everything) < config.trials
         or not set(config.references) <= {record.reference for record in everything}
         or bool(_untested(config, records))
     )
 
 
-def _shown(records: Records) -> list[TrialRecord]:
-    """Members of the front, and the references beside it: the only ones that see the test split."""
-    return [*_front(records), *(r for r in records.all() if r.reference and r.state is State.COMPLETE)]
+def _shown(config: StudyConfig, records: Records) -> list[TrialRecord]:
+    """Those that see the test split: of a search the front and the references beside it, of a list all."""
+    complete = [record for record in records.all() if record.state is State.COMPLETE]
+    return complete if config.designs else [*_front(records), *(record for record in complete if record.reference)]
 
 
 def _untested(config: StudyConfig, records: Records) -> list[TrialRecord]:
-    if "test" not in records.info("resolved")["rows"]:
+    if not records.info("resolved")["final"]:
         return []
     folder = _folder(config.study)
-    return [record for record in _shown(records) if not TrialFolder(folder, record.number).find("test")]
+    return [record for record in _shown(config, records) if not TrialFolder(folder, record.number).find("test")]
 
 
 def _workload(config: StudyConfig, records: Records) -> Workload:
@@ -250,7 +281,14 @@ def _workload(config: StudyConfig, records: Records) -> Workload:
     resolved = records.info("resolved")
     folder, precision = str(_folder(config.study)), resolved["precision"]
     workload = Workload(
-        folder, resolved["backbone"], resolved["task"], precision, config.seed, config.resources.zero_stage
+        folder=folder,
+        backbone=resolved["backbone"],
+        task=resolved["task"],
+        precision=precision,
+        seed=config.seed,
+        zero_stage=config.resources.zero_stage,
+        generates=resolved["generates"],
+        final=tuple(resolved["final"]),
     )
     if precision == "auto":
         workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
@@ -265,20 +303,15 @@ def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
     """
     plan, objectives = _plan(config, resolved), (config.objectives.score, config.objectives.cost)
     Search(Records.in_memory(objectives), plan)
+    if config.designs:
+        return
     bare = replace(plan, references={}, enqueued=(), sampler="random")
     Search(Records.in_memory(objectives), bare).next(free_workers=1)
 
 
 def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
     backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
-    options = dict(config.space)
-    name = options.pop("name", "unified")
-    training = config.fixed_training
-    bound = resolve_space(name, options, training, config.seed)
-
-    def space(trial: Any, backbone: Backbone, /) -> Configuration:
-        configuration = bound(trial, backbone)
-        return replace(configuration, training=replace(configuration.training, epochs=config.budget.epochs))
+    space, enqueued = (_listed if config.designs else _searched)(config, backbone)
 
     def counts(configuration: Configuration) -> dict[str, float]:
         counted = count(configuration.design, backbone, labels)
@@ -290,56 +323,149 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
             "paper_parameters": counted.paper,
         }
 
-    def enqueued(text: str) -> Enqueued:
-        design = presets.parse(text).canonical(backbone.layout)
-        coordinates = encode(name, design, training.learning_rate, backbone, options)
-        return Enqueued(text, Configuration(design, training, config.seed), coordinates)
-
     return Plan(
         space=space,
         backbone=backbone,
         count=counts,
         budget=Budget(
-            trials=config.budget.trials,
+            trials=config.trials,
             hours=config.budget.hours or math.inf,
             concurrent=cluster.room(config.resources),
         ),
-        rule=config.scheduler.rule(config.budget.epochs),
+        rule=config.scheduler.rule(config.fixed_training.epochs),
         limits=config.constraints,
         sampler=config.sampler.name,
         seed=config.sampler.seed,
         references=config.reference_configurations(),
-        enqueued=[enqueued(text) for text in config.enqueue],
+        enqueued=enqueued,
     )
 
 
-def _resolve(config: StudyConfig, revision: str = "") -> dict[str, Any]:
-    """What a study fixes when it begins. Raises BackboneError and TaskError where something is not there."""
+def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
+    """The space, and the designs to try before it is sampled."""
+    options, training = dict(config.space), config.fixed_training
+    name = options.pop("name", "unified")
+    bound = resolve_space(name, options, training, config.seed)
+
+    def space(trial: Any, backbone: Backbone, /) -> Configuration:
+        configuration = bound(trial, backbone)
+        return replace(configuration, training=replace(configuration.training, epochs=training.epochs))
+
+    def enqueued(text: str) -> Enqueued:
+        design = presets.parse(text).canonical(backbone.layout)
+        coordinates = encode(name, design, training.learning_rate, backbone, options)
+        return Enqueued(text, Configuration(design, training, config.seed), coordinates)
+
+    return space, [enqueued(text) for text in config.enqueue]
+
+
+def _listed(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
+    """Nothing to sample, and all of a list. Raises StudyError where two of its rows train the same."""
+
+    def space(trial: Any, backbone: Backbone, /) -> Configuration:
+        raise StudyError("a list of designs has no space")
+
+    enqueued = [
+        Enqueued(name, replace(configuration, design=configuration.design.canonical(backbone.layout)))
+        for name, configuration in config.listed
+    ]
+    first: dict[str, str] = {}
+    for item in enqueued:
+        if (other := first.setdefault(item.configuration.key, item.name)) != item.name:
+            raise StudyError(
+                f"each row of a list is a training of its own; received {other!r} and {item.name!r}, the same "
+                f"on {config.backbone.model}: {item.configuration.design.describe()}"
+            )
+    return space, enqueued
+
+
+def _settled(config: StudyConfig, resolved: Mapping[str, Any]) -> StudyConfig:
+    """The study with its budget in epochs, where it was given in steps."""
+    return config if config.budget.steps is None else config.with_epochs(resolved["epochs"])
+
+
+def _epochs(config: StudyConfig, data: TaskData) -> float | None:
+    """How many epochs the budget's steps are; None for a budget in epochs."""
+    if config.budget.steps is None:
+        return None
+    from petl.data import batches_per_epoch
+
+    training = Training(**config.training)
+    batches = batches_per_epoch(data.splits["train"].lengths, training.batch_size, training.batch_tokens)
+    return config.budget.steps * training.accumulation / batches
+
+
+def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> dict[str, Any]:
+    """What a study fixes when it begins, or fixed: then with its `revision` and `located` task.
+
+    Raises BackboneError and TaskError where something is not there.
+    """
     from petl.engine import prepare_process
 
     prepare_process()
-    from petl.data import load_data
+    from petl.data import load_data, locate_data
+    from petl.metrics import GENERATED, signatures
 
-    model, task = config.backbone.model, tasks.resolve(config.task)
+    model, task = config.backbone.model, located or tasks.resolve(config.task)
     backbone = backbones.describe(model, revision=revision)
     if not backbone.fingerprint:
         raise backbones.BackboneError(f"{model} has no weights to train: no *.safetensors beside its config.json")
-    if backbone.max_tokens is not None and task.max_length > backbone.max_tokens:
-        raise tasks.TaskError(
-            f"task.max_length is at most {backbone.max_tokens} on {model}, which has no more positions; "
-            f"received {task.max_length}"
-        )
-    data = load_data(task, backbones.load_tokenizer(model, revision=backbone.revision))
+    _require_fit(task, backbone)
+    task = locate_data(task)
+    tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
+    data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
+    epochs = _epochs(config, data)
+    known = config if epochs is None else config.with_epochs(epochs)
+    trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
+    keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
+    generates = bool(GENERATED & {config.objectives.score, *keeps})
+    whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
+    unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
     return {
         "backbone": backbone.to_dict(),
         "fingerprint": backbone.fingerprint,
         "task": asdict(task),
         "labels": list(data.labels),
-        "rows": {split: len(part) for split, part in data.splits.items()},
+        "rows": {split: len(part) for split, part in data.splits.items() if split != "sample" or not whole},
         "digest": data.digest,
+        "epochs": epochs,
         "precision": config.backbone.precision,
         "uri": config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"),
+        "generates": generates,
+        # Predictions of the front are kept in any case.
+        "final": [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])],
+        "signatures": signatures(GENERATED & {*task.scores}),
     }
+
+
+def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
+    """Raises TaskError where the backbone cannot do the task, or has no positions for its texts."""
+    if not tasks.KINDS[task.kind].labelled and backbone.architecture == "encoder":
+        raise tasks.TaskError(
+            f"task {task.name} ({task.kind}) needs a model that generates text; {backbone.model} is an encoder, "
+            f"a {backbone.family}. Take an encoder-decoder (bart, mbart, t5) or a decoder (gpt2, llama, qwen2, qwen3)"
+        )
+    if task.kind == "causal-lm" and backbone.architecture != "decoder":
+        raise tasks.TaskError(
+            f"task {task.name} (causal-lm) needs a decoder such as gpt2, llama or qwen2; received {backbone.model}, "
+            f"a {backbone.family}"
+        )
+    longest = {"task.max_length": task.max_length}
+    if not tasks.KINDS[task.kind].labelled and task.kind != "causal-lm":
+        if backbone.architecture == "decoder":  # source, target or generated text stand in one line
+            target = max(task.max_target_length, task.decoding.max_length)
+            longest = {"task.max_length plus the longest target": task.max_length + target}
+        else:
+            longest |= {
+                "task.max_target_length": task.max_target_length,
+                "task.decoding.max_length": task.decoding.max_length,
+            }
+    for name, length in longest.items():
+        if backbone.max_tokens is not None and length > backbone.max_tokens:
+            raise tasks.TaskError(
+                f"{name} is at most {backbone.max_tokens} on {backbone.model}, which has no more positions; "
+                f"received {length}"
+            )
 
 
 def _uri(records: Records) -> str:
@@ -364,7 +490,7 @@ def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) ->
     fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
     return (
         f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
-        f"{resolved['precision']}, {config.budget.trials} trials, {at_once}{fewer} at once"
+        f"{resolved['precision']}, {config.trials} trials, {at_once}{fewer} at once"
     )
 
 

@@ -47,6 +47,7 @@ STATUS: Final[Mapping[State, str]] = {
     State.FAIL: "FAILED",
 }
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
+_FINAL: Final = "final"  # the tag of a trial's scores on whole splits
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 _METRICS_PER_BATCH: Final = 1_000
@@ -74,12 +75,14 @@ class StudySummary:
 class TrialRow:
     """A TrialRecord and what else MLflow has of it.
 
-    `counts` are the measurements known before training, by name; `test` the scores on the test split.
+    `counts` are the measurements known before training, by name; `validation` and `test` the scores on
+    the whole of these splits, where the trial was scored on them when its study ended.
     """
 
     record: TrialRecord
     run_id: str
     counts: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     on_front: bool = False
 
@@ -98,7 +101,7 @@ class _Child:
     status: str
     record: str | None
     counts: str | None
-    test: str | None
+    final: str | None
     on_front: bool
     has_parameters: bool
     last: dict[str, tuple[int, float]]
@@ -131,7 +134,7 @@ class Tracker:
                 status=run.info.status,
                 record=_joined(run.data.tags, "record"),
                 counts=_joined(run.data.tags, "counts"),
-                test=_joined(run.data.tags, "test"),
+                final=_joined(run.data.tags, _FINAL),
                 on_front=run.data.tags.get("on_front") == "true",
                 has_parameters=bool(run.data.params),
                 last={},
@@ -216,23 +219,23 @@ class Tracker:
         for batch in _batches(metrics, _METRICS_PER_BATCH):
             self._client.log_batch(child.run_id, metrics=batch)
 
-    def tested(self, number: int, scores: Mapping[str, float]) -> None:
-        """Scores of a published trial on the test split, by the names of Measurements: metrics `test_...`."""
+    def tested(self, number: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Scores of a published trial by split, by the names of Measurements: metrics such as `test_accuracy`."""
         child = self._children[number]
-        text = json.dumps(dict(scores), sort_keys=True)
-        if child.test != text:
-            metrics = self._new(child, {f"test_{name}": value for name, value in scores.items()}, step=0)
-            _write(self._client, child.run_id, metrics=metrics, tags=_split("test", text))
-            child.test = text
+        text = json.dumps({split: dict(values) for split, values in scores.items()}, sort_keys=True)
+        if child.final != text:
+            named = {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
+            _write(self._client, child.run_id, metrics=self._new(child, named, step=0), tags=_split(_FINAL, text))
+            child.final = text
 
-    def artifacts(self, number: int, folder: Path) -> None:
-        """Upload a published trial's adapter directory to `adapter/`; files that are there stay."""
+    def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
+        """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
         run_id = self._children[number].run_id
-        there = dict(_listing(self._client, run_id, ADAPTER))
+        there = dict(_listing(self._client, run_id, name))
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = f"{ADAPTER}/{file.relative_to(folder).as_posix()}"
-            if there.get(name) != file.stat().st_size:  # a torn upload is shorter
-                self._client.log_artifact(run_id, str(file), name.rpartition("/")[0])
+            path = f"{name}/{file.relative_to(folder).as_posix()}"
+            if there.get(path) != file.stat().st_size:  # a torn upload is shorter
+                self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
 
     def front(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
@@ -286,7 +289,7 @@ class Tracker:
             status="RUNNING",
             record=None,
             counts=None,
-            test=None,
+            final=None,
             on_front=False,
             has_parameters=False,
             last={},
@@ -438,11 +441,14 @@ def _readable(record: TrialRecord) -> dict[str, str]:
 
 
 def _row(run: Run, text: str) -> TrialRow:
+    final = json.loads(_joined(run.data.tags, _FINAL) or "{}")
+    final = final or {"test": json.loads(_joined(run.data.tags, "test") or "{}")}  # as earlier releases have it
     return TrialRow(
         record=from_dict(json.loads(text)),
         run_id=run.info.run_id,
         counts=json.loads(_joined(run.data.tags, "counts") or "{}"),
-        test=json.loads(_joined(run.data.tags, "test") or "{}"),
+        validation=final.get("validation", {}),
+        test=final.get("test", {}),
         on_front=run.data.tags.get("on_front") == "true",
     )
 

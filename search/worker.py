@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ray import tune
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from petl.data import TaskData
     from petl.train import TrainingRun
 
+SCORES: Final = "scores.json"
+PREDICTIONS: Final = "predictions"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -35,7 +37,9 @@ class Workload:
     """What is the same for all trials of a study.
 
     `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
-    `zero_stage` changes where tensors lie while a trial trains, not what it comes to.
+    `generates`: whether what decides about trials is a score of generated text, which validations measure
+    then. `final` are the splits that finished trials are scored on. `zero_stage` changes where tensors
+    lie while a trial trains, not what it comes to.
     """
 
     folder: str
@@ -44,6 +48,8 @@ class Workload:
     precision: str
     seed: int = 0
     zero_stage: int = 0
+    generates: bool = False
+    final: tuple[str, ...] = ("test",)
 
 
 @dataclass(frozen=True)
@@ -86,19 +92,25 @@ class Resident:
             from petl.data import load_data
             from petl.tasks import Task
 
-            tokenizer = backbones.load_tokenizer(self.backbone.model, revision=self.backbone.revision)
-            self._data = load_data(Task(**self.workload.task), tokenizer)
+            backbone = self.backbone
+            tokenizer = backbones.load_tokenizer(backbone.model, revision=backbone.revision)
+            task = Task.from_dict(self.workload.task)
+            self._data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
         return self._data
 
     @property
     def model(self) -> Any:
-        """The frozen backbone with an untrained head."""
+        """The frozen backbone, with an untrained head where the task has labels."""
         if self._model is None:
             from petl import backbones
 
-            backbone = self.backbone
+            backbone, labels = self.backbone, self.data.labels
             self._model = backbones.load(
-                backbone.model, labels=self.data.labels, seed=self.workload.seed, revision=backbone.revision
+                backbone.model,
+                labels=labels or None,
+                generates=not labels,
+                seed=self.workload.seed,
+                revision=backbone.revision,
             )
         return self._model
 
@@ -118,34 +130,67 @@ class Resident:
         """Writes the adapter directory of a run, with all that it needs to predict."""
         from petl import storage
 
-        facts = {name: self.workload.task[name] for name in ("kind", "name", "max_length")}
-        task = {**facts, "labels": list(self.data.labels)}
         with run.gathered():
-            storage.save(folder, run.attachment, self.backbone, task, self.data.tokenizer)
+            storage.save(folder, run.attachment, self.backbone, self.data.facts(), self.data.tokenizer)
 
     def discard_model(self) -> None:
         """Forgets the backbone, after a failure that may have left something on it."""
         self._model = None
 
-    def test(self, number: int, reference: str | None) -> dict[str, float]:
-        """Scores of a finished trial on the test split, kept in its folder: computed once."""
-        folder = TrialFolder(Path(self.workload.folder), number)
+    def test(self, number: int, reference: str | None) -> dict[str, dict[str, float]]:
+        """Scores of a finished trial on whole splits, with its predictions, kept in its folder: computed once."""
+        workload, folder = self.workload, TrialFolder(Path(self.workload.folder), number)
         if done := folder.find("test"):
-            return read_json(done / "scores.json")
+            return read_json(done / SCORES)
         result = folder.find("result")
         if result is None:
             raise FileNotFoundError(f"trial {number} has no result to test under {folder.path}")
-        from petl import baselines, storage, train
+        from petl import baselines, evaluation, storage
 
+        tells = Teller(folder)
+        evaluations: dict[str, evaluation.Evaluation] = {}
         if reference in baselines.BASELINES:
             baseline = baselines.load(result)
-            scores = baselines.evaluate(baseline, self.model, self.data, "test", self.workload.precision)
+            for split in workload.final:
+                evaluations[split] = baselines.evaluate(
+                    baseline, self.model, self.data, split, workload.precision, progress=tells
+                )
         else:
             with storage.load_adapter(result / "adapter", self.model):
-                scores = train.evaluate(self.model, self.data, "test", self.workload.precision)
-        write_json(folder.begin("test") / "scores.json", scores)
+                for split in workload.final:
+                    evaluations[split] = evaluation.evaluate(
+                        self.model, self.data, split, workload.precision, progress=tells
+                    )
+        part = folder.begin("test")
+        (part / PREDICTIONS).mkdir()
+        for split, found in evaluations.items():
+            if found.predictions:
+                self._write_predictions(part / PREDICTIONS / f"{split}.jsonl", split, found.predictions)
+        scores = {split: dict(found.scores) for split, found in evaluations.items()}
+        write_json(part / SCORES, scores)
         folder.commit("test")
         return scores
+
+    def _write_predictions(self, file: Path, split: str, predictions: Sequence[str]) -> None:
+        """A line a row, in the split's order: what was expected, and what was said."""
+        with file.open("w") as lines:
+            for reference, prediction in zip(self.data.references(split), predictions, strict=True):
+                row = {"reference": reference, "prediction": prediction}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Teller:
+    """A Progress that leaves a line in a trial's folder, at most one a second."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self._folder = folder
+        self._last = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tells, if it is time."""
+        if time.monotonic() - self._last >= 1.0:
+            self._last = time.monotonic()
+            self._folder.tell(f"{what} {done:,}/{total:,}")
 
 
 class Attempt:
@@ -185,7 +230,13 @@ class Attempt:
 
             workload = resident.workload
             self._run = TrainingRun(
-                resident.model, resident.data, configuration, workload.precision, zero=workload.zero_stage
+                resident.model,
+                resident.data,
+                configuration,
+                workload.precision,
+                generates=workload.generates,
+                progress=Teller(self.folder),
+                zero=workload.zero_stage,
             )
             self._began = time.time()
             if state := self.folder.latest_state():
@@ -193,13 +244,14 @@ class Attempt:
                 return self._report()  # what the state had reached may never have arrived
         run = self._run
         reached = run.position.validations[-1].epoch if run.position.validations else 0.0
-        reached = run.advance(next(milestone for milestone in self.job.milestones if milestone > reached)).epoch
-        if reached < configuration.training.epochs:
+        run.advance(next(milestone for milestone in self.job.milestones if milestone > reached))
+        if not run.finished:
             part = f"state-{len(run.position.validations)}"  # a new one is whole before the last one goes
             run.save(self.folder.begin(part))
             self.folder.commit(part)
             self.folder.drop_states(but=part)
             return self._report()
+        run.finish()
         measured = run.measurements(count(configuration.design, resident.backbone, len(resident.data.labels)))
         report = self._finish(measured, lambda folder: resident.save(run, folder / "adapter"))
         self.close()
@@ -211,8 +263,17 @@ class Attempt:
 
         resident = self.resident
         self._began = time.time()
-        fitted = baselines.fit(name, resident.model, resident.data, resident.workload.precision)
-        scores = baselines.evaluate(fitted, resident.model, resident.data, "validation", resident.workload.precision)
+        model, data, workload = resident.model, resident.data, resident.workload
+        fitted = baselines.fit(name, model, data, workload.precision)
+        scores = baselines.evaluate(
+            fitted,
+            model,
+            data,
+            "sample",
+            workload.precision,
+            generates=workload.generates,
+            progress=Teller(self.folder),
+        ).scores
         base = count(Design(), resident.backbone).base
         trained = sum(tensor.numel() for tensor in fitted.values()) if name == "probe" else 0
         measured = Measurements(

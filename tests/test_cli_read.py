@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,21 @@ def test_the_command_ends_with_2_on_a_mistake() -> None:
     done = command("show", "dmeo")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("petl-search: no study 'dmeo'")
+
+
+def test_show_against_the_paper(home: Path) -> None:
+    info = {
+        **INFO,
+        "designs": {"LoRA (attn), r = 16": {"design": "lora:rank=16", "training": {}, "seeds": []}},
+        "paper": {"table": "2", "task": "sst2"},
+    }
+    tracker = Tracker.open(f"sqlite:///{home}/mlflow.db", "rows", home / "artifacts", info)
+    tracker.publish(replace(record(0, 0.93, 100), name="LoRA (attn), r = 16"))
+    tracker.tested(0, {"validation": {"accuracy": 0.93}})
+    tracker.close()
+    text = call("show", "rows", "--against", "paper").stdout
+    assert all(number in text for number in ("93.00", "94.2 ±0.2"))
+    (row,) = json.loads(call("show", "rows", "--against", "paper", "--format", "json").stdout)
+    assert (row["row"], row["seeds"], row["printed_percent"]) == ("LoRA (attn), r = 16", 1, "0.5")
+    with pytest.raises(StoreError, match="is a search"):
+        call("show", "demo", "--against", "paper")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from studies import study
 
+from petl import tasks
 from search.config import ConfigError, load_config
 
 ROOT = Path(__file__).parent.parent
@@ -170,3 +172,121 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
     (tmp_path / "code.yaml").write_text("study: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match="no YAML file"):
         load_config(tmp_path / "code.yaml")
+
+
+LIST = {"lora 2": "lora:rank=2", "bias": {"design": "bitfit", "training": {"learning_rate": 5e-3}, "seeds": [7]}}
+
+
+def listed(folder: Path, **sections: Any) -> dict[str, Any]:
+    """A study file's content with a list of designs instead of a space."""
+    content = study(folder, **{"designs": LIST, "budget": {"epochs": 2}, **sections})
+    return {key: value for key, value in content.items() if key in sections or key not in ("space", "references")}
+
+
+def test_a_list_trains_its_designs_seeds_outermost(tmp_path: Path) -> None:
+    designs = {**LIST, "head": "head_only"}
+    config = load_config(listed(tmp_path, designs=designs, seeds=[42, 2]))
+    assert [(name, configuration.seed) for name, configuration in config.listed] == [
+        ("lora 2", 42), ("bias", 7), ("head", 42), ("lora 2", 2), ("head", 2),
+    ]  # fmt: skip
+    assert config.trials == 5
+    assert config.scheduler.name == "none"
+    assert (config.references, config.space) == ({}, {})
+    trained = dict(config.listed)["bias"].training
+    assert (trained.learning_rate, trained.batch_size, trained.epochs) == (5e-3, 16, 2)
+    assert [one.seed for _, one in load_config(listed(tmp_path, seed=3)).listed] == [3, 7]
+    assert load_config(config.model_dump(mode="json")) == config  # as a resume reads it
+
+
+def test_every_fault_of_a_list_is_listed_at_once(tmp_path: Path) -> None:
+    content = listed(
+        tmp_path,
+        space={"name": "unified"},
+        enqueue=["bitfit"],
+        scheduler={"name": "asha"},
+        budget={"trials": 3},
+        paper={"table": 12, "task": "xsum"},
+        seeds=[1, 1],
+        objectives={"score": "rouge2"},
+        references=["untuned"],
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(content)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    for where, said in (
+        ("space:", "a space or designs, not both"),
+        ("enqueue:", "nothing is enqueued"),
+        ("scheduler:", "received 'asha'"),
+        ("budget:", "received trials: 3"),
+        ("paper:", "prefix, l = 200; prefix, l = 512"),
+        ("seeds:", "received [1, 1]"),
+        ("objectives:", "text-classification are accuracy, f1, matthews, loss; received score: 'rouge2'"),
+        ("references:", "are majority, probe, head_only, full and designs; received 'untuned'"),
+    ):
+        assert any(line.startswith(where) and said in line for line in lines), where
+    assert lines[0].endswith("has 8 fault(s):")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"designs": {"a": "lroa"}}, "designs.a.design: a design is one of"),
+        ({"designs": {"a": {"design": "bitfit", "training": {"lr": 1}}}}, "designs: a: training has no lr"),
+        ({"designs": {"a": {"design": "bitfit", "seeds": [1, 1]}}}, "designs.a.seeds: each seed is given once"),
+        ({"paper": {"table": "12", "task": "mnli"}}, "mnli is in the tables 2; received table 12"),
+        ({"paper": {"table": "13", "task": "xsum"}}, "paper.table: one of 2, 3, 12, 4, 5, 6, figure 4; received '13'"),
+        ({"paper": {"table": "12", "task": "xsum"}}, "received lora 2; bias"),
+        ({"budget": {"epochs": 2, "steps": 20}}, "give epochs or steps, .*received epochs 2, steps 20"),
+        (
+            {"budget": {"steps": 20}, "designs": {"a": {"design": "bitfit", "training": {"batch_size": 8}}}},
+            "every design has the study's batch_size.*received batch_size: 8 for a",
+        ),
+        ({"designs": {"a": {"design": "bitfit", "training": {"patience": 2}}}}, "patience is 0, or counts"),
+    ],
+)
+def test_faults_of_lists(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(listed(tmp_path, **sections))
+
+
+def test_what_only_lists_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seeds: only a list of designs .*received \[1, 2\]"):
+        load_config(study(tmp_path, seeds=[1, 2]))
+    with pytest.raises(ConfigError, match="paper: only a list of designs has rows to compare"):
+        load_config(study(tmp_path, paper={"table": "5", "task": "xsum"}))
+
+
+def test_a_designs_training_keeps_the_rules_together_with_the_studys(tmp_path: Path) -> None:
+    designs = {"a": {"design": "bitfit", "training": {"patience": 2}}}
+    config = load_config(listed(tmp_path, designs=designs, training={"keep": "accuracy"}))
+    assert config.listed[0][1].training.patience == 2
+
+
+def test_defaults_depend_on_the_kind_of_task(tmp_path: Path) -> None:
+    content = {"study": "x", "backbone": {"model": "facebook/bart-large"}, "task": {"name": "xsum"}}
+    config = load_config(content)
+    assert config.objectives.score == tasks.KINDS["summarization"].scores[0]
+    assert list(config.references) == ["untuned", "full"]
+    assert config.reference_configurations()["untuned"] is None
+    assert list(load_config({**content, "task": {"name": "tweets"}}).references) == [
+        "majority", "probe", "head_only", "full",
+    ]  # fmt: skip
+    for name in ("majority", "probe", "head_only"):
+        with pytest.raises(ConfigError, match=f"references for summarization are untuned, full .*'{name}'"):
+            load_config({**content, "references": [name]})
+
+
+def test_a_reference_may_be_any_design(tmp_path: Path) -> None:
+    config = load_config(study(tmp_path, references={"lora:rank=8": {"learning_rate": 2e-3}}))
+    reference = config.reference_configurations()["lora:rank=8"]
+    assert reference is not None
+    assert (reference.design.describe(), reference.training.learning_rate) == ("lora query,value 8 x2", 2e-3)
+
+
+def test_steps_become_epochs_with_the_data(tmp_path: Path) -> None:
+    config = load_config(listed(tmp_path, budget={"steps": 20}))
+    assert (config.budget.epochs, config.budget.steps) == (None, 20)
+    assert config.with_epochs(2.5).listed[0][1].training.epochs == 2.5
+    with pytest.raises(ConfigError, match="give epochs or steps"):
+        load_config(config.model_dump(mode="json"), ["budget.epochs=3"])
+    assert load_config(config.model_dump(mode="json"), ["budget.epochs=3", "budget.steps=null"]).budget.epochs == 3

@@ -63,3 +63,28 @@ def test_expected_time_is_the_pace_of_what_is_over() -> None:
     records = [DONE, FAILED, STOPPED, LORA, replace(LORA, number=5)]
     assert _left(records, 24, 2) == 60 * (19 + 1) / 2
     assert _left(records[:2], 24, 2) is None
+
+
+def test_what_a_worker_says_is_shown_while_it_trains_and_while_it_scores() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    told = {1: "test text 32/200"}.get
+    display = Display("demo", 24, 2, "loss", lambda: RECORDS, lambda: [], console, lambda number: told(number) or "")
+    with display.showing():
+        pass
+    assert "test text 32/200" in out.getvalue()
+    out.truncate(0)
+    with display.scoring([1, 2]) as done:
+        done(2)
+    assert "scoring: 1/2 done" in out.getvalue()
+    assert "test text 32/200" in out.getvalue()
+
+
+def test_scored_trials_are_lines_without_a_terminal() -> None:
+    out = io.StringIO()
+    display = Display("demo", 24, 2, "loss", lambda: RECORDS, lambda: [], Console(file=out, width=120))
+    with display.scoring([1, 2]) as done:
+        done(2)
+        done(1)
+    assert "trial 2 is scored (1/2)" in out.getvalue()
+    assert "trial 1 is scored (2/2)" in out.getvalue()

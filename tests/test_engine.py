@@ -21,9 +21,10 @@ from petl.attach import attach
 from petl.configuration import Configuration, Training
 from petl.data import TaskData, epoch_batches, load_data
 from petl.engine import join_process_group
+from petl.evaluation import DivergedError, predict
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.train import DivergedError, TrainingRun, predict
+from petl.train import TrainingRun
 
 STAGES = (0, 1, 2, 3)
 DESIGNS = {

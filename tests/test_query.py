@@ -72,7 +72,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracker]:
     tracker = Tracker.open(uri, "demo", folder / "artifacts", INFO)
     for one in RECORDS:
         tracker.publish(one)
-    tracker.tested(1, {"accuracy": 0.58})
+    tracker.tested(1, {"test": {"accuracy": 0.58}})
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "design.json").write_text("{}")

@@ -232,7 +232,7 @@ def test_a_study_in_words() -> None:
 def test_a_trial_in_words(number: int) -> None:
     text = printed(lambda out: report.print_trial(study().trial(number), out), 100)
     expected = {
-        3: ["complete", "prefix.length  4", "ffn.scale", "run-3", "24,000"],
+        3: ["complete", "prefix.length    4", "ffn.scale", "run-3", "24,000"],
         15: ["stopped early", "1    0.6700"],
         16: ["failed", "at step 3"],
         18: ["reference majority", "accuracy"],

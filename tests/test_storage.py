@@ -18,6 +18,8 @@ from petl.presets import parse
 from petl.storage import StorageError, load_adapter, load_model, load_pretrained, save
 
 DESIGNS = ("mam:length=2,size=3", "lora:where=both", "bitfit", "full", "head_only")
+# Where a file is missing or damaged: it is read before anything that families differ in.
+EVERY_KIND = pytest.mark.parametrize("home", tiny.FAMILIES if tiny.ALL else tiny.KINDS, indirect=True)
 TEXTS = ["a good day", "what a very very bad night it was", "day", ""]
 
 
@@ -118,6 +120,7 @@ def test_load_adapter_on_a_resident_backbone(home: Path, tmp_path: Path) -> None
         assert torch.equal(model(**tiny.batch()).logits, plain)
 
 
+@EVERY_KIND
 @pytest.mark.parametrize("name", ["design.json", "adapter.safetensors", "head.safetensors", "model.json", "tokenizer"])
 def test_a_missing_file_is_named(home: Path, tmp_path: Path, name: str) -> None:
     stored(home, tmp_path)
@@ -126,6 +129,7 @@ def test_a_missing_file_is_named(home: Path, tmp_path: Path, name: str) -> None:
         load_model(tmp_path)
 
 
+@EVERY_KIND
 @pytest.mark.parametrize("name", ["design.json", "adapter.safetensors", "head.safetensors", "model.json"])
 def test_a_damaged_file_is_named(home: Path, tmp_path: Path, name: str) -> None:
     stored(home, tmp_path)
@@ -135,6 +139,7 @@ def test_a_damaged_file_is_named(home: Path, tmp_path: Path, name: str) -> None:
         load_model(tmp_path)
 
 
+@EVERY_KIND
 @pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1, "modifications": [{"form": "prefix"}]}'])
 def test_a_design_file_without_a_design(home: Path, tmp_path: Path, content: str) -> None:
     stored(home, tmp_path)
@@ -279,8 +284,7 @@ def test_a_checkpoint_keeps_its_own_head(family: str, tmp_path: Path) -> None:
     prompt = tiny.batch(left=True)
     one, two = (m.generate(**prompt, max_new_tokens=5, do_sample=False) for m in (model, again))
     assert torch.equal(one, two)
-    with pytest.raises(StorageError, match="no labels to predict"):
-        load_model(tmp_path / "adapter")
+    assert again.training is False
 
 
 def test_a_classifiers_own_head_loads_without_labels(home: Path) -> None:

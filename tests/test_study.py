@@ -122,7 +122,7 @@ def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -
 
     study, _ = finished
     resolved = study.summary.info
-    task = Task(**{**resolved["task"], "paths": {"train": resolved["task"]["paths"]["train"]}})
+    task = Task.from_dict(resolved["task"])
     test = read_splits(task)["test"]
     assert backbones.locate(resolved["backbone"]["model"])
     for member in study.front():

@@ -199,10 +199,11 @@ def test_curve_tells_training_loss_from_validation_loss() -> None:
 def test_test_scores(tracker: Tracker, uri: str, study: str) -> None:
     tracker.publish(COMPLETE)
     for _ in range(2):
-        tracker.tested(3, {"accuracy": 0.625, "loss": 0.8})
+        tracker.tested(3, {"test": {"accuracy": 0.625, "loss": 0.8}, "validation": {"accuracy": 0.6}})
     tracker.publish(replace(COMPLETE, failure="later"))  # does not take them away
     (row,) = tracking.records(uri, study)
     assert row.test == {"accuracy": 0.625, "loss": 0.8}
+    assert row.validation == {"accuracy": 0.6}
     assert history(tracker, 3, "test_accuracy") == [(0, 0.625)]
 
 
@@ -394,12 +395,19 @@ def test_flat_parameters_names() -> None:
         "learning_rate": "0.001",
         "epochs": "3.0",
         "batch_size": "32",
+        "batch_tokens": "0",
         "accumulation": "1",
         "schedule": "linear",
         "warmup": "0.06",
         "weight_decay": "0.01",
+        "beta2": "0.999",
+        "epsilon": "1e-08",
         "clip": "1.0",
+        "label_smoothing": "0.0",
         "dropout": "0.1",
+        "validate_every": "1.0",
+        "keep": "last",
+        "patience": "0",
         "seed": "7",
     }
 

@@ -29,9 +29,10 @@ from petl.attach import attach
 from petl.configuration import Configuration, Training
 from petl.count import count
 from petl.data import TaskData, epoch_batches, load_data
+from petl.evaluation import DivergedError, evaluate
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.train import DivergedError, TrainingRun, evaluate, fastest_precision, set_dropout
+from petl.train import TrainingRun, fastest_precision, set_dropout
 
 DESIGNS = ("lora:rank=2,where=both", "mam:length=2,size=4,scale=4", "houlsby:size=3", "bitfit", "head_only", "full")
 
@@ -142,7 +143,7 @@ def test_loop_equals_plain_torch(folder: Path, data: TaskData) -> None:
 def test_accumulation_equals_a_larger_batch(folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without dropout, two micro-batches of 8 rows have the gradient of one batch of the same 16."""
 
-    def in_order(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    def in_order(lengths: np.ndarray, size: int, seed: int, epoch: int, tokens: int) -> list[np.ndarray]:
         return np.split(np.arange(len(lengths)), range(size, len(lengths), size))
 
     monkeypatch.setattr("petl.train.epoch_batches", in_order)

@@ -13,6 +13,7 @@ import studies
 from petl import backbones, tasks
 from petl.configuration import Configuration, Training
 from petl.presets import parse
+from search.ray_tune import milestones
 from search.store import TrialFolder, read_json
 from search.worker import Attempt, Job, Resident, Workload
 
@@ -146,7 +147,7 @@ def test_zero_stage_changes_nothing_that_is_reported_or_kept(workload: Workload,
     assert [point["step"] for point in reports[1]["points"]] == [point["step"] for point in reports[0]["points"]]
     for key in ("accuracy", "loss", "stored_parameters"):
         assert reports[1]["measurements"][key] == pytest.approx(reports[0]["measurements"][key], abs=1e-5)
-    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+    assert scores[1]["test"] == pytest.approx(scores[0]["test"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["majority", "probe"])
@@ -168,3 +169,10 @@ def test_baselines(workload: Workload, name: str) -> None:
 
 def test_job_survives_json() -> None:
     assert Job.from_json(job().to_json()).configuration == job().configuration
+
+
+def test_milestones_are_rungs_validations_and_the_end() -> None:
+    assert milestones((0.67,), 3.0) == (0.67, 1.0, 2.0, 3.0)
+    assert milestones((), 2.0, every=0.75) == (0.75, 1.5, 2.0)
+    assert milestones((0.5,), 1.0, every=0.5) == (0.5, 1.0)
+    assert milestones((), 0.4) == (0.4,)
