@@ -2,13 +2,15 @@
 PYTHON ?= python3
 CONSTRAINTS ?= infra/constraints.txt
 BIN := .venv/bin
+# Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test lint bench
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff, and mypy in strict mode"
-	@echo "make bench   what each design costs beside the bare model and peft's LoRA (10 minutes; BENCH='--size base')"
+	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
 
 STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
@@ -25,7 +27,7 @@ demo: setup
 	$(BIN)/petl-search run spaces/studies/demo.yaml --or-resume
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,3 +36,4 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/bench_designs.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench_data.py

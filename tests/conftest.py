@@ -1,15 +1,53 @@
-"""What every test stands on: a home of its own, whatever studies lie where the tests are started."""
+"""What every test stands on: a home and a cache of its own, whatever studies lie where the tests are started.
+
+Where pytest-xdist shares the files out (`make test`), those that need the second core run one after the other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+# They start processes of their own, or kill them after milliseconds. First, since they take longest.
+ALONE = ("test_survival.py", "test_study.py", "test_study_text.py", "test_lists.py", "test_record.py")
+# Then those that take longest of the others: what is left at the end is short.
+LONG = (
+    "test_library.py",
+    "test_engine.py",
+    "test_contract.py",
+    "test_generation.py",
+    "test_spaces_built.py",
+    "test_core.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate((*ALONE, *LONG))}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files as xdist's `loadfile` has them, and those of ALONE as if they were one.
+
+    Its `loadgroup` is for that, but xdist 3.8 leaves the groups out of the names that pytest 9.2 gives to tests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "alone" if file.rpartition("/")[2] in ALONE else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PETL_SEARCH_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PETL_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import tiny
+
 from petl.design import (
     RULES,
     Composition,
@@ -33,6 +35,12 @@ NAMED = (
     "sequential:size=16+parallel:size=16+scaled_parallel:size=16+pfeiffer:size=16",
     "prompt:length=3+prefix:length=2+ia3",
 )
+# Each form, and each place of a bottleneck, once.
+FORMS = ("full", "head_only", "bitfit", "prompt", "lora", "houlsby", "pfeiffer", "multihead_parallel", "mam", "ia3")
+# Every form on every family, and every design on every kind of family; each with each under PETL_ALL=1.
+PAIRS = [
+    (family, text) for family in tiny.FAMILIES for text in NAMED if tiny.ALL or text in FORMS or family in tiny.KINDS
+]
 
 
 def random_design(seed: int, *, biases: bool = True, rotary: bool = False, gate: bool = False) -> Design:

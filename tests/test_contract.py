@@ -1,4 +1,7 @@
-"""The contract of every named design on every family: what a user does with one, from attaching to merging."""
+"""The contract of a design on a family, `designs.PAIRS` of them: what a user does with one, from attaching to merging.
+
+PETL_ALL=1 takes every named design on every family.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import tiny
 import torch
 from attached import logits, look, randomise
-from designs import NAMED
+from designs import PAIRS
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,10 +35,11 @@ GREEDY: dict[str, Any] = {
     "forced_eos_token_id": None,
     "forced_bos_token_id": None,
 }
+EVERY_PAIR = pytest.mark.parametrize(("family", "text"), PAIRS, indirect=["family"], scope="module")
 MERGED = (Form.LOW_RANK, Form.RESCALE, Form.BIAS, Form.FULL)
 
 
-@pytest.fixture(scope="module", params=tiny.FAMILIES)
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -71,7 +75,7 @@ def train(model: PreTrainedModel, steps: int = 3) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("text", NAMED)
+@EVERY_PAIR
 def test_contract(family: str, home: Path, model: PreTrainedModel, text: str, tmp_path: Path) -> None:
     design = parse(text)
     before, plain = look(model), logits(model).detach()
@@ -115,7 +119,7 @@ def test_contract(family: str, home: Path, model: PreTrainedModel, text: str, tm
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("text", NAMED)
+@EVERY_PAIR
 def test_merge_or_its_refusal(family: str, text: str) -> None:
     design, model = parse(text), tiny.model(family).double()
     if any(m.form is Form.BIAS for m in design.modifications) and family not in tiny.BIASED:
@@ -135,8 +139,7 @@ def test_merge_or_its_refusal(family: str, text: str) -> None:
     assert float((logits(model) - expected).abs().max()) < 1e-10
 
 
-@pytest.mark.parametrize("family", tiny.GENERATING)
-@pytest.mark.parametrize("text", NAMED)
+@pytest.mark.parametrize(("family", "text"), [pair for pair in PAIRS if pair[0] in tiny.GENERATING])
 def test_generation_is_that_of_the_full_forward(family: str, text: str) -> None:
     """Greedy generation with a cache takes, at each step, the token that the forward pass without one ranks first."""
     design, model = parse(text), tiny.model(family, generates=True)
