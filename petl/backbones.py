@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,6 +26,7 @@ __all__ = [
     "Family",
     "Parts",
     "describe",
+    "draw_head",
     "family_of",
     "load",
     "load_tokenizer",
@@ -195,7 +196,7 @@ def load(
     if lost:
         raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
     if labels is not None:
-        _reset_head(loaded, seed)
+        draw_head(loaded, seed)
     result: PreTrainedModel = loaded.eval()
     return result
 
@@ -314,17 +315,29 @@ def _config(folder: Path, model: str) -> Any:
         raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
 
 
-def _reset_head(model: PreTrainedModel, seed: int) -> None:
+def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
+    """Draws a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
+
+    The result called brings back the one before.
+    """
     import torch
 
+    before = [(parameter, parameter.detach().clone()) for parameter in parts(model).head.values()]
     generator = torch.Generator().manual_seed(seed)
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     with torch.no_grad():
-        for parameter in parts(model).head.values():
+        for parameter, _ in before:
             fresh = torch.zeros(parameter.shape)
             if parameter.dim() > 1:
                 fresh.normal_(0.0, deviation, generator=generator)
             parameter.copy_(fresh)
+
+    def restore() -> None:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+
+    return restore
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from petl.attach import attach
+from petl.backbones import draw_head
 from petl.configuration import LAST, Configuration
 from petl.count import Counts
 from petl.data import TaskData, batches_per_epoch, epoch_batches
@@ -102,7 +103,8 @@ class Position:
 class TrainingRun:
     """One configuration being trained on a resident backbone.
 
-    Attaches the design, and puts the model back as it was on `close`. `state()` and `restore()`
+    Draws the head anew by the configuration's seed, where the task has labels, attaches the design, and
+    puts the model back as it was on `close`. `state()` and `restore()`
     carry a run over to another process, which may be one of a group of another size, at another
     ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 
@@ -136,6 +138,7 @@ class TrainingRun:
         place(model, training=True)
         self.model = model
         self._restore_dropout = set_dropout(model, training.dropout)
+        self._restore_head = draw_head(model, configuration.seed) if data.labels else lambda: None
         self.attachment = attach(model, configuration.design, seed=configuration.seed)
         self._engine = open_engine(model, training, self.steps, precision, zero=zero, persistent=persistent)
 
@@ -260,6 +263,7 @@ class TrainingRun:
         """Detaches the design: the model's outputs are bit-equal to before."""
         self._engine.close()
         self.attachment.detach()
+        self._restore_head()
         self._restore_dropout()
 
     def _keep(self, validation: Validation) -> None:

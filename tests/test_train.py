@@ -52,7 +52,7 @@ def data(folder: Path) -> TaskData:
 
 
 def load(folder: Path, data: TaskData) -> Any:
-    return backbones.load(str(folder / "backbone"), labels=data.labels)
+    return backbones.load(str(folder / "backbone"), labels=data.labels, seed=3)  # the configurations' own
 
 
 def configuration(design: str, **training: Any) -> Configuration:
@@ -108,6 +108,19 @@ def test_same_configuration_gives_the_same_score_on_a_used_backbone(folder: Path
         run.close()
     assert results[0] == results[2] != results[1]
     assert evaluate(model, data, "validation") == before
+
+
+def test_each_seed_has_a_head_of_its_own_and_the_backbone_keeps_its(folder: Path, data: TaskData) -> None:
+    model = load(folder, data)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for seed in (3, 4):
+        what = replace(configuration("lora:rank=2,head=false"), seed=seed)
+        run = TrainingRun(model, data, what)
+        drawn = backbones.load(str(folder / "backbone"), labels=data.labels, seed=seed)
+        assert torch.equal(run.attachment.head_state_dict()["classifier.weight"], drawn.classifier.weight)
+        assert torch.equal(drawn.classifier.weight, before["classifier.weight"]) == (seed == 3)
+        run.close()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_loop_equals_plain_torch(folder: Path, data: TaskData) -> None:
