@@ -290,3 +290,24 @@ def test_steps_become_epochs_with_the_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give epochs or steps"):
         load_config(config.model_dump(mode="json"), ["budget.epochs=3"])
     assert load_config(config.model_dump(mode="json"), ["budget.epochs=3", "budget.steps=null"]).budget.epochs == 3
+
+
+def test_weights_are_kept_by_a_score_of_the_task(tmp_path: Path) -> None:
+    """Else every trial would fail at its second validation."""
+    content = study(tmp_path)
+    for sections in (
+        {"training": {"keep": "rouge2"}},
+        {"references": {"full": {"keep": "rouge2"}}},
+    ):
+        with pytest.raises(ConfigError, match=r"keep is last, or a score of text-classification: .* received 'rouge2'"):
+            load_config({**content, **sections})
+    assert load_config({**content, "training": {"keep": "f1"}}).training == {"keep": "f1"}
+
+
+def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
+    content = study(tmp_path)
+    assert load_config({**content, "references": {"full": None}}).references == {"full": {}}
+    with pytest.raises(ConfigError, match="task: Input should be a valid dictionary; received 'sst2'"):
+        load_config({**content, "task": "sst2"})
+    with pytest.raises(ConfigError, match=r"task\.paths\.train: .* received None"):
+        load_config({**content, "task": {"name": "words", "paths": {"train": None}}})

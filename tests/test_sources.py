@@ -344,3 +344,17 @@ def test_rows_of_the_shared_folder(name: str, rows: tuple[int, ...]) -> None:
     found = read_splits(resolve({"name": name, "data_dir": str(SHARED)}))
     assert tuple(map(len, found.values())) == rows
     assert list(found) == ["train", "validation", "test"]
+
+
+def test_a_folder_goes_before_the_files_of_a_row() -> None:
+    assert resolve({"name": "tweets", "data_dir": "mine"}).paths == {}
+    assert resolve({"name": "tweets"}).paths
+
+
+def test_a_split_that_the_user_names_wrongly_is_said(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", "x"]})
+    for split in ("train", "validation"):
+        frame.to_csv(tmp_path / f"{split}.csv", index=False)
+    task = {"name": "mine", "data_dir": str(tmp_path), "splits": {"validation": "vlidation"}}
+    with pytest.raises(TaskError, match="has no vlidation split, which task.splits names; it has train, validation"):
+        read_splits(resolve({**task, "kind": "text-classification"}))

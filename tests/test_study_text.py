@@ -12,9 +12,12 @@ import studies
 import texts
 from rich.console import Console
 
+from petl.tasks import Task
 from search import Study, run
+from search.config import load_config
 from search.record import State
 from search.store import TrialFolder
+from search.study import _resolve
 from search.worker import PREDICTIONS
 
 
@@ -102,3 +105,32 @@ def test_a_backbone_that_cannot_do_the_task_is_refused(home: Path, tmp_path: Pat
         )
     with pytest.raises(ValueError, match="rouge2"):
         run({**content, "objectives": {"score": "rouge2"}})
+
+
+def test_what_a_study_fixed_is_not_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$PETL_DATA is where it was when the study began, also for a resume that does not have it."""
+    texts.write_rows(tmp_path / "data" / "wmt16_en_ro" / "train.jsonl")
+    content = {
+        "study": "fixed",
+        "backbone": {"model": str(texts.write_backbone("bart", tmp_path)), "precision": "fp32"},
+        "task": {"name": "wmt16_en_ro", "columns": {"source": "source", "target": "target"}, "max_length": 12},
+    }
+    content["task"] |= {"max_target_length": 12, "decoding": {"max_length": 12}}
+    config = load_config(content)
+    monkeypatch.setenv("PETL_DATA", str(tmp_path / "data"))
+    began = _resolve(config)
+    monkeypatch.delenv("PETL_DATA")
+    again = _resolve(config, located=Task.from_dict(began["task"]))
+    assert again["digest"] == began["digest"]
+    with pytest.raises(ValueError, match="cannot be reached|HF_HUB_OFFLINE|does not give"):
+        _resolve(config)
+
+
+def test_predictions_are_kept_where_there_is_no_test_split(tmp_path: Path) -> None:
+    splits = {name: str(texts.write_rows(tmp_path / f"{name}.jsonl", rows=30)) for name in ("train", "validation")}
+    content = {
+        "study": "two",
+        "backbone": {"model": str(texts.write_backbone("bart", tmp_path)), "precision": "fp32"},
+        "task": texts.task(Path("-"), paths=splits),
+    }
+    assert _resolve(load_config(content))["final"] == ["validation"]

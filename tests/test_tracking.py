@@ -207,6 +207,13 @@ def test_test_scores(tracker: Tracker, uri: str, study: str) -> None:
     assert history(tracker, 3, "test_accuracy") == [(0, 0.625)]
 
 
+def test_test_scores_of_earlier_releases_are_read(tracker: Tracker, uri: str, study: str) -> None:
+    run_id = tracker.publish(COMPLETE)
+    tracking.MlflowClient(uri).set_tag(run_id, "test", '{"accuracy": 0.5}')
+    (row,) = tracking.records(uri, study)
+    assert row.test == {"accuracy": 0.5}
+
+
 def test_artifacts_go_up_once_and_come_down_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     (folder / "tokenizer").mkdir(parents=True)

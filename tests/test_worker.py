@@ -176,3 +176,4 @@ def test_milestones_are_rungs_validations_and_the_end() -> None:
     assert milestones((), 2.0, every=0.75) == (0.75, 1.5, 2.0)
     assert milestones((0.5,), 1.0, every=0.5) == (0.5, 1.0)
     assert milestones((), 0.4) == (0.4,)
+    assert len(milestones((0.1, 0.3, 0.9), 1.0, every=0.3)) == 5  # 3 x 0.3 is no other place than 0.9

@@ -38,6 +38,7 @@ def write_backbone(family: str, path: Path) -> Path:
 def write_rows(path: Path, rows: int = 120, seed: int = 0) -> Path:
     """jsonl with columns source and target: each word's meaning, in the same order."""
     draw = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         for _ in range(rows):
             words = draw.integers(0, len(WORDS), draw.integers(2, 8))
