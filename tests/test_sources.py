@@ -356,5 +356,5 @@ def test_a_split_that_the_user_names_wrongly_is_said(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         frame.to_csv(tmp_path / f"{split}.csv", index=False)
     task = {"name": "mine", "data_dir": str(tmp_path), "splits": {"validation": "vlidation"}}
-    with pytest.raises(TaskError, match="has no vlidation split, which task.splits names; it has train, validation"):
+    with pytest.raises(TaskError, match=r"has no vlidation split, which task\.splits names; it has train, validation"):
         read_splits(resolve({**task, "kind": "text-classification"}))
