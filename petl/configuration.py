@@ -21,8 +21,9 @@ class Training:
     """Hyperparameters of one training run.
 
     `epochs` may be a fraction. A step is one update of the weights, on `accumulation` micro-batches of
-    `batch_size` rows; with `batch_tokens` a micro-batch has as many rows as fit into so many tokens
-    instead, a row counting as the longer of its source and target, padded (fairseq's batches).
+    `batch_size` rows, over all workers; with `batch_tokens` a micro-batch has as many rows as fit into
+    so many tokens instead, a row counting as the longer of its source and target, padded (fairseq's
+    batches).
     `warmup` is the share of all steps over which the learning rate rises from 0. `beta2` and `epsilon`
     are AdamW's. `clip` bounds the gradient's norm, 0 leaves it alone. `label_smoothing` is the share of
     a token's target that is spread over the vocabulary; losses on the validation split are without.

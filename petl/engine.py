@@ -1,8 +1,8 @@
 """DeepSpeed set-up: one process or several, CPU or GPU, ZeRO stages 0 to 3, no C++ compilation on CPU.
 
-Every rank of a process group trains its share of each batch; what a run comes to depends neither on
-the number of ranks nor on the ZeRO stage, but for rounding and dropout masks. Where parameters or
-moments are partitioned (ZeRO 1 to 3), this file alone knows how to read and write them whole.
+Every rank of a process group trains its share of a step's micro-batches; what a run comes to depends
+neither on the number of ranks nor on the ZeRO stage, but for rounding. Where parameters or moments are
+partitioned (ZeRO 1 to 3), this file alone knows how to read and write them whole.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def world_size() -> int:
 
 
 def share(rows: np.ndarray) -> np.ndarray:
-    """This rank's rows of a batch; none where there are fewer rows than ranks.
+    """This rank's rows of a batch to evaluate; none where there are fewer rows than ranks.
 
     Every world-th one, since batches are sorted by length: all ranks get like lengths.
     """
@@ -201,7 +201,7 @@ class Engine:
         return bool(self.deepspeed.skipped_steps)
 
     def seek(self, micro_batch: int, step: int) -> None:
-        """Sets counters and learning rates to those after so many micro-batches and steps."""
+        """Sets counters and learning rates to those after so many micro-batches of this rank, and steps."""
         self.deepspeed.micro_steps, self.deepspeed.global_steps = micro_batch, step
         scheduler = self.deepspeed.lr_scheduler
         scheduler.last_epoch = step
@@ -255,8 +255,8 @@ def open_engine(
 
     Matrices decay; vectors (biases, norms, scales) do not. `zero` is the ZeRO stage: what is
     partitioned among the ranks, 0 nothing, 1 moments, 2 gradients too, 3 parameters too, frozen ones
-    included, but for those of up to `persistent` elements. A loss is each rank's part of the mean
-    times `world_size()`, since DeepSpeed divides by it.
+    included, but for those of up to `persistent` elements. The micro-batches of a step are those of all
+    ranks together, which DeepSpeed takes the mean of.
     """
     prepare_process()
     import deepspeed
@@ -274,8 +274,8 @@ def open_engine(
         optimizer=optimizer,
         lr_scheduler=get_scheduler(name, optimizer, round(training.warmup * steps), steps),
         config={
-            "train_micro_batch_size_per_gpu": max(1, training.batch_size // world_size()),
-            "gradient_accumulation_steps": training.accumulation,
+            "train_micro_batch_size_per_gpu": training.batch_size,
+            "gradient_accumulation_steps": training.accumulation // world_size(),
             "gradient_clipping": training.clip,
             "zero_optimization": {
                 "stage": zero,

@@ -1,11 +1,12 @@
 """The training loop, explicit: every number that decides a trial is made in this file.
 
-A micro-batch is a function of (seed, its index), its dropout masks of (seed, its index, rank), and
-the learning rate of the step: so a run is described by its tensors, its optimizer and one position,
-and one that is interrupted and resumed equals, bit for bit, one that was not.
+A micro-batch and its dropout masks are functions of (seed, its index), and the learning rate of the
+step: so a run is described by its tensors, its optimizer and one position, and one that is interrupted
+and resumed equals, bit for bit, one that was not.
 
-Several processes train one configuration together if each makes the same calls on a TrainingRun:
-every rank takes its rows of each micro-batch, and losses, gradients and scores are the whole batch's.
+Several processes train one configuration together if each makes the same calls on a TrainingRun: the
+micro-batches of a step are dealt out to the ranks, which leaves losses, gradients and scores as they
+are in one process, but for rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from petl.backbones import draw_head
 from petl.configuration import LAST, Configuration
 from petl.count import Counts
 from petl.data import TaskData, batches_per_epoch, epoch_batches
-from petl.engine import MOMENTS, autocast, device, open_engine, place, rank, share, sum_over_ranks, world_size
+from petl.engine import MOMENTS, autocast, device, open_engine, place, rank, sum_over_ranks, world_size
 from petl.evaluation import DivergedError, Progress, evaluate, latency, silent, summed_loss
 from petl.measurements import SCORES, Measurements
 
@@ -112,7 +113,8 @@ class TrainingRun:
     hears of steps and validations. `zero` and `persistent` are `open_engine`'s. At stage 3 the model's
     tensors are empty while the run is open: the attachment's are read inside `gathered`.
 
-    Raises DivergedError from `advance`.
+    Raises ValueError where a step's micro-batches cannot be dealt out evenly to the ranks, and
+    DivergedError from `advance`.
     """
 
     def __init__(
@@ -130,6 +132,11 @@ class TrainingRun:
         self.configuration, self.data, self.precision = configuration, data, precision
         self.generates, self.progress = generates, progress
         training = configuration.training
+        if training.accumulation % world_size():
+            raise ValueError(
+                "the micro-batches of a step are dealt out evenly: accumulation is a multiple of the "
+                f"{world_size()} workers; received {training.accumulation}"
+            )
         self._lengths = data.splits["train"].lengths
         self.batches_per_epoch = batches_per_epoch(self._lengths, training.batch_size, training.batch_tokens)
         self.steps = max(1, round(training.epochs * self.batches_per_epoch / training.accumulation))
@@ -223,7 +230,7 @@ class TrainingRun:
         )
         self.position = Position.from_dict(position)
         self._kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
-        self._engine.seek(self.position.micro_batch, self.position.step)
+        self._engine.seek(self.position.micro_batch // world_size(), self.position.step)
 
     def save(self, folder: Path) -> None:
         """Writes `state()` as safetensors and JSON, once: rank 0 does."""
@@ -292,17 +299,15 @@ class TrainingRun:
         for index in self._micro_batches():
             if position.step >= until:
                 break
-            mine = share(index)
-            # A rank without a row takes part in the collectives with one that weighs nothing.
-            inputs, labels = self.data.batch("train", mine if len(mine) else index[:1])
-            torch.manual_seed(_mix(position.seed, position.micro_batch, rank()))
-            # The mean over ranks is the mean over the batch's targets, of which ranks may have different numbers.
-            weight = world_size() / int(targets[index].sum()) if len(mine) else 0.0
-            loss = weight * summed_loss(engine, self.model, inputs, labels, training.label_smoothing)
             rate = self._engine.optimizer.param_groups[0]["lr"]
-            engine.backward(loss)
-            engine.step()
-            losses.append(loss.detach())
+            if position.micro_batch % world_size() == rank():
+                inputs, labels = self.data.batch("train", index)
+                torch.manual_seed(_mix(position.seed, position.micro_batch))
+                summed = summed_loss(engine, self.model, inputs, labels, training.label_smoothing)
+                loss = summed / int(targets[index].sum())
+                engine.backward(loss)
+                engine.step()
+                losses.append(loss.detach())
             tokens += int(self._lengths[index].sum())
             position.micro_batch += 1
             if position.micro_batch % training.accumulation:

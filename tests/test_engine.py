@@ -34,18 +34,19 @@ DESIGNS = {
     "bitfit": "bitfit",
     "inner": "prompt:length=2+prefix:length=3,reparameterisation=6+multihead_parallel:size=3+ia3",
 }
-# 56 rows: five batches of 11, of which two ranks take 6 and 5, and one of a single row.
+# 56 rows: an epoch is three steps of two micro-batches, of which one has a single row.
 TRAINING = Training(
     learning_rate=2e-2,
-    epochs=1.0,
+    epochs=2.0,
     batch_size=11,
+    accumulation=2,
     schedule="cosine",
     warmup=0.3,
     clip=0.5,
     weight_decay=0.1,
     dropout=0.0,
 )
-HALF = 0.5
+HALF, END = 1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ def configuration(design: str, training: Training = TRAINING) -> Configuration:
     return Configuration(parse(DESIGNS.get(design, design)), training, seed=3)
 
 
+WITH_DROPOUT = configuration(
+    "bottlenecks", Training(learning_rate=5e-3, epochs=2.0, batch_size=11, accumulation=2, dropout=0.3)
+)
+
+
 def losses(run: TrainingRun) -> list[float]:
     return [point.loss for point in run.position.points]
 
@@ -127,7 +133,7 @@ def test_one_process_loses_what_plain_torch_does(
     folder: Path, data: TaskData, plain: Mapping[str, Plain], stage: int, design: str
 ) -> None:
     run = TrainingRun(backbone(folder, data), data, configuration(design), zero=stage, persistent=0)
-    run.advance(1.0)
+    run.advance(END)
     assert len(losses(run)) == 6
     np.testing.assert_allclose(losses(run), plain[design].losses, rtol=0, atol=1e-5)
     run.close()
@@ -150,7 +156,7 @@ def test_two_processes_measure_the_whole_validation_split(
         report = _report(two_ranks, stage, design, rank)
         assert report["scores"]["loss"] == pytest.approx(plain[design].validation_loss, abs=1e-5)
         assert report["scores"]["accuracy"] == pytest.approx(plain[design].validation_accuracy)
-        assert report["tokens"] == int(data.splits["train"].lengths.sum())
+        assert report["tokens"] == 2 * int(data.splits["train"].lengths.sum())
 
 
 @cases
@@ -173,7 +179,7 @@ def test_state_of_two_processes_goes_on_in_one_at_stage_0(
     run = TrainingRun(backbone(folder, data), data, configuration("bottlenecks"))
     run.load(two_ranks / f"{stage}-bottlenecks")
     assert run.position.step == 3
-    run.advance(1.0)
+    run.advance(END)
     np.testing.assert_allclose(losses(run), plain["bottlenecks"].losses, rtol=0, atol=1e-5)
     run.close()
 
@@ -193,6 +199,18 @@ def test_two_processes_resume_bit_for_bit_with_dropout_too(two_ranks: Path, stag
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_lose_what_one_does_with_dropout_too(
+    folder: Path, data: TaskData, two_ranks: Path, stage: int
+) -> None:
+    run = TrainingRun(backbone(folder, data), data, WITH_DROPOUT)
+    run.advance(END)
+    run.close()
+    for rank in (0, 1):
+        report = json.loads((two_ranks / f"resumed-{stage}-{rank}.json").read_text())
+        np.testing.assert_allclose(report["uninterrupted"], losses(run), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_under_autocast_keep_float32_tensors(two_ranks: Path, stage: int) -> None:
     for rank in (0, 1):
         report = json.loads((two_ranks / f"bf16-{stage}-{rank}.json").read_text())
@@ -208,12 +226,12 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(
     training = Training(learning_rate=5e-3, epochs=2.0, batch_size=11, accumulation=2)
     what = configuration("bottlenecks", training)
     run = TrainingRun(backbone(folder, data), data, what, zero=stage, persistent=0)
-    run.advance(1.0)
+    run.advance(HALF)
     run.save(tmp_path)
-    run.advance(2.0)
+    run.advance(END)
     again = TrainingRun(backbone(folder, data), data, what, zero=stage, persistent=0)
     again.load(tmp_path)
-    again.advance(2.0)
+    again.advance(END)
     assert losses(again) == losses(run)
     first, second = whole(run), whole(again)
     run.close()
@@ -229,8 +247,8 @@ def test_state_before_the_first_step_begins_anew(folder: Path, data: TaskData, t
     fresh.save(tmp_path)
     run = TrainingRun(backbone(folder, data), data, what, zero=stage, persistent=0)
     run.load(tmp_path)
-    fresh.advance(1.0)
-    run.advance(1.0)
+    fresh.advance(END)
+    run.advance(END)
     run.close()
     np.testing.assert_allclose(losses(run), losses(fresh), rtol=0, atol=1e-5)
 
@@ -256,7 +274,7 @@ def test_used_backbone_is_as_good_as_a_fresh_one(folder: Path, data: TaskData, s
         second = TrainingRun(model, data, configuration("bottlenecks"), zero=zero, persistent=0)
         fresh = TrainingRun(backbone(folder, data), data, configuration("bottlenecks"), zero=zero, persistent=0)
         for run in (second, fresh):
-            run.advance(1.0)
+            run.advance(END)
             run.close()
         # Equal weights, but ZeRO-3 gives them back at other addresses, by which a CPU may choose another kernel.
         np.testing.assert_allclose(losses(second), losses(fresh), rtol=0, atol=1e-6 if stage == 3 else 0)
@@ -271,7 +289,7 @@ def test_backbone_comes_back_from_a_run_that_failed(
     diverging = Training(learning_rate=1e30, epochs=1.0, batch_size=11, clip=0.0)
     run = TrainingRun(model, data, configuration("bottlenecks", diverging), zero=stage, persistent=0)
     with pytest.raises(DivergedError):
-        run.advance(1.0)
+        run.advance(END)
     run.close()
     assert _same(model, before)
 
@@ -281,7 +299,7 @@ def test_backbone_comes_back_from_a_run_that_failed(
         last = model.get_submodule("bert.encoder.layer.1.output.LayerNorm")
         patch.setattr(last, "forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run.advance(1.0)
+            run.advance(END)
     run.close()
     assert _same(model, before)
     run = TrainingRun(model, data, configuration("lora"), zero=stage, persistent=0)
@@ -308,7 +326,7 @@ def test_gradients_that_are_no_numbers_are_divergence_at_every_stage(folder: Pat
         _, parameter = next(run.attachment.named_parameters())
         parameter.register_hook(lambda gradient: gradient * float("nan"))
         with pytest.raises(DivergedError):
-            run.advance(1.0)
+            run.advance(END)
         run.close()
 
 
@@ -317,6 +335,11 @@ def test_group_that_cannot_be_joined_is_refused() -> None:
         join_process_group(2, 2, "tcp://localhost:1")
     with pytest.raises(ValueError, match="init_method"):
         join_process_group(0, 2)
+
+
+def test_micro_batches_that_two_processes_cannot_share_are_refused(two_ranks: Path) -> None:
+    for rank in (0, 1):
+        assert "accumulation is a multiple of the 2 workers; received 3" in (two_ranks / f"odd-{rank}.txt").read_text()
 
 
 def _in_plain_torch(folder: Path, data: TaskData, design: str) -> Plain:
@@ -333,12 +356,13 @@ def _in_plain_torch(folder: Path, data: TaskData, design: str) -> Plain:
         ]
     )
     result = []
-    for step, index in enumerate(epoch_batches(data.splits["train"].lengths, 11, 3, 0)):
+    batches = [index for epoch in (0, 1) for index in epoch_batches(data.splits["train"].lengths, 11, 3, epoch)]
+    for step, pair in enumerate(zip(batches[::2], batches[1::2], strict=True)):
         rate = step / 2 if step < 2 else 0.5 * (1 + np.cos(np.pi * (step - 2) / 4))
         for group in optimizer.param_groups:
             group["lr"] = 2e-2 * rate
-        inputs, labels = data.batch("train", index)
-        loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+        rows = [data.batch("train", index) for index in pair]
+        loss = sum(torch.nn.functional.cross_entropy(model(**inputs).logits, labels) for inputs, labels in rows) / 2
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 0.5)
@@ -366,7 +390,7 @@ def _rank(rank: int, folder: Path, out: Path) -> None:
             run = TrainingRun(model, data, configuration(design), zero=stage, persistent=0)
             run.advance(HALF)
             run.save(where)
-            scores = run.advance(1.0).scores
+            scores = run.advance(END).scores
             logits = torch.from_numpy(predict(model, data, "validation"))
             save_file({"logits": logits}, where / f"logits-{rank}.safetensors")
             with run.gathered():
@@ -382,6 +406,9 @@ def _rank(rank: int, folder: Path, out: Path) -> None:
                 same=_same(model, before),
             )
         _resume(rank, model, data, out, stage)
+        with pytest.raises(ValueError) as refusal:
+            TrainingRun(model, data, configuration("lora", Training(accumulation=3)), zero=stage)
+        (out / f"odd-{rank}.txt").write_text(str(refusal.value))
         run = TrainingRun(model, data, configuration("bottlenecks"), "bf16", zero=stage)
         run.advance(HALF)
         rounded = [name for name, t in whole(run).items() if "model." in name and torch.equal(t, t.bfloat16().float())]
@@ -392,17 +419,16 @@ def _rank(rank: int, folder: Path, out: Path) -> None:
 def _resume(rank: int, model: Any, data: TaskData, out: Path, stage: int) -> None:
     where = out / f"resumed-{stage}"
     where.mkdir(exist_ok=True)
-    what = configuration("bottlenecks", Training(learning_rate=5e-3, epochs=1.0, batch_size=11, dropout=0.3))
-    first = TrainingRun(model, data, what, zero=stage, persistent=0)
+    first = TrainingRun(model, data, WITH_DROPOUT, zero=stage, persistent=0)
     first.advance(HALF)
     first.save(where)
     torch.distributed.barrier()
-    first.advance(1.0)
+    first.advance(END)
     expected = whole(first)
     first.close()
-    second = TrainingRun(model, data, what, zero=stage, persistent=0)
+    second = TrainingRun(model, data, WITH_DROPOUT, zero=stage, persistent=0)
     second.load(where)
-    second.advance(1.0)
+    second.advance(END)
     tensors = whole(second)
     second.close()
     equal = tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in tensors)

@@ -57,6 +57,9 @@ def configuration(design: str = "lora:rank=2", **training: Any) -> Configuration
     return Configuration(parse(design), Training(**settings), seed=3)
 
 
+PAIRS = configuration(epochs=1.0, batch_size=11, accumulation=2, dropout=0.2)
+
+
 def losses(run: TrainingRun) -> list[float]:
     return [point.loss for point in run.position.points]
 
@@ -194,7 +197,7 @@ def test_two_processes_lose_and_say_what_one_does(tmp_path: Path) -> None:
     rows = texts.write_rows(tmp_path / "rows.jsonl", rows=90)
     torch.multiprocessing.start_processes(_rank, (home, rows, tmp_path), nprocs=2, start_method="spawn")
     data = load(home, rows)
-    alone = TrainingRun(model(home), data, configuration(epochs=1.0, batch_size=11))
+    alone = TrainingRun(model(home), data, PAIRS)
     scores = alone.advance(1.0).scores
     for stage in (0, 3):
         for rank in (0, 1):
@@ -211,7 +214,7 @@ def _rank(rank: int, home: Path, rows: Path, out: Path) -> None:
     join_process_group(rank, 2, f"file://{out}/store")
     data, bare = load(home, rows), model(home)
     for stage in (0, 3):
-        run = TrainingRun(bare, data, configuration(epochs=1.0, batch_size=11), zero=stage, persistent=0)
+        run = TrainingRun(bare, data, PAIRS, zero=stage, persistent=0)
         scores = run.advance(1.0).scores
         written = generate_split(run.model, data, "test")
         torch.save({"losses": losses(run), "scores": dict(scores), "texts": written}, out / f"{stage}-{rank}.pt")
