@@ -232,10 +232,10 @@ class TrainingRun:
         self._kept = {name.removeprefix("kept."): value for name, value in tensors.items() if name.startswith("kept.")}
         self._engine.seek(self.position.micro_batch // world_size(), self.position.step)
 
-    def save(self, folder: Path) -> None:
-        """Writes `state()` as safetensors and JSON, once: rank 0 does."""
+    def save(self, folder: Path | None) -> None:
+        """Writes `state()` as safetensors and JSON. Collective: ranks without a folder only take part."""
         tensors, position = self.state()
-        if rank() == 0:
+        if folder:
             save_file(tensors, folder / _TENSORS)
             (folder / _POSITION).write_text(json.dumps(position))
 

@@ -62,6 +62,15 @@ Overrides = Annotated[
     typer.Option("--set", help="Override a key of the study file; may be repeated.", metavar="KEY=VALUE"),
 ]
 
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster: auto for the one that this node is part of, host:port, or local for one of its own. "
+        "Default: $RAY_ADDRESS, else local.",
+        metavar="ADDRESS",
+    ),
+]
+
 
 @app.command()
 def run(
@@ -69,19 +78,22 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
     or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
+    address: Address = None,
 ) -> None:
     """Run a study: search, test scores, plot.
 
     Example: petl-search run spaces/studies/demo.yaml --set budget.trials=48
+
+    Example, on a node of a Ray cluster: petl-search run study.yaml --or-resume --address auto
     """
     from search.study import run as run_study
 
     _import_from_here()
-    _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume))
+    _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
 
 
 @app.command()
-def resume(name: Name, overrides: Overrides = None) -> None:
+def resume(name: Name, overrides: Overrides = None, address: Address = None) -> None:
     """Go on with an interrupted study.
 
     Killed or stopped at any moment, it loses nothing that was finished; a larger budget continues a
@@ -92,7 +104,7 @@ def resume(name: Name, overrides: Overrides = None) -> None:
     from search.study import resume as resume_study
 
     _import_from_here()
-    _end(resume_study(name, overrides=overrides or ()))
+    _end(resume_study(name, overrides=overrides or (), address=address))
 
 
 @app.command()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 from ray.util import ActorPool
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from search.attempt import Resident, Workload
 from search.store import StudyLock
-from search.worker import Resident, Workload
 
 if TYPE_CHECKING:
     from search.config import ResourcesConfig
@@ -24,47 +26,108 @@ class ClusterError(ValueError):
 
 
 @contextmanager
-def joined(resources: ResourcesConfig) -> Iterator[None]:
-    """A local Ray for as long as the block runs, or the one that this process has joined already.
+def joined(resources: ResourcesConfig, folder: Path, address: str | None = None) -> Iterator[None]:
+    """Ray for as long as the block runs: the cluster at `address`, or the one that this process has joined already.
 
-    Raises ClusterError where a trial cannot fit into it.
+    `address` is Ray's word: `auto` for the cluster that this node is part of, `host:port`, or `local` for
+    one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must be there on
+    all nodes.
+
+    Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
+    not see the folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
     mine = not ray.is_initialized()
     if mine:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        _join(address or os.environ.get("RAY_ADDRESS") or "local")
     try:
-        there = _resources()
-        for name, asked in (("CPU", resources.cpus_per_trial), ("GPU", resources.gpus_per_trial)):
-            if asked > there.get(name, 0):
-                raise ClusterError(
-                    f"a trial asks for {asked:g} {name}s (resources.{name.lower()}s_per_trial) and Ray has "
-                    f"{there.get(name, 0):g}; ask for less, or run where there are more"
-                )
+        if _places(resources.each) < resources.workers_per_trial:
+            workers = resources.workers_per_trial
+            raise ClusterError(
+                f"a trial asks for {_amounts(resources.each)}{f' for each of its {workers} workers' * (workers > 1)} "
+                "(resources: cpus_per_trial, gpus_per_trial, workers_per_trial), each on one node, and Ray has "
+                f"{' + '.join(map(_amounts, _nodes())) or 'no node'}; ask for less, or run where there is more"
+            )
+        _require_shared(folder)
         yield
     finally:
         if mine:
             ray.shutdown()
 
 
-def _resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
+            "--address auto there"
+        )
+    dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
+    try:
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
+
+
+def _require_shared(folder: Path) -> None:
+    """Raises ClusterError where another node does not see what is written to the study's folder here."""
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != _here()]  # type: ignore[no-untyped-call]
+    if not others:
+        return
+    token = folder / f".seen-{uuid.uuid4().hex}"
+    token.touch()
+
+    def sees(path: str) -> bool:
+        return os.path.exists(path)
+
+    try:
+        task = ray.remote(num_cpus=0)(sees)
+        answers = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(token)
+            )
+            for node in others
+        ]
+        blind = [node["NodeManagerAddress"] for node, seen in zip(others, ray.get(answers), strict=True) if not seen]
+    finally:
+        token.unlink()
+    if blind:
+        raise ClusterError(
+            f"all nodes share the folder of studies; {folder} is not seen on {', '.join(blind)}. Set "
+            "$PETL_SEARCH_HOME to a folder on storage that every node mounts at the same path"
+        )
+
+
+def _here() -> str:
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What the living nodes of the cluster have, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _places(each: Mapping[str, float]) -> int:
+    """For how many workers the cluster has room at once."""
+    asked = {name: amount for name, amount in each.items() if amount}
+    return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in _nodes())
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
 
 def room(resources: ResourcesConfig) -> int:
     """How many trials run at once: what was asked for, as far as the cluster, if joined, has the resources."""
     if not ray.is_initialized():
         return resources.concurrent
-    there = _resources()
-    fits = [there.get("CPU", 0) / resources.cpus_per_trial]
-    if resources.gpus_per_trial:
-        fits.append(there.get("GPU", 0) / resources.gpus_per_trial)
-    return max(1, min(resources.concurrent, int(min(fits))))
+    return max(1, min(resources.concurrent, _places(resources.each) // resources.workers_per_trial))
 
 
 def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
-    """ "fp32" or "bf16", measured where a trial would run, with its resources."""
+    """ "fp32" or "bf16", measured where a trial would run, with a worker's resources."""
 
     def measure() -> str:
         from petl import engine, train
@@ -72,7 +135,7 @@ def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
         engine.prepare_process()
         return train.fastest_precision(Resident(workload).model)
 
-    task = ray.remote(num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_calls=1)(measure)
+    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
     return ray.get(task.remote())
 
 
@@ -107,8 +170,9 @@ def test_scores(
     if not trials:
         return
     actor = ray.remote(
-        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=2, max_task_retries=2
+        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=2, max_task_retries=2
     )(Tester)
-    pool = ActorPool([actor.remote() for _ in range(min(room(resources), len(trials)))])
+    at_once = room(resources) * resources.workers_per_trial
+    pool = ActorPool([actor.remote() for _ in range(min(at_once, len(trials)))])
     for number, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
         heard(number, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -182,23 +183,33 @@ class PaperConfig(_Section):
 class ResourcesConfig(_Section):
     """What each trial is given. Fractions of a GPU let small trials share one.
 
+    `workers_per_trial` processes train a trial together, each with an equal part of its CPUs and GPUs; by
+    default a CPU each. Every one of them has `training.accumulation` micro-batches of a step.
     `zero_stage` is DeepSpeed's ZeRO: 0 partitions nothing, 1 moments, 2 gradients too, 3 parameters too.
     """
 
     concurrent: PositiveInt = 2
-    cpus_per_trial: PositiveFloat = 1.0
-    gpus_per_trial: float = Field(default=0.0, ge=0)
     workers_per_trial: PositiveInt = 1
+    cpus_per_trial: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    gpus_per_trial: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     zero_stage: int = Field(default=0, ge=0, le=3)
 
     @model_validator(mode="after")
-    def _supported(self) -> ResourcesConfig:
-        if self.workers_per_trial > 1:
+    def _divisible(self) -> ResourcesConfig:
+        each = self.gpus_per_trial / self.workers_per_trial
+        if each > 1:
             raise ValueError(
-                "this release trains a trial in one process (several workers a trial are not there yet); "
-                f"received workers_per_trial {self.workers_per_trial}"
+                "a worker trains on one GPU, or a part of one; received "
+                f"gpus_per_trial {self.gpus_per_trial:g} for workers_per_trial {self.workers_per_trial}"
             )
         return self
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one worker is given, in Ray's words."""
+        workers = self.workers_per_trial
+        cpus = workers if self.cpus_per_trial is None else self.cpus_per_trial
+        return {"CPU": cpus / workers, "GPU": self.gpus_per_trial / workers}
 
 
 class TrackingConfig(_Section):
@@ -446,7 +457,7 @@ class StudyConfig(_Section):
 
     @property
     def fixed_training(self) -> Training:
-        """The training settings that every trial starts from."""
+        """The training settings that every trial starts from; a step's micro-batches are those of all workers."""
         return self._trained({})
 
     def reference_configurations(self) -> dict[str, Configuration | None]:
@@ -467,7 +478,8 @@ class StudyConfig(_Section):
     def _trained(self, settings: Mapping[str, Any]) -> Training:
         if self.budget.epochs is None:
             raise ValueError("how many epochs budget.steps are is known with the data: see with_epochs")
-        return Training(**{**self.training, **settings}, epochs=self.budget.epochs)
+        training = Training(**{**self.training, **settings}, epochs=self.budget.epochs)
+        return replace(training, accumulation=training.accumulation * self.resources.workers_per_trial)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:

@@ -23,9 +23,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from petl.measurements import Measurements
+from search.attempt import Job, Workload
 from search.core import DONE, WAIT, Decision, Search
 from search.record import TrialRecord
-from search.worker import Job, Worker, Workload
+from search.worker import Worker
 
 if TYPE_CHECKING:
     from search.config import ResourcesConfig
@@ -211,9 +212,11 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of workers that died
+    workers, each = resources.workers_per_trial, resources.each
     trainable = tune.with_resources(
-        tune.with_parameters(Worker, workload=workload),
-        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+        tune.with_parameters(Worker, workload=workload, workers=workers, each=each),
+        # One that leads a gang needs nothing itself, but its place is where the gang's are.
+        tune.PlacementGroupFactory([each] if workers == 1 else [{}, *workers * [each]]),
     )
     with tempfile.TemporaryDirectory(prefix="petl-tune-") as scratch, _own_signals():
         tune.Tuner(

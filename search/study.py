@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,10 +22,11 @@ from rich.console import Console
 
 from petl import backbones, presets, tasks
 from petl.backbones import Backbone
-from petl.configuration import Configuration, Training
+from petl.configuration import Configuration
 from petl.count import count
 from petl.measurements import SCORES as MEASURED
 from search import cluster, report
+from search.attempt import PREDICTIONS, SCORES, Workload
 from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
 from search.display import Display
@@ -35,7 +38,6 @@ from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
 from search.store import StudyLock, TrialFolder, read_json
 from search.tracking import Tracker, discard
-from search.worker import PREDICTIONS, SCORES, Workload
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
     from petl.data import TaskData
 
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
-_CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew
+_CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew, but for:
+_MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
 
 
 class StudyError(ValueError):
@@ -62,11 +65,13 @@ def run(
     overrides: Sequence[str] = (),
     fresh: bool = False,
     or_resume: bool = False,
+    address: str | None = None,
     console: Console | None = None,
 ) -> Study:
     """Runs a study file (or the same as a mapping) to its end, and returns the study read back.
 
-    A study of that name is refused unless `fresh` removes it or `or_resume` goes on with it.
+    A study of that name is refused unless `fresh` removes it or `or_resume` goes on with it. `address`
+    is that of the Ray cluster, as `cluster.joined` has it.
 
     Example::
 
@@ -81,7 +86,7 @@ def run(
     with _driving(config.study):
         there = _existing(config.study)
         if there and or_resume:
-            return _go_on(config.study, config, console)
+            return _go_on(config.study, config, address, console)
         if there and not fresh:
             raise StudyError(
                 f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
@@ -90,7 +95,8 @@ def run(
         resolved = _resolve(config)
         settled = _settled(config, resolved)
         _rehearse(settled, resolved)
-        with cluster.joined(config.resources):  # whatever is wrong is said before anything is made or deleted
+        # whatever is wrong is said before anything is made or deleted
+        with cluster.joined(config.resources, _folder(config.study), address):
             _delete(config)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
             records = Records.create_study(_database(), config.study, objectives)
@@ -99,21 +105,23 @@ def run(
             return _drive(settled, records, console)
 
 
-def resume(name: str, *, overrides: Sequence[str] = (), console: Console | None = None) -> Study:
+def resume(
+    name: str, *, overrides: Sequence[str] = (), address: str | None = None, console: Console | None = None
+) -> Study:
     """Goes on with a study where it stopped, for whatever reason; a finished one is read back.
 
-    `overrides` may change the sections budget and resources. Raises StudyError where there is no
-    such study, or where its backbone or data are not what they were.
+    `address` is as in `run`. `overrides` may change the sections budget and resources. Raises StudyError
+    where there is no such study, or where its backbone or data are not what they were.
     """
     if not _existing(name):
         there = ", ".join(Records.names(_database())) if _database_file().exists() else ""
         raise StudyError(f"there is no study {name!r} in {home()}; there are: {there or 'none'}")
     with _driving(name):
         stored = Records.open_study(_database(), name).info("config")
-        return _go_on(name, load_config(stored, overrides), console or report.console())
+        return _go_on(name, load_config(stored, overrides), address, console or report.console())
 
 
-def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
+def _go_on(name: str, config: StudyConfig, address: str | None, console: Console) -> Study:
     """Resumes with what may change taken from `config`. Raises StudyError where more than that differs."""
     records = Records.open_study(_database(), name)
     before = load_config(records.info("config")).model_dump(mode="json")  # with the defaults of newer sections
@@ -124,10 +132,10 @@ def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
             f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
             "Start another study for that, or this one anew with --fresh"
         )
-    for length in ("epochs", "steps"):
-        if now["budget"][length] != before["budget"][length]:
+    for section, key in _MEANING:
+        if now[section][key] != before[section][key]:
             raise StudyError(
-                f"budget.{length} decides what a score means, so it stays; start another study for other {length}"
+                f"{section}.{key} decides what a score means, so it stays; start another study for other {key}"
             )
     started = records.info("resolved")
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
@@ -140,7 +148,8 @@ def _go_on(name: str, config: StudyConfig, console: Console) -> Study:
             )
     records.set_info("config", now)
     settled = _settled(config, started)
-    with cluster.joined(config.resources) if _unfinished(settled, records) else nullcontext():
+    work = _unfinished(settled, records)
+    with cluster.joined(config.resources, _folder(name), address) if work else nullcontext():
         return _drive(settled, records, console)
 
 
@@ -161,6 +170,19 @@ def _driving(study: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers and clouds send before they kill, does what Ctrl-C does at that moment."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     """Everything after the study is on record: trials, test scores, the published front."""
     folder, uri = _folder(config.study), _uri(records)
@@ -170,7 +192,8 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
     status = "FAILED"
     try:
-        _search(config, records, workload, tracker, console)
+        with _terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
+            _search(config, records, workload, tracker, console)
         study = load_study(config.study, uri)
         tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
         status = "FINISHED"
@@ -390,7 +413,7 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
         return None
     from petl.data import batches_per_epoch
 
-    training = Training(**config.training)
+    training = config.with_epochs(1.0).fixed_training
     batches = batches_per_epoch(data.splits["train"].lengths, training.batch_size, training.batch_tokens)
     return config.budget.steps * training.accumulation / batches
 

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from petl.tasks import Task
 from search import Study, run
+from search.attempt import PREDICTIONS
 from search.config import load_config
 from search.record import State
 from search.store import TrialFolder
 from search.study import _resolve
-from search.worker import PREDICTIONS
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import studies
 from petl import backbones, tasks
 from petl.configuration import Configuration, Training
 from petl.presets import parse
+from search.attempt import Attempt, Job, Resident, Workload
 from search.ray_tune import milestones
 from search.store import TrialFolder, read_json
-from search.worker import Attempt, Job, Resident, Workload
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,163 @@
+"""Many workers a trial: a process each, in the trial's own placement group, led by the one that Tune knows.
+
+Every rank has a backbone of its own and makes the same calls; rank 0 writes what the trial leaves. A gang
+in which anything went wrong is ended as a whole, since its other ranks may wait in a collective for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from search.attempt import Attempt, Job, Resident, Workload, failed
+from search.store import StudyLock
+
+_GRACE: Final = 3.0  # seconds in which the death behind another rank's error becomes known
+
+
+class Gang:
+    """The ranks of one trial after another, started for the first of them.
+
+    `each` is what Ray gives to a rank, as `{"CPU": 1, "GPU": 1}`; the actor that has a gang is placed
+    together with room for all its ranks.
+    """
+
+    def __init__(self, workload: Workload, workers: int, each: Mapping[str, float]) -> None:
+        self._workload, self._workers, self._each = workload, workers, each
+        self._ranks: list[Any] = []
+
+    def begin(self, job: Job) -> GangAttempt:
+        """The next trial. Nothing starts before it advances."""
+        return GangAttempt(self, job)
+
+    def ready(self) -> None:
+        """Starts the ranks, where there are none, and lets them meet. Raises RayError where one dies."""
+        if self._ranks:
+            return
+        actor = ray.remote(num_cpus=self._each.get("CPU", 0), num_gpus=self._each.get("GPU", 0))(Rank)
+        self._ranks = [actor.remote(self._workload, rank) for rank in range(self._workers)]
+        hosts = set(self.call("host"))
+        where = ray.get(self._ranks[0].meeting_place.remote(len(hosts) == 1))
+        self.call("join", self._workers, where)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """A method of all ranks at once; what they answer, in their order.
+
+        The first failed report of a trial ends the gang and is the answer. Raises RayError where a
+        rank died, which ends the gang too.
+        """
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        waiting, failed = list(calls), None
+        try:
+            while waiting and not failed:
+                [done], waiting = ray.wait(waiting)
+                answer = ray.get(done)
+                failed = answer if isinstance(answer, dict) and "failure" in answer else None
+            if not failed:
+                return ray.get(calls)
+            if waiting:  # who lost its peer fails as well, and may be heard before the death itself
+                ray.get(ray.wait(waiting, num_returns=len(waiting), timeout=_GRACE)[0])
+        except BaseException:
+            self.end()
+            raise
+        self.end()
+        return [failed]
+
+    def end(self) -> None:
+        """Ends all ranks at once, whatever they do."""
+        while self._ranks:
+            ray.kill(self._ranks.pop())
+
+
+class GangAttempt:
+    """An Attempt of all ranks."""
+
+    def __init__(self, gang: Gang, job: Job) -> None:
+        self._gang, self._job = gang, job
+        self._begun = False
+
+    def advance(self) -> dict[str, Any]:
+        """What `Attempt.advance` tells, by rank 0. Raises RayActorError where a rank died."""
+        try:
+            self._gang.ready()
+            if not self._begun:
+                self._begun = True
+                self._gang.call("begin", self._job.to_json())
+            report: dict[str, Any] = self._gang.call("advance")[0]
+        except RayTaskError as error:  # they could not meet
+            return failed(error.cause)
+        return report
+
+    def close(self) -> None:
+        """Puts the backbones back as they were."""
+        if self._begun:
+            with suppress(RayError):  # the gang has ended, and with it what was to be put back
+                self._gang.call("close")
+
+
+class Rank:
+    """One process of a gang."""
+
+    def __init__(self, workload: Workload, rank: int) -> None:
+        from petl.engine import prepare_process
+
+        prepare_process()
+        self._lock = StudyLock(Path(workload.folder))
+        self._lock.work()
+        self._resident, self._rank = Resident(workload), rank
+        self._attempt: Attempt | None = None
+
+    def host(self) -> str:
+        """The address by which other hosts know this one."""
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return address
+
+    def meeting_place(self, one_host: bool) -> str:
+        """Where the gang can meet: a file, or between hosts a port of this one that is free."""
+        if one_host:  # no port that others could reach
+            self._folder = tempfile.TemporaryDirectory(prefix="petl-gang-")
+            return f"file://{self._folder.name}/store"
+        with socket.socket() as probe:
+            probe.bind((self.host(), 0))
+            return f"tcp://{self.host()}:{probe.getsockname()[1]}"
+
+    def join(self, workers: int, where: str) -> None:
+        """Meets the others; returns when all are there."""
+        from petl.engine import join_process_group
+
+        interface = _interface("127.0.0.1" if where.startswith("file://") else self.host())
+        for library in ("GLOO", "NCCL") if interface else ():
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)  # else by the host's name, which may mislead
+        join_process_group(self._rank, workers, where)
+
+    def begin(self, job: str) -> None:
+        """Takes a trial up."""
+        self._attempt = Attempt(self._resident, Job.from_json(job), self._rank)
+
+    def advance(self) -> dict[str, Any]:
+        """Trains to the next milestone. After an error the backbone is left as it is: the gang ends."""
+        assert self._attempt is not None
+        try:
+            return self._attempt.go_on()
+        except Exception as error:
+            return failed(error)
+
+    def close(self) -> None:
+        """Puts the backbone back as it was."""
+        if self._attempt is not None:
+            self._attempt.close()
+
+
+def _interface(address: str) -> str:
+    """The network interface that has an address; "" where none has."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
