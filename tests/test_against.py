@@ -141,8 +141,9 @@ def test_slips_have_footnotes() -> None:
     assert "[a] 7.2 %: 7.2 would be r = 120" in text
     assert "44.53 ±0.14" in text
     designs = {"sequential adapter (ffn), r = 200": {"design": "sequential:size=200"}}
-    text = printed(print_against, study([], designs=designs, paper={"table": "figure 4", "task": "xsum"}))
-    assert line(text, "[a] ").startswith("[a] R-2 only: Table 12")
+    for task, slips in (("xsum", True), ("en-ro", False)):  # one task's slip is none of the other's
+        text = printed(print_against, study([], designs=designs, paper={"table": "figure 4", "task": task}))
+        assert ("[a] Table 12 prints another R-2" in text) == slips
 
 
 def test_the_development_split_is_the_whole_one_or_not_shown() -> None:
