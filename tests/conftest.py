@@ -19,6 +19,7 @@ LONG = (
     "test_contract.py",
     "test_generation.py",
     "test_spaces_built.py",
+    "test_mlflow_server.py",
     "test_core.py",
 )
 
