@@ -5,10 +5,11 @@ BIN := .venv/bin
 # Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-slurm lint bench
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
+	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
@@ -28,6 +29,9 @@ demo: setup
 
 test: setup
 	$(PYTEST)
+
+test-slurm: setup
+	PETL_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
 
 lint: setup
 	$(BIN)/ruff check .
