@@ -290,7 +290,9 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
             raise
-        typer.echo(f"petl-search: {error}", err=True)
+        from search.address import masked
+
+        typer.echo(f"petl-search: {masked(error)}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -27,6 +28,7 @@ from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
 from petl.design import DesignError
 from petl.results import PAPER_TASKS, TABLES, results
 from petl.tasks import Task
+from search import address
 from search.halving import Rule, rule
 from search.objectives import COSTS, SCORES
 from search.samplers import SAMPLERS
@@ -63,6 +65,12 @@ class ConfigError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# What is dumped and printed of an address has no password.
+_Address = Annotated[
+    str | None, PlainSerializer(lambda value: None if value is None else address.bare(value)), Field(repr=False)
+]
 
 
 class BackboneConfig(_Section):
@@ -215,13 +223,29 @@ class ResourcesConfig(_Section):
 class TrackingConfig(_Section):
     """`uri` of the MLflow store; None is sqlite under ./petl-search or $PETL_SEARCH_HOME."""
 
-    uri: str | None = None
+    uri: _Address = None
 
     @field_validator("uri")
     @classmethod
-    def _anchored(cls, value: str | None) -> str | None:
-        scheme, found, path = (value or "").partition("sqlite:///")
-        return f"sqlite:///{_anchored(path)}" if found and not scheme and path else value
+    def _checked(cls, value: str | None) -> str | None:
+        if value is not None:
+            address.whole(value)
+        return _anchored_sqlite(value)
+
+
+class StorageConfig(_Section):
+    """`database` of the trials' records: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. `${NAME}` in it
+    is of the environment. None is $PETL_SEARCH_DATABASE, else sqlite under ./petl-search or $PETL_SEARCH_HOME.
+    """
+
+    database: _Address = None
+
+    @field_validator("database")
+    @classmethod
+    def _checked(cls, value: str | None) -> str | None:
+        if value is not None:
+            address.database(value)
+        return _anchored_sqlite(value)
 
 
 class StudyConfig(_Section):
@@ -248,6 +272,7 @@ class StudyConfig(_Section):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="before")
@@ -495,9 +520,10 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         except OSError as error:
             raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source} is no YAML file: {error}") from None
+            raise ConfigError(f"{source} is no YAML file: {address.masked(error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {data!r}")
+        received = address.masked(repr(data))
+        raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
     for override in overrides:
         _override(data, override)
     try:
@@ -512,15 +538,15 @@ def _override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
     if not equals or not all((*sections, key)):
-        raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {override!r}")
+        raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {address.masked(override)!r}")
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+            raise ConfigError(f"--set {address.masked(override)}: {section} is a value, not a section")
     try:
         data[key] = yaml.load(text, _Loader)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {text!r} is no YAML value") from None
+        raise ConfigError(address.masked(f"--set {override}: {text!r} is no YAML value")) from None
 
 
 def _fault(fault: Any) -> str:
@@ -531,13 +557,18 @@ def _fault(fault: Any) -> str:
     elif fault["type"] == "extra_forbidden":
         rule = "no such key"
     # our own rules quote what they received where it is not the whole section
-    received = "" if "received" in rule else f"; received {fault['input']!r}"
+    received = "" if "received" in rule else address.masked(f"; received {fault['input']!r}")
     return f"{where}: {rule}{received}" if where else f"{rule}{received}"
 
 
 def _anchored(path: str) -> str:
     """An absolute path: workers run in other folders, and a resume may too. `package:` names stay."""
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
+
+
+def _anchored_sqlite(uri: str | None) -> str | None:
+    scheme, found, path = (uri or "").partition("sqlite:///")
+    return f"sqlite:///{_anchored(path)}" if found and not scheme and path else uri
 
 
 def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+
+from search.address import database, sqlite_file, whole
 
 
 class StoreError(ValueError):
@@ -21,20 +22,23 @@ def store_uri(uri: str | None = None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def database_url(url: str | None = None) -> str:
+    """The durable records' address: `url`, else $PETL_SEARCH_DATABASE, else a file in `home()`.
+
+    Raises AddressError where it is none.
+    """
+    chosen = url or os.environ.get("PETL_SEARCH_DATABASE")
+    return database(chosen) if chosen else f"sqlite:///{home() / 'optuna.db'}"
+
+
 def artifact_root(uri: str | None = None) -> Path | None:
     """The folder that gets the artifacts of a store written directly; None where a server has its own."""
-    return None if store_uri(uri).startswith(("http://", "https://")) else home() / "artifacts"
-
-
-def database(uri: str) -> Path | None:
-    """The file of an sqlite store; None for every other kind."""
-    match = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", uri)
-    return Path(match[1]) if match else None
+    return None if whole(store_uri(uri)).startswith(("http://", "https://")) else home() / "artifacts"
 
 
 def require_store(uri: str) -> None:
     """Raises StoreError where `uri` is an sqlite store that was never made: opening it would make it."""
-    file = database(uri)
+    file = sqlite_file(uri)
     if file and not file.exists():
         raise StoreError(
             f"no store at {file}: nothing was run there yet, or the store is elsewhere "

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from search.address import masked
 from search.naming import curve
 from search.record import Records, State, TrialRecord
 from search.store import TrialFolder, read_json
@@ -80,5 +81,5 @@ class Publisher:
             yield
         except Exception as error:  # whatever a store or a server of the user's raises
             if not self._behind:
-                self.say(f"MLflow does not answer; the search goes on, and publishes at its end: {error}")
+                self.say(f"MLflow does not answer; the search goes on, and publishes at its end: {masked(error)}")
             self._behind = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -223,7 +223,7 @@ class Study:
 
     summary: StudySummary
     everything: tuple[TrialRow, ...]
-    uri: str
+    uri: str = field(repr=False)  # it may have a password
 
     @property
     def name(self) -> str:

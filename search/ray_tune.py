@@ -19,18 +19,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ray import tune
+from ray.tune import Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from petl.measurements import Measurements
 from search.attempt import Job, Workload
 from search.core import DONE, WAIT, Decision, Search
-from search.record import TrialRecord
+from search.home import StoreError
+from search.record import RecordsError, TrialRecord
+from search.store import StudyBusyError
 from search.worker import Worker
 
 if TYPE_CHECKING:
     from search.config import ResourcesConfig
 
+_NO_RECORDS: Final = (StoreError, RecordsError, StudyBusyError)  # a database that is away, or another driver's
 _RESTARTS: Final = 3  # of a trial whose process died, before it counts as failed
 
 
@@ -63,6 +67,7 @@ class Bridge:
     def __init__(self, search: Search, listeners: Sequence[Listener], score: str) -> None:
         self.search, self.listeners, self.score = search, listeners, score
         self.error: Exception | None = None  # why no further trial could be proposed
+        self.cut_off = False  # from its records: nothing that still runs could be kept
         self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,6 +78,9 @@ class Bridge:
         """A configuration for Tune, None to wait, or FINISHED."""
         try:
             decision = self.search.next(free_workers=1)
+        except _NO_RECORDS as error:
+            self._cut_off(error)
+            return str(Searcher.FINISHED)
         except Exception as error:  # also what a space of the user's own raises; running trials still end
             self.error = error
             return str(Searcher.FINISHED)
@@ -99,15 +107,27 @@ class Bridge:
 
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Takes a report in; whether the trial goes on."""
-        goes_on = self._take_in(self._numbers[tune_id], report)
-        if not goes_on:
-            self._end(tune_id, stopped=True)
+        if self.cut_off:
+            return True
+        try:
+            goes_on = self._take_in(self._numbers[tune_id], report)
+            if not goes_on:
+                self._end(tune_id, stopped=True)
+        except _NO_RECORDS as error:
+            self._cut_off(error)
+            return True
         return goes_on
 
     def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
         """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
-        if tune_id not in self._numbers:
-            return  # stopped by the rung rule, and closed then
+        if tune_id not in self._numbers or self.cut_off:
+            return  # stopped by the rung rule, and closed then; or left open for a resume
+        try:
+            self._ended(tune_id, report)
+        except _NO_RECORDS as error:
+            self._cut_off(error)
+
+    def _ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
         if report is None:
             self._end(tune_id, failure=f"its worker process died {_RESTARTS + 1} times (killed, or out of memory)")
         elif failure := report.get("failure"):
@@ -121,6 +141,9 @@ class Bridge:
         """Tune starts the trial again in another process."""
         for listener in self.listeners:
             listener.restarted(self.search.records.get(self._numbers[tune_id]))
+
+    def _cut_off(self, error: Exception) -> None:
+        self.error, self.cut_off = error, True
 
     def _take_in(self, number: int, report: Mapping[str, Any]) -> bool:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
@@ -172,6 +195,21 @@ class _Scheduler(FIFOScheduler):
         """Called at every milestone but the last."""
         goes_on = self.bridge.heard(trial.trial_id, json.loads(result["report"]))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+class _CutOff(Stopper):
+    """Ends everything where the records cannot be reached."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial ends: that is the scheduler's to say."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked at every step of Tune's."""
+        return self.bridge.cut_off
 
 
 class _Restarts(tune.Callback):
@@ -234,6 +272,7 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
                 name="trials",
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+                stop=_CutOff(bridge),
                 callbacks=[_Restarts(bridge)],
             ),
         ).fit()

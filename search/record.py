@@ -4,6 +4,10 @@ Everything of a trial is a user attribute and in place before its state is told,
 no attributes afterwards. A trial is created with all its attributes in one transaction, and what it
 ends with is written as one attribute before the state: at whatever moment the writer is killed, the
 study is whole, and `open_study` tells the states that were left untold.
+
+On PostgreSQL every operation is repeated where the connection was lost in the middle of it, and has
+happened once in the end: attributes are set to the same value again, a state that is told already is
+left, and a trial is found again by its token.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,12 +27,25 @@ from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
+from search.address import bare, masked
+from search.database import (
+    ConnectionLostError,
+    DatabaseError,
+    Persistence,
+    arguments,
+    is_postgresql,
+    notice_losses,
+    reason,
+)
 from search.objectives import Objective, objectives
 
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
@@ -107,15 +126,17 @@ class Records:
         records.close(record.number, State.COMPLETE, measurements)
     """
 
-    def __init__(self, storage: BaseStorage, study_id: int) -> None:
+    def __init__(self, storage: BaseStorage, study_id: int, persistence: Persistence | None = None) -> None:
         self._storage = storage
         self._study_id = study_id
-        self._info: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
+        self.persist = persistence or Persistence("in memory")
+        self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
         self._records: list[TrialRecord] = []
         self._origins: list[Origin] = []
         self._stops: dict[int, float] = {}
         self.objectives: tuple[Objective, Objective] = objectives(*self._info[_OBJECTIVES])
-        for trial in sorted(storage.get_all_trials(study_id), key=lambda trial: trial.number):
+        trials = self.persist(lambda: storage.get_all_trials(study_id))
+        for trial in sorted(trials, key=lambda trial: trial.number):
             self._origins.append(_origin(trial))
             self._records.append(_record(trial))
             self._stops |= _stop(trial)
@@ -123,15 +144,22 @@ class Records:
                 self._tell(trial.number, State(trial.user_attrs["outcome"]["state"]))
 
     @classmethod
-    def create_study(cls, url: str, name: str, objectives: tuple[str, str]) -> Records:
-        """A new study. Raises RecordsError where the name is taken."""
-        return cls._created(_storage(url), name, objectives)
+    def create_study(
+        cls, url: str, name: str, objectives: tuple[str, str], guard: Callable[[], None] | None = None
+    ) -> Records:
+        """A new study. Raises RecordsError where the name is taken.
+
+        `guard` is called before every operation, and may refuse it: see `search.database.driving`.
+        """
+        return cls._created(_storage(url), name, objectives, _persistence(url, name, guard))
 
     @classmethod
-    def open_study(cls, url: str, name: str) -> Records:
+    def open_study(cls, url: str, name: str, guard: Callable[[], None] | None = None) -> Records:
         """An existing study. Raises RecordsError where there is none of that name."""
         storage = _storage(url)
-        return cls(storage, _study_id(storage, name))
+        with _answering(url):
+            study_id = _study_id(storage, name)
+        return cls(storage, study_id, _persistence(url, name, guard))
 
     @classmethod
     def in_memory(cls, objectives: tuple[str, str] = ("accuracy", "stored_parameters")) -> Records:
@@ -146,13 +174,26 @@ class Records:
     @staticmethod
     def names(url: str) -> list[str]:
         """The studies of a storage, oldest first."""
-        return _names(_storage(url))
+        with _opened(url) as storage:
+            return _names(storage)
+
+    @staticmethod
+    def info_of(url: str, name: str, key: str) -> Any:
+        """What `set_info` kept for a study; None where there is no such study."""
+        with _opened(url) as storage:
+            found = [study for study in storage.get_all_studies() if study.study_name == name]
+            return found[0].user_attrs.get(key) if found else None
 
     @staticmethod
     def delete(url: str, name: str) -> None:
         """Remove a study and all its trials. Raises RecordsError where there is none of that name."""
-        storage = _storage(url)
-        storage.delete_study(_study_id(storage, name))
+        with _opened(url) as storage:
+            storage.delete_study(_study_id(storage, name))
+
+    def disconnect(self) -> None:
+        """Lets go of the database's connections; whatever is done next connects again."""
+        if isinstance(self._storage, RDBStorage):
+            self._storage.engine.dispose()
 
     def all(self) -> list[TrialRecord]:
         """Every trial, by number."""
@@ -179,7 +220,7 @@ class Records:
     def set_info(self, key: str, value: Any) -> None:
         """Keep a JSON value for the study, such as what was resolved once."""
         self._info[key] = json.loads(json.dumps(value))
-        self._storage.set_study_user_attr(self._study_id, key, self._info[key])
+        self.persist(lambda: self._storage.set_study_user_attr(self._study_id, key, self._info[key]))
 
     def create(
         self,
@@ -203,11 +244,15 @@ class Records:
                 "name": name,
                 "counts": dict(origin.counts),
                 "asides": [_aside_to_dict(aside, origin) for aside in origin.asides],
+                "token": uuid.uuid4().hex,
             },
         )
-        trial_id = self._storage.create_new_trial(self._study_id, trial)
+        trial_id = self.persist(
+            lambda: self._storage.create_new_trial(self._study_id, trial), again=lambda: self._create_again(trial)
+        )
+        created = self.persist(lambda: self._storage.get_trial(trial_id))
         self._origins.append(origin)
-        self._records.append(_record(self._storage.get_trial(trial_id)))
+        self._records.append(_record(created))
         return self._records[-1]
 
     def rung(self, number: int, epoch: float, score: float, *, stop: bool = False) -> None:
@@ -258,18 +303,37 @@ class Records:
         self._read(number)
         return self._tell(number, state)
 
+    def _create_again(self, trial: FrozenTrial) -> int:
+        """The id of a trial that may be there already, as the study's next one, with only the answer lost."""
+        assert isinstance(self._storage, RDBStorage)
+        with self._storage.engine.begin() as connection:  # after what the lost connection may still be doing there
+            connection.execute(
+                text("SELECT study_id FROM studies WHERE study_id = :id FOR UPDATE"), {"id": self._study_id}
+            )
+        try:
+            trial_id = self._id(len(self._records))
+        except KeyError:
+            return self._storage.create_new_trial(self._study_id, trial)
+        if self._storage.get_trial_user_attrs(trial_id).get("token") != trial.user_attrs["token"]:
+            raise RecordsError(
+                f"trial {len(self._records)} of the study was created by another writer; a study has one"
+            )
+        return trial_id
+
     @classmethod
-    def _created(cls, storage: BaseStorage, name: str, names: tuple[str, str]) -> Records:
+    def _created(
+        cls, storage: BaseStorage, name: str, names: tuple[str, str], persistence: Persistence | None = None
+    ) -> Records:
         pair = objectives(*names)
         directions = [StudyDirection[objective.direction.upper()] for objective in pair]
-        with quiet():
+        with quiet(), _answering(persistence.address if persistence else ""):
             if name in _names(storage):
                 raise RecordsError(f"the study {name!r} exists already")
             with suppress(KeyError):
                 storage.delete_study(storage.get_study_id_from_name(name))
             study_id = storage.create_new_study(directions, name)
-        storage.set_study_user_attr(study_id, _OBJECTIVES, list(names))
-        return cls(storage, study_id)
+            storage.set_study_user_attr(study_id, _OBJECTIVES, list(names))
+        return cls(storage, study_id, persistence)
 
     def _check(self, number: int) -> None:
         if not 0 <= number < len(self._records):
@@ -279,15 +343,23 @@ class Records:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
     def _write(self, number: int, key: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._id(number), key, value)
+        self.persist(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
 
     def _tell(self, number: int, state: State) -> TrialRecord:
         values = self._values(number, self._records[number].measurements) if state is State.COMPLETE else None
-        self._storage.set_trial_state_values(self._id(number), TrialState[state], values)
+
+        def tell_again() -> None:
+            with suppress(UpdateFinishedTrialError):  # told, and only the answer was lost
+                tell()
+
+        def tell() -> None:
+            self._storage.set_trial_state_values(self._id(number), TrialState[state], values)
+
+        self.persist(tell, again=tell_again)
         return self._read(number)
 
     def _read(self, number: int) -> TrialRecord:
-        trial = self._storage.get_trial(self._id(number))
+        trial = self.persist(lambda: self._storage.get_trial(self._id(number)))
         self._stops |= _stop(trial)
         self._records[number] = _record(trial)
         return self._records[number]
@@ -317,10 +389,47 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _storage(url: str) -> BaseStorage:
-    arguments = {"timeout": _BUSY_SECONDS} if url.startswith("sqlite") else {}
-    with quiet():
-        return RDBStorage(url, engine_kwargs={"connect_args": arguments})
+def _storage(url: str) -> RDBStorage:
+    """Raises DatabaseError where no database answers."""
+    options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
+    public = url
+    if is_postgresql(url):
+        public, options = arguments(url)
+    with quiet(), _answering(url):
+        storage = RDBStorage(public, engine_kwargs=options)
+    if is_postgresql(url):
+        notice_losses(storage.engine)
+    return storage
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[RDBStorage]:
+    """A storage for a question or two."""
+    storage = _storage(url)
+    try:
+        with _answering(url):
+            yield storage
+    finally:
+        storage.engine.dispose()
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Raises DatabaseError where the database fails inside."""
+    try:
+        yield
+    except (ConnectionLostError, SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        cause = getattr(cause, "orig", None) or cause  # without the statement
+        raise DatabaseError(f"the database {masked(url)} does not do what it is asked: {reason(cause)}") from None
+
+
+def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persistence:
+    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(url))} " if is_postgresql(url) else ""
+    persistence = Persistence(masked(url), f"{where}petl-search resume {name}")
+    if guard:
+        persistence.guard = guard
+    return persistence
 
 
 def _names(storage: BaseStorage) -> list[str]:

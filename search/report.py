@@ -98,8 +98,8 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
 
 def print_ending(study: Study, out: Console | None = None) -> None:
     """What a run ends with: the front, the references, the plot, and what to type next."""
+    from search.address import bare
     from search.home import home, store_uri
-    from search.tracking import shown
 
     out = out or console()
     front, listed = study.front(), study.summary.info.get("designs")
@@ -114,7 +114,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         share = study.objectives[0].name in SHARES
         smallest = front.best(within=0.01 if share else 0.0).trial
         compared = study.summary.info.get("paper")
-        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(shown(study.uri))}"
+        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(bare(study.uri))}"
         commands = {
             f"front {study.name} --max-parameters 1%": "the front under a limit",
             **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),

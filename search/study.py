@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,17 +27,19 @@ from petl.configuration import Configuration
 from petl.count import count
 from petl.measurements import SCORES as MEASURED
 from search import cluster, report
+from search.address import bare, masked, sqlite_file, whole, whole_again
 from search.attempt import PREDICTIONS, SCORES, Workload
 from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
+from search.database import driving, is_postgresql
 from search.display import Display
-from search.home import artifact_root, home, store_uri
+from search.home import StoreError, artifact_root, database_url, home, store_uri
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
-from search.store import StudyLock, TrialFolder, read_json
+from search.store import StudyBusyError, StudyLock, TrialFolder, read_json
 from search.tracking import Tracker, discard
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
 _CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew, but for:
 _MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
+_PLACES: Final = ("storage",)  # sections that say where a study is found, not what it is
 
 
 class StudyError(ValueError):
@@ -83,13 +87,14 @@ def run(
     if fresh and or_resume:
         raise StudyError("--fresh and --or-resume contradict each other; give one")
     config, console = load_config(source, overrides), console or report.console()
-    with _driving(config.study):
-        there = _existing(config.study)
+    database = _database(config)
+    with _driving(config.study, database) as guard:
+        there = _existing(database, config.study)
         if there and or_resume:
-            return _go_on(config.study, config, address, console)
+            return _go_on(config, Records.open_study(database, config.study, guard), address, console)
         if there and not fresh:
             raise StudyError(
-                f"there is a study {config.study!r} already; go on with it by `petl-search resume {config.study}`, "
+                f"there is a study {config.study!r} already; go on with it by `{_resuming(config.study, database)}`, "
                 "or start it anew with --fresh, which deletes its trials and adapters"
             )
         resolved = _resolve(config)
@@ -97,9 +102,9 @@ def run(
         _rehearse(settled, resolved)
         # whatever is wrong is said before anything is made or deleted
         with cluster.joined(config.resources, _folder(config.study), address):
-            _delete(config)  # also what a driver left that died in the next lines
+            _delete(config, database)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
-            records = Records.create_study(_database(), config.study, objectives)
+            records = Records.create_study(database, config.study, objectives, guard)
             records.set_info("config", config.model_dump(mode="json"))
             records.set_info("resolved", resolved)  # from here on the study exists
             return _drive(settled, records, console)
@@ -110,23 +115,31 @@ def resume(
 ) -> Study:
     """Goes on with a study where it stopped, for whatever reason; a finished one is read back.
 
-    `address` is as in `run`. `overrides` may change the sections budget and resources. Raises StudyError
-    where there is no such study, or where its backbone or data are not what they were.
+    `address` is as in `run`. `overrides` may change the sections budget and resources. The study is
+    looked for in $PETL_SEARCH_DATABASE, else in the home. Raises StudyError where there is no such
+    study, or where its backbone or data are not what they were.
     """
-    if not _existing(name):
-        there = ", ".join(Records.names(_database())) if _database_file().exists() else ""
-        raise StudyError(f"there is no study {name!r} in {home()}; there are: {there or 'none'}")
-    with _driving(name):
-        stored = Records.open_study(_database(), name).info("config")
-        return _go_on(name, load_config(stored, overrides), address, console or report.console())
+    database = database_url()
+    if any(override.startswith("storage.database") for override in overrides):
+        raise StudyError("a resume finds its study by $PETL_SEARCH_DATABASE; received --set storage.database")
+    if not _existing(database, name):
+        there = ", ".join(Records.names(database)) if _is_there(database) else ""
+        where = masked(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
+        raise StudyError(
+            f"there is no study {name!r} in {where}; there are: {there or 'none'}. A study in another database is "
+            "found by $PETL_SEARCH_DATABASE"
+        )
+    with _driving(name, database) as guard:
+        records = Records.open_study(database, name, guard)
+        return _go_on(load_config(records.info("config"), overrides), records, address, console or report.console())
 
 
-def _go_on(name: str, config: StudyConfig, address: str | None, console: Console) -> Study:
+def _go_on(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resumes with what may change taken from `config`. Raises StudyError where more than that differs."""
-    records = Records.open_study(_database(), name)
+    name = config.study
     before = load_config(records.info("config")).model_dump(mode="json")  # with the defaults of newer sections
     now = config.model_dump(mode="json")
-    changed = [section for section in now if now[section] != before[section]]
+    changed = [section for section in now if now[section] != before[section] and section not in _PLACES]
     if set(changed) - set(_CHANGEABLE):
         raise StudyError(
             f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
@@ -154,16 +167,23 @@ def _go_on(name: str, config: StudyConfig, address: str | None, console: Console
 
 
 @contextmanager
-def _driving(study: str) -> Iterator[None]:
-    """This process is the study's one driver inside; Ctrl-C becomes InterruptedStudy."""
+def _driving(study: str, database: str) -> Iterator[Callable[[], None]]:
+    """This process is the study's one driver inside; Ctrl-C becomes InterruptedStudy.
+
+    What it yields makes sure that it still is the only one: see `search.database.driving`.
+    """
     lock = StudyLock(_folder(study))
     lock.drive()
     try:
-        yield
+        with driving(database, study) as guard:
+            yield guard
     except KeyboardInterrupt:
+        begun = True
+        with suppress(StoreError):  # of a database that is away
+            begun = _existing(database, study)
         raise InterruptedStudy(
-            f"interrupted; nothing that was finished is lost. Go on with: petl-search resume {study}"
-            if _existing(study)
+            f"interrupted; nothing that was finished is lost. Go on with: {_resuming(study, database)}"
+            if begun
             else f"interrupted before the study {study!r} began"
         ) from None
     finally:
@@ -185,12 +205,13 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     """Everything after the study is on record: trials, test scores, the published front."""
-    folder, uri = _folder(config.study), _uri(records)
+    folder, uri = _folder(config.study), _uri(config, records)
     workload = _workload(config, records)
     resolved = records.info("resolved")
     info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
     tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
     status = "FAILED"
+    closing: AbstractContextManager[Any] = nullcontext()
     try:
         with _terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
             _search(config, records, workload, tracker, console)
@@ -200,8 +221,13 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except (StoreError, StudyBusyError):
+        closing = suppress(Exception)  # MLflow's database may be away as well: what came first is told
+        raise
     finally:
-        tracker.close(status)
+        records.disconnect()
+        with closing:
+            tracker.close(status)
     return load_study(config.study, uri)
 
 
@@ -219,6 +245,7 @@ def _search(config: StudyConfig, records: Records, workload: Workload, tracker: 
         console,
         lambda number: TrialFolder(folder, number).told(),
     )
+    records.persist.say = display.say
     publisher = Publisher(tracker, records, folder, display.say)
     publisher.everything()
     display.say(_headline(config, resolved, at_once))
@@ -453,7 +480,7 @@ def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None
         "digest": data.digest,
         "epochs": epochs,
         "precision": config.backbone.precision,
-        "uri": config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"),
+        "uri": bare(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
         "generates": generates,
         # Predictions of the front are kept in any case.
         "final": [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])],
@@ -491,9 +518,15 @@ def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
             )
 
 
-def _uri(records: Records) -> str:
-    """The MLflow store of a study: what it was when the study began, the home's own where nothing was said."""
-    return store_uri(records.info("resolved")["uri"] or f"sqlite:///{home() / 'mlflow.db'}")
+def _uri(config: StudyConfig, records: Records) -> str:
+    """The MLflow store of a study: what it was when the study began, the home's own where nothing was said.
+
+    Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
+    """
+    kept: str | None = records.info("resolved")["uri"]
+    if kept is None:
+        return f"sqlite:///{home() / 'mlflow.db'}"
+    return whole_again(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def _front(records: Records) -> list[TrialRecord]:
@@ -517,30 +550,43 @@ def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) ->
     )
 
 
-def _delete(config: StudyConfig) -> None:
+def _delete(config: StudyConfig, database: str) -> None:
     """Removes a study everywhere, its lock file excepted; nothing where there is none."""
     discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
-    if Records.exists(_database(), config.study):
-        Records.delete(_database(), config.study)
+    if Records.exists(database, config.study):
+        Records.delete(database, config.study)
     shutil.rmtree(_folder(config.study) / "trials", ignore_errors=True)
 
 
-def _existing(study: str) -> bool:
+def _existing(database: str, study: str) -> bool:
     """Whether a study was begun and not deleted; one whose driver died before it was on record was not."""
-    if not (_database_file().exists() and Records.exists(_database(), study)):
-        return False
-    return Records.open_study(_database(), study).info("resolved") is not None
+    return _is_there(database) and Records.info_of(database, study, "resolved") is not None
+
+
+def _is_there(database: str) -> bool:
+    """Whether there is a database: to open one of sqlite's is to make it."""
+    file = sqlite_file(database)
+    return file is None or file.exists()
+
+
+def _resuming(study: str, database: str) -> str:
+    """What to type to go on with a study."""
+    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(database))} " if database != database_url() else ""
+    return f"{where}petl-search resume {study}"
 
 
 def _folder(study: str) -> Path:
     return home() / "studies" / study
 
 
-def _database_file() -> Path:
-    return home() / "optuna.db"
-
-
-def _database() -> str:
-    """The durable Optuna storage of this home."""
-    home().mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{_database_file()}"
+def _database(config: StudyConfig) -> str:
+    """The address of a study's records. Raises StudyError where MLflow has that database."""
+    database = database_url(config.storage.database)
+    if file := sqlite_file(database):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if is_postgresql(database) and bare(database) == bare(whole(store_uri(config.tracking.uri))):
+        raise StudyError(
+            f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
+            f"received {masked(database)} for both"
+        )
+    return database

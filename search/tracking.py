@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # it would be drawn into tables and logs
@@ -34,7 +34,9 @@ from mlflow.exceptions import MlflowException
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
-from search.home import StoreError, database, require_store
+from search.address import bare, masked, sqlite_file, whole
+from search.database import is_postgresql, reaching, require_database
+from search.home import StoreError, require_store
 from search.naming import cost_column, flat_parameters, run_name
 from search.note import links, note
 from search.provenance import provenance
@@ -350,13 +352,13 @@ def summary(uri: str, study: str) -> StudySummary:
         parent = _parent(client, experiment.experiment_id)
         if parent and "info" not in parent.data.tags:
             raise StoreError(
-                f"the study {study!r} in {shown(uri)} does not say what it is: run {parent.info.run_id} has no tag "
+                f"the study {study!r} in {masked(uri)} does not say what it is: run {parent.info.run_id} has no tag "
                 f"`info`. `petl-search resume {study}` writes it"
             )
         if parent:
             return _summary(experiment, parent)
     names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
-    raise StoreError(f"no study {study!r} in {shown(uri)}; studies there: {names}")
+    raise StoreError(f"no study {study!r} in {masked(uri)}; studies there: {names}")
 
 
 def records(uri: str, study: str) -> list[TrialRow]:
@@ -471,16 +473,34 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
     """Raises StoreError where the store is not there or does not answer; `create` makes a database."""
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line for each of some fifty migrations
+    address = whole(uri)
     if not create:
-        require_store(uri)
-    elif file := database(uri):
+        require_store(address)
+    elif file := sqlite_file(address):
         file.parent.mkdir(parents=True, exist_ok=True)
+    if is_postgresql(address):
+        require_database(address, None if create else "experiments")
+        address = reaching(address)
     try:
-        client = MlflowClient(uri)
+        client = MlflowClient(_with_credentials(address))
         client.search_experiments(max_results=1)
     except MlflowException as error:
-        raise StoreError(f"no store answers at {shown(uri)}: {error.message}") from error
+        raise StoreError(f"no store answers at {masked(uri)}: {masked(error.message)}") from None
     return client
+
+
+def _with_credentials(address: str) -> str:
+    """The address of a server without user and password, which are put where MLflow looks for them as well.
+
+    MLflow prints a server's address as it is given, in messages and beside every run that ends.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return address
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    if parts.password is not None:
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return bare(address)
 
 
 def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:
@@ -575,8 +595,3 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
-
-
-def shown(uri: str) -> str:
-    """A store's address for people to read: without a password."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 # They start processes of their own, or kill them after milliseconds. First, since they take longest.
-ALONE = ("test_survival.py", "test_study.py", "test_study_text.py", "test_lists.py", "test_gang.py", "test_record.py")
+ALONE = (
+    "test_survival.py",
+    "test_study.py",
+    "test_study_text.py",
+    "test_lists.py",
+    "test_gang.py",
+    "test_record.py",
+    "test_database.py",
+)
 # Then those that take longest of the others: what is left at the end is short.
 LONG = (
     "test_library.py",

@@ -222,9 +222,9 @@ def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch
         "--host": "127.0.0.1",
         "--port": "5077",
         "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
         "--artifacts-destination": str(home / "artifacts"),
     }
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home}/mlflow.db"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 

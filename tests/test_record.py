@@ -15,10 +15,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
+from postgresql import PostgreSQL, postgresql  # noqa: F401 (a fixture)
 
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import parse
+from search.address import database
 from search.record import Aside, Origin, Records, RecordsError, State
 
 OBJECTIVES = ("accuracy", "stored_parameters")
@@ -45,9 +47,12 @@ ORIGIN = Origin(
 )
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return database(server.url(server.database()))
 
 
 def test_everything_is_read_back(url: str) -> None:
@@ -196,7 +201,6 @@ while True:
 def test_a_killed_writer_leaves_a_whole_study(url: str) -> None:
     """What it had said was finished is there; at most the last trial is open, and it is whole."""
     Records.create_study(url, "demo", OBJECTIVES)
-    said = -1
     for delay in (0.05, 0.12, 0.31):
         writer = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), url],
@@ -206,6 +210,7 @@ def test_a_killed_writer_leaves_a_whole_study(url: str) -> None:
         )
         assert writer.stdout
         assert writer.stdout.readline() == "ready\n"
+        said = int(writer.stdout.readline())
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         said = max([said, *(int(line) for line in writer.stdout.read().split())])

@@ -174,7 +174,7 @@ def test_an_empty_front_says_why(show: Any) -> None:
     [
         ("sqlite:////default/mlflow.db", ""),
         ("sqlite:////my folder/mlflow.db", " --uri 'sqlite:////my folder/mlflow.db'"),
-        ("postgresql://me:secret@host/db", " --uri 'postgresql://…@host/db'"),
+        ("postgresql://me:secret@host/db", " --uri postgresql://me@host/db"),
     ],
 )
 def test_what_to_type_next_finds_the_store(uri: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
