@@ -95,14 +95,14 @@ def require_database(url: str, table: str | None = None) -> None:
 
     For MLflow, which would try for minutes, and make its tables for somebody who only reads.
     """
-    from sqlalchemy import create_engine, inspect
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
     public, options = arguments(url)
     try:
         with create_engine(public, poolclass=NullPool, connect_args=options["connect_args"]).connect() as connection:
-            there = table is None or inspect(connection).has_table(table)
+            there = table is None or connection.exec_driver_sql("SELECT to_regclass(%s)", (table,)).scalar() is not None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DatabaseError(f"no database answers at {masked(url)}: {reason(cause)}") from None

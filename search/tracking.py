@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 _METRICS_PER_BATCH: Final = 1_000
 _PAGE: Final = 1_000
+
+_OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports what it takes for that
 
 T = TypeVar("T")
 
@@ -482,7 +485,8 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
         require_database(address, None if create else "experiments")
         address = reaching(address)
     try:
-        client = MlflowClient(_with_credentials(address))
+        with _OPENING:
+            client = MlflowClient(_with_credentials(address))
         client.search_experiments(max_results=1)
     except MlflowException as error:
         raise StoreError(f"no store answers at {masked(uri)}: {masked(error.message)}") from None

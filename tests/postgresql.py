@@ -70,6 +70,10 @@ class PostgreSQL:
         command = ("psql", "-h", str(self.folder), "-p", str(self.port), "-U", "postgres", "-d", database)
         return self._run(*command, "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement)
 
+    def dump(self, database: str) -> str:
+        """Everything that is in a database, as SQL."""
+        return self._run("pg_dump", "-h", str(self.folder), "-p", str(self.port), "-U", "postgres", database)
+
     def _run(self, program: str, *arguments: str) -> str:
         """As the user postgres where this is root's process: the server refuses to be root's."""
         other = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
