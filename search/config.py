@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
@@ -221,9 +222,13 @@ class ResourcesConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """`uri` of the MLflow store; None is sqlite under ./petl-search or $PETL_SEARCH_HOME."""
+    """`uri` of the MLflow store; None is sqlite under ./petl-search or $PETL_SEARCH_HOME.
+
+    A run waits at its end for so many seconds of `patience` for a store that is away.
+    """
 
     uri: _Address = None
+    patience: NonNegativeFloat = 60.0
 
     @field_validator("uri")
     @classmethod

@@ -1,85 +1,89 @@
-"""The published record follows the durable one: what the driver does about MLflow, and when."""
+"""The published record follows the durable one: what the driver has MLflow told, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.address import masked
+from petl.measurements import SCORES as MEASURED
+from search.attempt import PREDICTIONS, SCORES
+from search.journal import Told
 from search.naming import curve
 from search.record import Records, State, TrialRecord
 from search.store import TrialFolder, read_json
-from search.tracking import Tracker
+from search.tracking import ADAPTER, to_dict
 
 
 class Publisher:
     """Keeps MLflow in line with the records: a Listener.
 
-    MLflow is only the published copy, so that a failure of it does not end the search: it is said
-    once, and everything is published again at the end.
+    `tell` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
+    the search does not depend on it. `folder` is the study's.
     """
 
-    def __init__(self, tracker: Tracker, records: Records, folder: Path, say: Callable[[str], None]) -> None:
-        self.tracker, self.records, self.folder, self.say = tracker, records, folder, say
-        self._behind = False
+    def __init__(self, tell: Callable[..., None], records: Records, folder: Path) -> None:
+        self.records, self.folder = records, folder
+        self._tell = tell
+        self._told: dict[int, tuple[int, int]] = {}  # points and validations of a trial that were told of
 
     def started(self, record: TrialRecord) -> None:
         """The trial's run exists from here on."""
-        with self._tolerant():
-            self._publish(record)
+        self._tell(self._record(record))
 
     def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """Curves over steps."""
-        with self._tolerant():
-            self._publish(record)
-            self._curves(record.number, report)
+        self._tell(self._record(record), *self._curves(record.number, report))
 
     def restarted(self, record: TrialRecord) -> None:
         """Nothing: the run goes on."""
 
     def ended(self, record: TrialRecord) -> None:
         """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
-        with self._tolerant():
-            self._publish_whole(record)
+        self._tell(*self._whole(record))
         TrialFolder(self.folder, record.number).drop_states()
 
     def everything(self) -> None:
-        """Whatever is not there yet, since an earlier driver died or MLflow was away."""
-        for record in self.records.all():
-            if record.state is State.RUNNING:
-                self._publish(record)
-            else:
-                self._publish_whole(record)
-        self._behind = False
+        """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
+        self._told.clear()
+        self._tell(*(told for record in self.records.all() for told in self._whole(record)))
 
-    def catch_up(self) -> None:
-        """Publishes again what failed to arrive."""
-        if self._behind:
-            self.everything()
+    def tested(self, records: Sequence[TrialRecord]) -> None:
+        """Scores on whole splits, and predictions, of those that have them.
 
-    def _publish(self, record: TrialRecord) -> None:
-        self.tracker.publish(record, self.records.origin(record.number).counts)
+        With the scores of the validation split, which are not made again where training saw all of it.
+        """
+        for record in records:
+            if part := TrialFolder(self.folder, record.number).find("test"):
+                measured = record.measurements.to_dict() if record.measurements else {}
+                validation = {name: value for name, value in measured.items() if name in MEASURED}
+                scores = {"validation": validation, **read_json(part / SCORES)}
+                self._tell(
+                    ("tested", {"number": record.number, "scores": scores}),
+                    self._files(record.number, part / PREDICTIONS, PREDICTIONS),
+                )
 
-    def _publish_whole(self, record: TrialRecord) -> None:
-        self._publish(record)
+    def _record(self, record: TrialRecord) -> Told:
+        return "publish", {"record": to_dict(record), "counts": dict(self.records.origin(record.number).counts)}
+
+    def _whole(self, record: TrialRecord) -> list[Told]:
+        told = [self._record(record)]
         result = TrialFolder(self.folder, record.number).find("result") if record.state is State.COMPLETE else None
         if result:
-            self._curves(record.number, read_json(result / "report.json"))
+            told += self._curves(record.number, read_json(result / "report.json"))
             if (result / "adapter").is_dir():
-                self.tracker.artifacts(record.number, result / "adapter")
+                told.append(self._files(record.number, result / "adapter", ADAPTER))
+        return told
 
-    def _curves(self, number: int, report: Mapping[str, Any]) -> None:
-        start = [{"step": 0, "startup_seconds": report["startup_seconds"]}] if "startup_seconds" in report else []
-        points = curve(report.get("points", ()), report.get("validations", ()))
-        self.tracker.progress(number, [*start, *points])
+    def _curves(self, number: int, report: Mapping[str, Any]) -> list[Told]:
+        """What a report has beyond the last one: each has all from the trial's beginning."""
+        points, validations = report.get("points", ()), report.get("validations", ())
+        at, validated = self._told.get(number, (0, 0))
+        new = curve(points[at:], validations[validated:])
+        if number not in self._told and "startup_seconds" in report:
+            new.insert(0, {"step": 0, "startup_seconds": report["startup_seconds"]})
+        self._told[number] = (len(points), len(validations))
+        return [("progress", {"number": number, "points": new})] if new else []
 
-    @contextmanager
-    def _tolerant(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever a store or a server of the user's raises
-            if not self._behind:
-                self.say(f"MLflow does not answer; the search goes on, and publishes at its end: {masked(error)}")
-            self._behind = True
+    def _files(self, number: int, folder: Path, name: str) -> Told:
+        return "artifacts", {"number": number, "folder": str(folder.relative_to(self.folder)), "name": name}

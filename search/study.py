@@ -14,8 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,21 +26,22 @@ from petl import backbones, presets, tasks
 from petl.backbones import Backbone
 from petl.configuration import Configuration
 from petl.count import count
-from petl.measurements import SCORES as MEASURED
 from search import cluster, report
 from search.address import bare, masked, sqlite_file, whole, whole_again
-from search.attempt import PREDICTIONS, SCORES, Workload
+from search.attempt import Workload
 from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
 from search.database import driving, is_postgresql
+from search.delivery import Delivery, patiently
 from search.display import Display
 from search.home import StoreError, artifact_root, database_url, home, store_uri
+from search.journal import Journal
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
-from search.store import StudyBusyError, StudyLock, TrialFolder, read_json
+from search.store import StudyLock, TrialFolder
 from search.tracking import Tracker, discard
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from petl.data import TaskData
 
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
+_JOURNAL: Final = "journal"  # in the study's folder
+_BRIEFLY: Final = 10.0  # seconds for MLflow to hear of it that a run ends before its time
 _CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew, but for:
 _MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
 _PLACES: Final = ("storage",)  # sections that say where a study is found, not what it is
@@ -61,6 +65,12 @@ class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for i
     """The run was interrupted; nothing that was finished is lost."""
 
     exit_code = 130  # as shells have it for SIGINT
+
+
+class UndeliveredStudy(Exception):  # noqa: N818 (no error of the study's: it is done)
+    """The trials are done, and MLflow, which is away, has not heard of all of them yet."""
+
+    exit_code = 75  # as sendmail has it for what is to be tried again later
 
 
 def run(
@@ -81,7 +91,8 @@ def run(
 
         front = run("spaces/studies/demo.yaml", overrides=["budget.trials=6"]).front()
 
-    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, and
+    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, StoreError where
+    MLflow does not answer at the beginning, UndeliveredStudy where it does not at the end, and
     InterruptedStudy for Ctrl-C.
     """
     if fresh and or_resume:
@@ -117,7 +128,9 @@ def resume(
 
     `address` is as in `run`. `overrides` may change the sections budget and resources. The study is
     looked for in $PETL_SEARCH_DATABASE, else in the home. Raises StudyError where there is no such
-    study, or where its backbone or data are not what they were.
+    study, or where its backbone or data are not what they were; UndeliveredStudy as `run` does.
+
+    What an earlier run had for an MLflow that was away is delivered first.
     """
     database = database_url()
     if any(override.startswith("storage.database") for override in overrides):
@@ -204,51 +217,86 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
-    """Everything after the study is on record: trials, test scores, the published front."""
+    """Everything after the study is on record: trials, test scores, the published front.
+
+    Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
+    """
     folder, uri = _folder(config.study), _uri(config, records)
     workload = _workload(config, records)
     resolved = records.info("resolved")
     info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
-    tracker = Tracker.open(uri, config.study, artifact_root(uri), info)
-    status = "FAILED"
-    closing: AbstractContextManager[Any] = nullcontext()
+    connect = partial(Tracker.open, uri, config.study, artifact_root(uri), info)
+    tracker = None if records.all() else connect()  # a study that goes on does so without MLflow, if need be
+    display = _display(config, records, console)
+    records.persist.say = display.say
+    journal = Journal(folder / _JOURNAL, display.say)
+    with Delivery(journal, connect, folder, display.say, tracker) as delivery:
+        publisher = Publisher(delivery.tell, records, folder)
+        delivery.tell(("begin", {}))
+        try:
+            with _terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
+                _search(config, records, workload, publisher, display)
+            _delivered(config, delivery)
+            if delivery.left_out:  # somebody deleted a run, say: what can be there is made to be
+                publisher.everything()
+                publisher.tested(_shown(config, records))
+                _delivered(config, delivery)
+            study = _read(config, uri)
+            files = [file.name for file in report.write_front(study, folder)]
+            front = {"rows": study.front().to_rows(), "references": study.reference_rows(), "files": files}
+            delivery.tell(("front", front), ("close", {"status": "FINISHED"}))
+            _delivered(config, delivery)
+        except UndeliveredStudy:
+            raise
+        except BaseException as error:
+            delivery.tell(("close", {"status": "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"}))
+            if not delivery.drain(patience=0.0, limit=_BRIEFLY):
+                display.say(f"{delivery.waiting} for MLflow wait on disk; a resume delivers them")
+            raise
+        finally:
+            records.disconnect()
+    return _read(config, uri)
+
+
+def _delivered(config: StudyConfig, delivery: Delivery) -> None:
+    """Returns when MLflow has everything. Raises UndeliveredStudy where it stays away."""
+    if not delivery.drain(config.tracking.patience):
+        raise UndeliveredStudy(
+            f"the trials of {config.study} are done and kept, but MLflow does not answer ({delivery.trouble}). "
+            f"{delivery.waiting} for it wait in {delivery.journal.folder}: "
+            f"`{_resuming(config.study, _database(config))}` delivers them when it is back, and trains nothing again"
+        )
+
+
+def _read(config: StudyConfig, uri: str) -> Study:
+    """The study as MLflow has it. Raises UndeliveredStudy where it stays away."""
     try:
-        with _terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
-            _search(config, records, workload, tracker, console)
-        study = load_study(config.study, uri)
-        tracker.front(study.front().to_rows(), study.reference_rows(), report.write_front(study, folder))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    except (StoreError, StudyBusyError):
-        closing = suppress(Exception)  # MLflow's database may be away as well: what came first is told
-        raise
-    finally:
-        records.disconnect()
-        with closing:
-            tracker.close(status)
-    return load_study(config.study, uri)
+        return patiently(lambda: load_study(config.study, uri), config.tracking.patience)
+    except StoreError as error:
+        raise UndeliveredStudy(
+            f"the trials of {config.study} are done and kept, but what MLflow has of them cannot be read ({error}); "
+            f"`{_resuming(config.study, _database(config))}` ends the study when it is back"
+        ) from error
 
 
-def _search(config: StudyConfig, records: Records, workload: Workload, tracker: Tracker, console: Console) -> None:
-    """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
-    resolved, folder = records.info("resolved"), Path(workload.folder)
-    at_once, score = cluster.room(config.resources), config.objectives.score
-    display = Display(
+def _display(config: StudyConfig, records: Records, console: Console) -> Display:
+    return Display(
         config.study,
         config.trials,
-        at_once,
-        score,
+        cluster.room(config.resources),
+        config.objectives.score,
         records.all,
         lambda: _front(records),
         console,
-        lambda number: TrialFolder(folder, number).told(),
+        lambda number: TrialFolder(_folder(config.study), number).told(),
     )
-    records.persist.say = display.say
-    publisher = Publisher(tracker, records, folder, display.say)
+
+
+def _search(config: StudyConfig, records: Records, workload: Workload, publisher: Publisher, display: Display) -> None:
+    """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
+    resolved, score = records.info("resolved"), config.objectives.score
     publisher.everything()
-    display.say(_headline(config, resolved, at_once))
+    display.say(_headline(config, resolved, display.at_once))
     with _stopwatch(records) as clock:
         search = Search(records, _plan(config, resolved), clock)
         if not search.done:
@@ -272,17 +320,7 @@ def _search(config: StudyConfig, records: Records, workload: Workload, tracker: 
 
             trials = [(record.number, record.reference) for record in untested]
             cluster.test_scores(workload, config.resources, trials, heard)
-    publisher.catch_up()
-    for record in _shown(config, records):
-        if tested := TrialFolder(folder, record.number).find("test"):
-            tracker.tested(record.number, _whole(record, read_json(tested / SCORES)))
-            tracker.artifacts(record.number, tested / PREDICTIONS, PREDICTIONS)
-
-
-def _whole(record: TrialRecord, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores on whole splits, with those of the validation split, which are not made again where training saw all."""
-    measured = record.measurements.to_dict() if record.measurements else {}
-    return {"validation": {name: value for name, value in measured.items() if name in MEASURED}, **scores}
+    publisher.tested(_shown(config, records))
 
 
 @contextmanager
@@ -555,7 +593,8 @@ def _delete(config: StudyConfig, database: str) -> None:
     discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
     if Records.exists(database, config.study):
         Records.delete(database, config.study)
-    shutil.rmtree(_folder(config.study) / "trials", ignore_errors=True)
+    for part in ("trials", _JOURNAL):
+        shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
 
 
 def _existing(database: str, study: str) -> bool:

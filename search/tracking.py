@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -54,6 +55,10 @@ _FINAL: Final = "final"  # the tag of a trial's scores on whole splits
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 _METRICS_PER_BATCH: Final = 1_000
+_PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # of the answers 4xx, those that time or a person may mend
+# Of a process that writes, unless the user says otherwise. Its journal is what tries again: MLflow's own retries take
+# minutes, and repeat also what has arrived, so that a run would be made twice.
+_IMPATIENT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 _PAGE: Final = 1_000
 
 _OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports what it takes for that
@@ -116,6 +121,10 @@ class _Child:
 class Tracker:
     """The one writer of a study's runs, on the driver. Every method may be called again after a restart.
 
+    It remembers what it wrote, so that nothing is sent twice. Where a method raised, MLflow may have taken in
+    all of it, some or nothing, and only a Tracker that is opened anew knows which. What is sent again has the
+    times that it had, so that MLflow knows a metric again that did arrive after all.
+
     Example::
 
         tracker = Tracker.open(store_uri(), "demo", artifact_root(), info)
@@ -145,7 +154,7 @@ class Tracker:
                 last={},
                 fresh=False,
             )
-            for run in _children(client, experiment_id)
+            for run in _one_a_trial(client, experiment_id)
         }
 
     @classmethod
@@ -154,21 +163,26 @@ class Tracker:
 
         `info` is the study file with what was resolved, JSON-ready; readers need its
         `objectives.score`, `objectives.cost`, `constraints`, `backbone.model` and `task.name`.
-        Raises StoreError where the experiment of that name is somebody else's.
+        Raises StoreError where no store answers, or the experiment of that name is somebody else's.
         """
         client = _client(uri, create=True)
-        experiment_id = _own_experiment(client, study, artifact_root)
-        tags = {"kind": "study", "study": study, **_split("info", json.dumps(info)), **provenance()}
-        parent = _parent(client, experiment_id)
-        if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
-            parent = client.create_run(experiment_id, run_name=study, tags=tags)
-        else:
-            client.update_run(parent.info.run_id, status="RUNNING")
-            _write(client, parent.info.run_id, tags=tags)
-        run_id = parent.info.run_id
-        score, cost = info["objectives"]["score"], info["objectives"]["cost"]
-        client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
-        return cls(client, experiment_id, run_id, study, score, cost)
+        with _answering(uri):
+            experiment_id = _own_experiment(client, study, artifact_root)
+            tags = {"kind": "study", "study": study, **_split("info", json.dumps(info)), **provenance()}
+            parent = _parent(client, experiment_id)
+            if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
+                parent = client.create_run(experiment_id, run_name=study, tags=tags)
+            else:
+                client.update_run(parent.info.run_id, status="RUNNING")
+                _write(client, parent.info.run_id, tags=tags)
+            run_id = parent.info.run_id
+            score, cost = info["objectives"]["score"], info["objectives"]["cost"]
+            client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
+            return cls(client, experiment_id, run_id, study, score, cost)
+
+    def begin(self) -> None:
+        """The parent run goes on, whatever an earlier driver ended it as."""
+        self._client.update_run(self.run_id, status="RUNNING")
 
     def run_of(self, number: int) -> str | None:
         """The MLflow run of a trial; None where it was never published."""
@@ -192,13 +206,13 @@ class Tracker:
                 self._client,
                 child.run_id,
                 params={} if child.has_parameters else parameters,
-                metrics=self._new(child, measured.to_dict(), measured.steps) if measured else (),
+                metrics=self._new(child, measured.to_dict(), measured.steps, record.ended) if measured else (),
                 tags=_readable(record) | _split("record", text),
             )
             child.record, child.has_parameters = text, bool(parameters)
         if counts and child.counts is None:
             child.counts = json.dumps(dict(counts), sort_keys=True)
-            metrics = [] if record.measurements else self._new(child, counts, step=0)
+            metrics = [] if record.measurements else self._new(child, counts, 0, record.started)
             _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
         status = STATUS[record.state]
         if child.status != status:
@@ -209,8 +223,10 @@ class Tracker:
             child.status = status
         return child.run_id
 
-    def progress(self, number: int, points: Iterable[Mapping[str, float]]) -> None:
+    def progress(self, number: int, points: Iterable[Mapping[str, float]], *, at: float | None = None) -> None:
         """Metrics of a published trial over its steps: each point has a `step`, perhaps a `time`, and values.
+
+        `at` is the time of those without one, by default now; seconds since the epoch.
 
         A step that a metric already has is left as it is, so a resumed trial may report again what it
         repeats. Values that are not finite are left out: they would spoil the charts' axes.
@@ -220,17 +236,20 @@ class Tracker:
         for point in sorted(points, key=lambda point: point["step"]):
             step = int(point["step"])
             values = {k: v for k, v in point.items() if k not in ("step", "time") and self._last(child, k)[0] < step}
-            metrics += self._new(child, values, step, point.get("time"))
+            metrics += self._new(child, values, step, point.get("time", at))
         for batch in _batches(metrics, _METRICS_PER_BATCH):
             self._client.log_batch(child.run_id, metrics=batch)
 
-    def tested(self, number: int, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Scores of a published trial by split, by the names of Measurements: metrics such as `test_accuracy`."""
+    def tested(self, number: int, scores: Mapping[str, Mapping[str, float]], *, at: float | None = None) -> None:
+        """Scores of a published trial by split, by the names of Measurements: metrics such as `test_accuracy`.
+
+        `at` is when they were made known, by default now; seconds since the epoch.
+        """
         child = self._children[number]
         text = json.dumps({split: dict(values) for split, values in scores.items()}, sort_keys=True)
         if child.final != text:
             named = {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
-            _write(self._client, child.run_id, metrics=self._new(child, named, step=0), tags=_split(_FINAL, text))
+            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_FINAL, text))
             child.final = text
 
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
@@ -265,10 +284,11 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """End the parent run. A child that still runs is marked KILLED until a resume publishes it again."""
-        for child in self._children.values():
-            if child.status == "RUNNING":
-                self._client.set_terminated(child.run_id, "KILLED")
-                child.status = "KILLED"
+        for run in _one_a_trial(self._client, self.experiment_id):
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                if child := self._children.get(int(run.data.tags["trial"])):
+                    child.status = "KILLED"
         self._client.set_terminated(self.run_id, status)
 
     def _cost(self, number: int) -> float | None:
@@ -325,10 +345,11 @@ class Tracker:
 def discard(uri: str, study: str) -> None:
     """Move the study's experiment, if there is one, to MLflow's trash, and free its name."""
     client = _client(uri, create=True)
-    experiment = client.get_experiment_by_name(study)
-    if experiment is not None:
-        _require_ours(experiment, study)
-        _free_name(client, experiment)
+    with _answering(uri):
+        experiment = client.get_experiment_by_name(study)
+        if experiment is not None:
+            _require_ours(experiment, study)
+            _free_name(client, experiment)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -337,22 +358,25 @@ def discard(uri: str, study: str) -> None:
 def studies(uri: str) -> list[StudySummary]:
     """The studies of a store that tell what they are, the newest first. Raises StoreError where there is no store."""
     client = _client(uri)
-    found = [
-        _summary(experiment, parent)
-        for experiment in _pages(client.search_experiments)
-        if _STUDY_TAG in experiment.tags
-        and (parent := _parent(client, experiment.experiment_id))
-        and "info" in parent.data.tags
-    ]
+    with _answering(uri):
+        found = [
+            _summary(experiment, parent)
+            for experiment in _pages(client.search_experiments)
+            if _STUDY_TAG in experiment.tags
+            and (parent := _parent(client, experiment.experiment_id))
+            and "info" in parent.data.tags
+        ]
     return sorted(found, key=lambda summary: -summary.started)
 
 
 def summary(uri: str, study: str) -> StudySummary:
     """One study. Raises StoreError where it is not there, naming those that are, or does not tell what it is."""
     client = _client(uri)
-    experiment = client.get_experiment_by_name(study)
+    with _answering(uri):
+        experiment = client.get_experiment_by_name(study)
     if experiment and experiment.lifecycle_stage == "active" and _STUDY_TAG in experiment.tags:
-        parent = _parent(client, experiment.experiment_id)
+        with _answering(uri):
+            parent = _parent(client, experiment.experiment_id)
         if parent and "info" not in parent.data.tags:
             raise StoreError(
                 f"the study {study!r} in {masked(uri)} does not say what it is: run {parent.info.run_id} has no tag "
@@ -366,7 +390,10 @@ def summary(uri: str, study: str) -> StudySummary:
 
 def records(uri: str, study: str) -> list[TrialRow]:
     """Every trial and reference of a study, by number. Raises StoreError as `summary` does."""
-    runs = _children(_client(uri), summary(uri, study).experiment_id)
+    experiment_id = summary(uri, study).experiment_id
+    client = _client(uri)
+    with _answering(uri):
+        runs = _children(client, experiment_id)
     rows = [_row(run, text) for run in runs if (text := _joined(run.data.tags, "record"))]
     return sorted(rows, key=lambda row: row.record.number)
 
@@ -472,24 +499,34 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
 # --- MLflow's corners ----------------------------------------------------------------------------
 
 
+def refused(error: Exception) -> bool:
+    """Whether MLflow answered that it will not do this, or it makes no sense: asking again does not help."""
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    else:  # an artifact goes past MLflow's own errors
+        status = getattr(getattr(error, "response", None), "status_code", 500)
+    return (400 <= status < 500 and status not in _PASSING) or isinstance(error, (LookupError, TypeError))
+
+
 def _client(uri: str, *, create: bool = False) -> MlflowClient:
-    """Raises StoreError where the store is not there or does not answer; `create` makes a database."""
+    """Raises StoreError where the store is not there or does not answer. `create`: to write, perhaps anew."""
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line for each of some fifty migrations
     address = whole(uri)
     if not create:
         require_store(address)
-    elif file := sqlite_file(address):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        for name, value in _IMPATIENT.items():
+            os.environ.setdefault(name, value)
+        if file := sqlite_file(address):
+            file.parent.mkdir(parents=True, exist_ok=True)
     if is_postgresql(address):
         require_database(address, None if create else "experiments")
         address = reaching(address)
-    try:
+    with _answering(uri):
         with _OPENING:
             client = MlflowClient(_with_credentials(address))
         client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise StoreError(f"no store answers at {masked(uri)}: {masked(error.message)}") from None
     return client
 
 
@@ -505,6 +542,15 @@ def _with_credentials(address: str) -> str:
     if parts.password is not None:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
     return bare(address)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Raises StoreError where MLflow does not answer inside."""
+    try:
+        yield
+    except MlflowException as error:
+        raise StoreError(f"no store answers at {masked(uri)}: {masked(error.message)}") from None
 
 
 def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:
@@ -540,6 +586,18 @@ def _parent(client: MlflowClient, experiment_id: str) -> Run | None:
 def _children(client: MlflowClient, experiment_id: str) -> list[Run]:
     runs = _pages(lambda **page: client.search_runs([experiment_id], run_view_type=ViewType.ACTIVE_ONLY, **page))
     return [run for run in runs if run.data.tags.get("kind") in ("trial", "reference")]
+
+
+def _one_a_trial(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """The children, without those that MLflow made late, of a request that had been given up and sent again.
+
+    The one that tells the most is kept, the others go to MLflow's trash.
+    """
+    kept: dict[str, Run] = {}
+    for run in sorted(_children(client, experiment_id), key=lambda run: (-len(run.data.tags), run.info.run_id)):
+        if kept.setdefault(run.data.tags["trial"], run) is not run:
+            client.delete_run(run.info.run_id)
+    return list(kept.values())
 
 
 def _pages(search: Any) -> Iterator[Any]:

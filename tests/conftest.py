@@ -13,6 +13,7 @@ import pytest
 # They start processes of their own, or kill them after milliseconds. First, since they take longest.
 ALONE = (
     "test_survival.py",
+    "test_journal.py",
     "test_study.py",
     "test_study_text.py",
     "test_lists.py",
