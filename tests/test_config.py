@@ -47,7 +47,7 @@ def test_every_fault_is_listed_at_once_with_rule_and_value(tmp_path: Path) -> No
         "sampler": {"name": "grid"},
         "scheduler": {"name": "asha", "eta": 1},
         "budget": {"trials": 0, "epochs": -3},
-        "resources": {"workers_per_trial": 2},
+        "resources": {"gpus_per_trial": 2},
         "trackin": {},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(broken))
@@ -70,7 +70,7 @@ def test_every_fault_is_listed_at_once_with_rule_and_value(tmp_path: Path) -> No
         ("scheduler:", "1"),
         ("budget.trials:", "0"),
         ("budget.epochs:", "-3"),
-        ("resources:", "workers_per_trial 2"),
+        ("resources:", "gpus_per_trial 2 for workers_per_trial 1"),
         ("trackin:", "no such key"),
     ):
         assert any(line.strip().startswith(where) and received in line for line in lines[1:]), where
