@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeAlias, TypeVar
@@ -20,7 +21,7 @@ from search.home import StoreError
 from search.journal import Entry, Journal, Told
 from search.tracking import Tracker, from_dict, refused
 
-_SLOWEST: Final = 30.0  # seconds between two attempts; they begin with one
+_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts; the last one from then on
 _EVERY: Final = 10.0  # seconds between two lines about what still waits
 _GRACE: Final = 5.0  # seconds that a request under way is given to end
 
@@ -30,7 +31,10 @@ Telling: TypeAlias = Callable[[Tracker, Path, Entry], object]
 # What an entry's `tell` means; paths are relative to the study's folder, which may have moved in between.
 TELLINGS: Final[Mapping[str, Telling]] = {
     "begin": lambda tracker, folder, entry: tracker.begin(),
-    "publish": lambda tracker, folder, entry: tracker.publish(from_dict(entry.what["record"]), entry.what["counts"]),
+    "ensure": lambda tracker, folder, entry: tracker.ensure(from_dict(entry.what["record"])),
+    "publish": lambda tracker, folder, entry: tracker.publish(
+        from_dict(entry.what["record"]), entry.what["counts"], at=entry.at
+    ),
     "progress": lambda tracker, folder, entry: tracker.progress(
         entry.what["number"], entry.what["points"], at=entry.at
     ),
@@ -120,7 +124,7 @@ class Delivery:
             elif self._arrived(entry):
                 self.journal.delivered()
             else:
-                self._stopping.wait(min(2.0 ** (self._failures - 1), _SLOWEST))
+                self._stopping.wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
 
     def _arrived(self, entry: Entry) -> bool:
         """Whether there is nothing more to do about it."""
@@ -156,18 +160,18 @@ class Delivery:
 
 def patiently(ask: Callable[[], T], patience: float) -> T:
     """What `ask` gives; asked again for so many seconds while it raises StoreError, and raises the last one."""
-    began, pause = time.monotonic(), 1.0
+    began, pauses = time.monotonic(), chain(_PAUSES, repeat(_PAUSES[-1]))
     while True:
         try:
             return ask()
         except StoreError:
+            pause = next(pauses)
             if time.monotonic() - began + pause > patience:
                 raise
         time.sleep(pause)
-        pause = min(2 * pause, _SLOWEST)
 
 
 def _line(error: Exception) -> str:
     """An error on one line, without passwords, not too long."""
     text = " ".join(masked(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -30,7 +30,11 @@ _FULL: Final = 1_000_000  # bytes, from which on a file gets no further entries
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that MLflow is to be told; `at` is when it was written, in seconds since the epoch."""
+    """One thing that MLflow is to be told.
+
+    `at` is when it was written, in seconds since the epoch. Entries are at least a millisecond apart, MLflow's
+    unit, which takes of a metric's values the one with the latest time for the last.
+    """
 
     number: int
     at: float
@@ -54,6 +58,7 @@ class Journal:
         done = _number(folder / _DELIVERED)
         kept = [(entry, path) for path in sorted(folder.glob("*.jsonl")) for entry in _entries(path)]
         self._last = max((entry.number for entry, _ in kept), default=done)
+        self._at = max((entry.at for entry, _ in kept), default=0.0)
         self._waiting: deque[tuple[Entry, Path | None]] = deque(item for item in kept if item[0].number > done)
         for path in {*folder.glob("*.jsonl")} - {path for _, path in self._waiting}:
             path.unlink()
@@ -66,9 +71,11 @@ class Journal:
         if not told:
             return
         with self._lock:
-            first, now = self._last + 1, time.time()
-            entries = [Entry(number, now, tell, what) for number, (tell, what) in enumerate(told, first)]
-            self._last += len(entries)
+            now = max(time.time(), self._at + 0.001)
+            entries = [
+                Entry(self._last + 1 + i, round(now + i / 1000, 3), tell, what) for i, (tell, what) in enumerate(told)
+            ]
+            self._last, self._at = entries[-1].number, entries[-1].at
             try:
                 path: Path | None = self._write(entries)
                 refusal = None

@@ -67,13 +67,13 @@ class Publisher:
         return "publish", {"record": to_dict(record), "counts": dict(self.records.origin(record.number).counts)}
 
     def _whole(self, record: TrialRecord) -> list[Told]:
-        told = [self._record(record)]
+        """All that there is of a trial: curves before the record, since a metric's last value is the measured one."""
         result = TrialFolder(self.folder, record.number).find("result") if record.state is State.COMPLETE else None
-        if result:
-            told += self._curves(record.number, read_json(result / "report.json"))
-            if (result / "adapter").is_dir():
-                told.append(self._files(record.number, result / "adapter", ADAPTER))
-        return told
+        if result is None:
+            return [self._record(record)]
+        curves = self._curves(record.number, read_json(result / "report.json"))
+        told = [("ensure", {"record": to_dict(record)}), *curves, self._record(record)]
+        return [*told, self._files(record.number, result / "adapter", ADAPTER)]
 
     def _curves(self, number: int, report: Mapping[str, Any]) -> list[Told]:
         """What a report has beyond the last one: each has all from the trial's beginning."""

@@ -29,6 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # it would be drawn into tables and logs
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for every run that ends
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
@@ -189,15 +190,22 @@ class Tracker:
         child = self._children.get(number)
         return child.run_id if child else None
 
-    def publish(self, record: TrialRecord, counts: Mapping[str, float] | None = None) -> str:
+    def ensure(self, record: TrialRecord) -> None:
+        """The trial has a run, to which `progress` may add; one that was published has it already."""
+        if record.number not in self._children:
+            self._children[record.number] = self._create(record)
+
+    def publish(
+        self, record: TrialRecord, counts: Mapping[str, float] | None = None, *, at: float | None = None
+    ) -> str:
         """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing.
 
         `counts` are measurements known before training, by the names of Measurements: the only cost
-        that a stopped or failed trial has. They never change.
+        that a stopped or failed trial has. They never change. `at` is the time of all these metrics, by
+        default now; seconds since the epoch.
         """
-        child = self._children.get(record.number)
-        if child is None:
-            child = self._children[record.number] = self._create(record)
+        self.ensure(record)
+        child = self._children[record.number]
         text = json.dumps(to_dict(record), sort_keys=True)
         if child.record != text:
             parameters = flat_parameters(record.configuration) if record.configuration else {}
@@ -206,13 +214,13 @@ class Tracker:
                 self._client,
                 child.run_id,
                 params={} if child.has_parameters else parameters,
-                metrics=self._new(child, measured.to_dict(), measured.steps, record.ended) if measured else (),
+                metrics=self._new(child, measured.to_dict(), measured.steps, at) if measured else (),
                 tags=_readable(record) | _split("record", text),
             )
             child.record, child.has_parameters = text, bool(parameters)
         if counts and child.counts is None:
             child.counts = json.dumps(dict(counts), sort_keys=True)
-            metrics = [] if record.measurements else self._new(child, counts, 0, record.started)
+            metrics = [] if record.measurements else self._new(child, counts, 0, at)
             _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
         status = STATUS[record.state]
         if child.status != status:
@@ -231,7 +239,7 @@ class Tracker:
         A step that a metric already has is left as it is, so a resumed trial may report again what it
         repeats. Values that are not finite are left out: they would spoil the charts' axes.
         """
-        child = self._children[number]
+        child = self._child(number)
         metrics: list[Metric] = []
         for point in sorted(points, key=lambda point: point["step"]):
             step = int(point["step"])
@@ -245,7 +253,7 @@ class Tracker:
 
         `at` is when they were made known, by default now; seconds since the epoch.
         """
-        child = self._children[number]
+        child = self._child(number)
         text = json.dumps({split: dict(values) for split, values in scores.items()}, sort_keys=True)
         if child.final != text:
             named = {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
@@ -254,7 +262,7 @@ class Tracker:
 
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
         """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
-        run_id = self._children[number].run_id
+        run_id = self._child(number).run_id
         there = dict(_listing(self._client, run_id, name))
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             path = f"{name}/{file.relative_to(folder).as_posix()}"
@@ -297,6 +305,11 @@ class Tracker:
         value: float | None = measured.get(self.cost)
         return value
 
+    def _child(self, number: int) -> _Child:
+        if number not in self._children:
+            raise LookupError(f"trial {number} has no run: it was never published, or somebody deleted it")
+        return self._children[number]
+
     def _create(self, record: TrialRecord) -> _Child:
         tags = {
             "mlflow.parentRunId": self.run_id,
@@ -325,7 +338,7 @@ class Tracker:
         self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None
     ) -> list[Metric]:
         """Metrics for the finite ones of `values` that the run does not end in already."""
-        timestamp = int((at or time.time()) * 1000)
+        timestamp = round((at or time.time()) * 1000)
         metrics = [
             Metric(name, float(value), timestamp, step)
             for name, value in values.items()
@@ -338,7 +351,8 @@ class Tracker:
         nothing = (-1, 0.0)
         if key not in child.last and not child.fresh:
             history = self._client.get_metric_history(child.run_id, key)
-            child.last[key] = max(((point.step, point.value) for point in history), default=nothing)
+            latest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
+            child.last[key] = (latest.step, latest.value) if latest else nothing
         return child.last.get(key, nothing)
 
 

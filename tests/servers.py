@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-_READY = 180.0  # seconds; eight on an idle machine
+_READY = 300.0  # seconds; eight on an idle machine
 
 
 def free_port() -> int:

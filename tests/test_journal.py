@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from search.home import StoreError
 from search.journal import Journal
 from search.query import load_study
 from search.record import State, TrialRecord
-from search.tracking import Tracker, to_dict
+from search.tracking import Tracker, discard, to_dict
 
 INFO = {
     "study": "demo",
@@ -167,28 +168,26 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_said_once_and_nothing_is_lost_in_this_process(tmp_path: Path) -> None:
-    said: list[str] = []
-    journal = Journal(tmp_path, said.append)
-    with no_file_above(250):
-        for number in range(8):
+    folder, said = tmp_path / "journal", []
+    journal = Journal(folder, said.append)
+    journal.append(note(0), note(1))
+    with no_file_above(size(folder) + 100):  # one line and a part of the next
+        journal.append(note(2), note(3))
+    with no_file_above(30):  # not one line
+        for number in range(4, 8):
             journal.append(note(number))
     assert len(said) == 1
     assert "cannot be written" in said[0]
     journal.append(note(8))
     journal.append(note(9))
-    on_disk = [entry.what["n"] for entry in _peek(tmp_path)]
-    assert on_disk[-2:] == [8, 9]
-    assert on_disk == sorted(set(on_disk))
+    shutil.copytree(folder, tmp_path / "after")
+    assert left(tmp_path / "after") == [0, 1, 2, 8, 9]  # what the next process would find
     delivered = []
     while entry := journal.first():
         delivered.append(entry.what["n"])
         journal.delivered()
     assert delivered == list(range(10))
-    assert [path.name for path in tmp_path.iterdir()] == ["delivered"]
-
-
-def _peek(folder: Path) -> list[Any]:
-    return [entry for entry, _ in Journal(folder, quiet)._waiting]
+    assert [path.name for path in folder.iterdir()] == ["delivered"]
 
 
 # --- the delivery --------------------------------------------------------------------------------
@@ -270,7 +269,16 @@ def rows(uri: str) -> list[dict[str, Any]]:
             }
             files = [(file.path, file.file_size) for file in client.list_artifacts(run.info.run_id, "adapter")]
             info = (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time)
-            found.append({"tags": told, "params": run.data.params, "metrics": histories, "files": files, "info": info})
+            found.append(
+                {
+                    "tags": told,
+                    "params": run.data.params,
+                    "metrics": histories,
+                    "last": run.data.metrics,
+                    "files": files,
+                    "info": info,
+                }
+            )
     return sorted(found, key=lambda row: int(row["tags"]["trial"]))
 
 
@@ -284,8 +292,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def emptied(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, up, without the study."""
-    from search.tracking import discard
-
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     if server.process is None:
@@ -327,11 +333,9 @@ def test_a_server_killed_in_mid_stream_has_every_row_once(emptied: Server, tmp_p
         delivery.tell(("close", {"status": "FINISHED"}))
         assert delivery.drain(patience=60.0)
     assert longest < 2.0  # a request to a server that is away takes that long, with MLflow's own retries minutes
-    assert [text.partition(":")[0] for text in said] == [
-        "MLflow does not answer; the search goes on, and what it is to be told waits",
-        said[1],
-    ]
-    assert said[1].startswith("MLflow is back;")
+    away, back = [text for text in said if "still to reach MLflow" not in text]
+    assert away.startswith("MLflow does not answer; the search goes on, and what it is to be told waits:")
+    assert back.startswith("MLflow is back;")
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["delivered"]
 
     reference = f"sqlite:///{tmp_path}/direct.db"
@@ -433,8 +437,8 @@ def test_a_refused_entry_is_left_out_and_said_and_stops_nothing(tmp_path: Path) 
             delivery.tell(*event)
         assert delivery.drain(patience=60.0)
         assert delivery.left_out == 1
-    assert len(said) == 1
-    assert "refuses an entry (progress)" in said[0]
+    (refusal,) = [text for text in said if "still to reach MLflow" not in text]
+    assert refusal.startswith("MLflow refuses an entry (progress), and it is left out: trial 9 has no run")
     assert len(rows(uri)) == 1
 
 
@@ -494,10 +498,12 @@ def check_consistent(home: Path, uri: str) -> None:
     assert [int(row["tags"]["trial"]) for row in found] == list(range(TRIALS + 1))
     for row, trial in zip(found, optuna_study.trials, strict=True):
         assert row["info"][1] == "FINISHED"
-        assert row["metrics"]["accuracy"][-1][1] == trial.values[0]
+        assert row["metrics"]["accuracy"][-1][1] == row["last"]["accuracy"] == trial.values[0]
+        measured = trial.user_attrs["outcome"]["measurements"]
+        assert row["last"].items() >= {name: value for name, value in measured.items() if value is not None}.items()
         for name, points in row["metrics"].items():
-            steps = [step for step, _ in points]
-            assert steps == sorted(set(steps)), (name, steps)
+            assert len(set(points)) == len(points), (name, points)
+            assert [step for step, _ in points] == sorted(step for step, _ in points), (name, points)
         report = json.loads((home / f"studies/demo/trials/{trial.number:04d}/result/report.json").read_text())
         curve = [(point["step"], point["loss"]) for point in report.get("points", ())]
         assert row["metrics"].get("train_loss", []) == curve
@@ -512,14 +518,25 @@ def check_consistent(home: Path, uri: str) -> None:
 
 
 @pytest.fixture
+def victims() -> Iterator[list[Victim]]:
+    """Drivers that do not outlive their test."""
+    victims: list[Victim] = []
+    yield victims
+    for victim in victims:
+        if victim.process.poll() is None:
+            victim.kill()
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
     return tmp_path
 
 
-def test_a_search_goes_on_while_mlflow_is_away(home: Path, emptied: Server) -> None:
+def test_a_search_goes_on_while_mlflow_is_away(home: Path, emptied: Server, victims: list[Victim]) -> None:
     log = home / "log.txt"
     victim = Victim(["run", str(write_study(home, emptied, 120.0))], log)
+    victims.append(victim)
     victim.wait_for(lambda: len(finished(home, "demo")) >= 1)
     emptied.kill()
     before = len(finished(home, "demo"))
@@ -531,39 +548,46 @@ def test_a_search_goes_on_while_mlflow_is_away(home: Path, emptied: Server) -> N
     assert text.count("MLflow does not answer") == text.count("MLflow is back") == 1
     check_consistent(home, emptied.uri)
 
+    # What a journal was lost with is made good from the records: all of it, if need be.
+    before = rows(emptied.uri)
+    discard(emptied.uri, "demo")
+    victims.append(Victim(["resume", "demo"], log))
+    assert victims[-1].process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    check_consistent(home, emptied.uri)
+    assert rows(emptied.uri) == before
 
-def test_what_waits_outlives_the_driver(home: Path, emptied: Server) -> None:
+
+def test_what_waits_outlives_the_driver(home: Path, emptied: Server, victims: list[Victim]) -> None:
     """SIGKILL, Ctrl-C while it waits at the end, an end without MLflow, and at last a resume that delivers."""
     log = home / "log.txt"
 
-    def resumed() -> Victim:
+    def driving(*command: str) -> Victim:
         log.write_text("")
-        return Victim(["resume", "demo"], log)
+        victims.append(Victim([*command], log))
+        return victims[-1]
 
-    victims = [Victim(["run", str(write_study(home, emptied, 15.0))], log)]
-    victims[0].wait_for(lambda: len(finished(home, "demo")) >= 1)
+    first = driving("run", str(write_study(home, emptied, 15.0)))
+    first.wait_for(lambda: len(finished(home, "demo")) >= 1)
     emptied.kill()
-    victims[0].wait_for(lambda: len(finished(home, "demo")) >= 2)
-    victims[0].kill()
+    first.wait_for(lambda: len(finished(home, "demo")) >= 2)
+    first.kill()
     assert list((home / "studies/demo/journal").glob("*.jsonl"))
 
-    victims.append(resumed())
-    victims[1].wait_for(lambda: "still to reach MLflow, which does not answer" in log.read_text())
-    victims[1].process.send_signal(signal.SIGINT)
-    assert victims[1].process.wait(timeout=60) == 130, log.read_text()[-3000:]
+    second = driving("resume", "demo")
+    second.wait_for(lambda: "still to reach MLflow, which does not answer" in log.read_text())
+    second.process.send_signal(signal.SIGINT)
+    assert second.process.wait(timeout=60) == 130, log.read_text()[-3000:]
     assert "wait on disk; a resume delivers them" in log.read_text()
     assert "Traceback" not in log.read_text()
     trained = finished(home, "demo")
     assert len(trained) == TRIALS + 1
 
-    victims.append(resumed())
-    assert victims[2].process.wait(timeout=300) == 75, log.read_text()[-3000:]
+    assert driving("resume", "demo").process.wait(timeout=300) == 75, log.read_text()[-3000:]
     assert "`petl-search resume demo` delivers them" in log.read_text()
     assert "Traceback" not in log.read_text()
 
     emptied.start()
-    victims.append(resumed())
-    assert victims[3].process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert driving("resume", "demo").process.wait(timeout=300) == 0, log.read_text()[-3000:]
     check_consistent(home, emptied.uri)
     assert finished(home, "demo") == trained
     assert left_running(victims) == []
