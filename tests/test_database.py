@@ -143,6 +143,31 @@ def test_every_write_happens_once_when_its_connection_is_lost(
     assert again.info("k") == [1]
 
 
+def test_a_trial_that_the_server_still_creates_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is lost, and what it had asked for is committed only after the next attempt has begun."""
+    records = Records.create_study(url, "demo", OBJECTIVES)
+    records.persist.say = lambda text: None
+    ghost = Records.open_study(url, "demo")._storage
+    create, committing = records._storage.create_new_trial, threading.Event()
+
+    def commit_late(connection: object) -> None:
+        committing.set()
+        time.sleep(2)
+
+    event.listen(ghost.engine, "commit", commit_late)  # type: ignore[attr-defined]
+
+    def lose(study_id: int, trial: optuna.trial.FrozenTrial) -> int:
+        monkeypatch.setattr(records._storage, "create_new_trial", create)
+        threading.Thread(target=ghost.create_new_trial, args=(study_id, trial)).start()
+        assert committing.wait(60)
+        raise ConnectionLostError("in the middle of it")
+
+    monkeypatch.setattr(records._storage, "create_new_trial", lose)
+    assert one_trial(records) == 0
+    assert one_trial(records) == 1
+    assert len(optuna.load_study(study_name="demo", storage=url).trials) == 2
+
+
 def test_a_trial_of_another_writer_is_not_taken_for_our_own(url: str) -> None:
     """The connection is lost while a trial is created; meanwhile somebody else creates one of that number."""
     records = Records.create_study(url, "demo", OBJECTIVES)
