@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import ray
 from ray.util import ActorPool
@@ -19,6 +20,9 @@ from search.store import StudyLock
 
 if TYPE_CHECKING:
     from search.config import ResourcesConfig
+
+
+_ANSWER: Final = 10.0  # seconds for a cluster's head to answer
 
 
 class ClusterError(ValueError):
@@ -63,9 +67,12 @@ def _join(address: str) -> None:
             "--address auto there"
         )
     dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_ANSWER).close()
         ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
 
