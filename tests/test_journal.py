@@ -473,6 +473,7 @@ def test_asking_patiently() -> None:
 # --- a whole study -------------------------------------------------------------------------------
 
 TRIALS = 3
+COUNTED = ("stored_parameters", "stored_percent", "trained_parameters", "trained_percent", "paper_parameters")
 
 
 def write_study(home: Path, server: Server, patience: float) -> Path:
@@ -554,7 +555,15 @@ def test_a_search_goes_on_while_mlflow_is_away(home: Path, emptied: Server, vict
     victims.append(Victim(["resume", "demo"], log))
     assert victims[-1].process.wait(timeout=300) == 0, log.read_text()[-3000:]
     check_consistent(home, emptied.uri)
-    assert rows(emptied.uri) == before
+    assert list(map(trained, rows(emptied.uri))) == list(map(trained, before))
+
+
+def trained(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the counts before training, at step 0, which a run that is told of afterwards never has."""
+    points = {
+        name: [point for point in points if point[0] or name not in COUNTED] for name, points in row["metrics"].items()
+    }
+    return {**row, "metrics": points}
 
 
 def test_what_waits_outlives_the_driver(home: Path, emptied: Server, victims: list[Victim]) -> None:
