@@ -524,8 +524,9 @@ def refused(error: Exception) -> bool:
 
 def _client(uri: str, *, create: bool = False) -> MlflowClient:
     """Raises StoreError where the store is not there or does not answer. `create`: to write, perhaps anew."""
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)  # a line for each of some fifty migrations
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of some fifty migrations
+    # the same, and a traceback for every connection that is lost, which is raised as well
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     address = whole(uri)
     if not create:
         require_store(address)

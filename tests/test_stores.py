@@ -20,7 +20,7 @@ import studies
 import yaml
 from mlflow.tracking import MlflowClient
 from postgresql import PASSWORD, QUOTED, PostgreSQL, postgresql  # noqa: F401 (a fixture)
-from survival import Victim, finished, left_running, progress
+from survival import Victim, finished, progress
 from test_query import INFO, record
 
 from search import load_study
@@ -178,7 +178,6 @@ def test_a_study_on_both_through_kills_of_driver_and_server(
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
     second = Victim(["resume", "victim"], log)
     assert second.process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    assert left_running([first, second]) == []
     assert before.items() <= finished(home, "victim").items()
 
     study = optuna.load_study(study_name="victim", storage=database(records))
@@ -204,3 +203,56 @@ def test_a_study_on_both_through_kills_of_driver_and_server(
         [sys.executable, "-m", "search.cli", "show", "victim"], capture_output=True, text=True, check=True
     )
     assert not secret_in(shown.stdout + shown.stderr)
+
+
+IMPATIENT = """
+import sys
+from search import cli, record
+
+persistence = record._persistence
+def impatient(*arguments):
+    made = persistence(*arguments)
+    made.seconds = 2.0
+    return made
+
+record._persistence = impatient
+sys.argv = ["petl-search", "run", sys.argv[1]]
+cli.main()
+"""
+
+
+def test_databases_that_stay_away_end_a_study_which_then_goes_on(
+    postgresql: PostgreSQL,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, log = tmp_path / "home", tmp_path / "log.txt"
+    home.mkdir()
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(home))
+    records, uri = (postgresql.url(postgresql.database()) for _ in range(2))
+    stores = {"storage": {"database": records}, "tracking": {"uri": uri}}
+    path = tmp_path / "study.yaml"
+    content = studies.study(tmp_path / "inputs", study="victim", references=["majority"], **stores)
+    path.write_text(yaml.safe_dump(content))
+    with log.open("w") as output:
+        driver = subprocess.Popen([sys.executable, "-c", IMPATIENT, str(path)], stdout=output, stderr=subprocess.STDOUT)
+        while progress(home, "victim") < 2:
+            assert driver.poll() is None, log.read_text()
+            time.sleep(0.05)
+        postgresql.stop()
+        try:
+            assert driver.wait(120) == 2
+        finally:
+            postgresql.start()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert "has not answered for 2 seconds" in said.splitlines()[-1]
+    assert said.endswith("petl-search resume victim\n")
+    assert not secret_in(said)
+    subprocess.run(
+        [sys.executable, "-m", "search.cli", "run", str(path), "--or-resume"], check=True, capture_output=True
+    )
+    assert {trial.state.name for trial in load_study("victim", uri).trials} <= {"COMPLETE", "PRUNED"}
+    trials = optuna.load_study(study_name="victim", storage=database(records)).trials
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert len(trials) == 5
