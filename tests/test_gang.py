@@ -141,8 +141,14 @@ def test_cluster_without_room_for_a_gang_is_said(content: dict[str, Any], tmp_pa
 
 
 def _ranks() -> list[psutil.Process]:
-    everybody = psutil.Process().children(recursive=True)
-    return [process for process in everybody if "ray::Rank" in " ".join(process.cmdline())]
+    return [process for process in psutil.Process().children(recursive=True) if _is_rank(process)]
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        return "ray::Rank" in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended in the meantime
+        return False
 
 
 def _finished(attempt: Any) -> dict[str, Any]:
