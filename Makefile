@@ -5,11 +5,12 @@ BIN := .venv/bin
 # Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-slurm lint bench
+.PHONY: help setup demo test test-slurm test-gpu lint bench
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
 	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
+	@echo "make test-gpu  nccl, fractions of a GPU, determinism, offload, bf16 (a machine with an NVIDIA GPU)"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
@@ -32,6 +33,9 @@ test: setup
 
 test-slurm: setup
 	PETL_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
+
+test-gpu: setup
+	$(BIN)/python -m pytest -rs tests/test_gpu.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -14,6 +14,18 @@ from petl.measurements import SCORES
 
 SCHEDULES: Final = ("linear", "cosine", "constant")
 LAST: Final = "last"
+OFFLOAD: Final[Mapping[str, tuple[int, ...]]] = {  # what DeepSpeed can keep off the GPU, and at which ZeRO stages
+    "optimizer": (1, 2, 3),
+    "parameters": (3,),
+}
+
+
+def check_offload(zero: int, offload: Collection[str]) -> None:
+    """Raises ValueError where a ZeRO stage cannot offload that."""
+    for what in offload:
+        if zero not in OFFLOAD.get(what, ()):
+            able = "; ".join(f"{name}, at ZeRO stage {', '.join(map(str, stages))}" for name, stages in OFFLOAD.items())
+            raise ValueError(f"what can be offloaded is {able}; received {what!r} at stage {zero}")
 
 
 @dataclass(frozen=True, kw_only=True)

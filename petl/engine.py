@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
-from petl.configuration import Training
+from petl.configuration import Training, check_offload
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+_OFFLOADED: Final = {"optimizer": "offload_optimizer", "parameters": "offload_param"}  # in DeepSpeed's words
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BUCKET: Final = 500_000_000  # elements; DeepSpeed's own
 
@@ -249,15 +250,20 @@ def open_engine(
     precision: str,
     *,
     zero: int = 0,
+    offload: Collection[str] = (),
     persistent: int = 100_000,
 ) -> Engine:
     """DeepSpeed around what trains in `model`: AdamW, clipping, accumulation, a schedule over `steps`.
 
     Matrices decay; vectors (biases, norms, scales) do not. `zero` is the ZeRO stage: what is
     partitioned among the ranks, 0 nothing, 1 moments, 2 gradients too, 3 parameters too, frozen ones
-    included, but for those of up to `persistent` elements. The micro-batches of a step are those of all
+    included, but for those of up to `persistent` elements. `offload`, as `configuration.OFFLOAD` has it,
+    is what lies in the host's memory and not in the GPU's. The micro-batches of a step are those of all
     ranks together, which DeepSpeed takes the mean of.
+
+    Raises ValueError where the stage cannot offload that.
     """
+    check_offload(zero, offload)
     prepare_process()
     import deepspeed
     from transformers import get_scheduler
@@ -282,7 +288,9 @@ def open_engine(
                 "stage3_param_persistence_threshold": persistent,
                 # A buffer that is allocated whole: 2 GB, where an adapter may need a thousandth.
                 "reduce_bucket_size": min(_BUCKET, sum(parameter.numel() for parameter in trained)),
+                **{_OFFLOADED[what]: {"device": "cpu", "pin_memory": device().type == "cuda"} for what in offload},
             },
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own AdamW would be compiled, and rounds otherwise
             "zero_allow_untested_optimizer": True,
             # Without these modules gradients and parameters travel in float32, as they do at stage 0.
             "torch_autocast": {

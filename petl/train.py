@@ -15,7 +15,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count as integers
@@ -110,7 +110,7 @@ class TrainingRun:
     ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 
     `generates`: whether validations also score generated text, where the task has such scores. `progress`
-    hears of steps and validations. `zero` and `persistent` are `open_engine`'s. At stage 3 the model's
+    hears of steps and validations. `zero`, `offload` and `persistent` are `open_engine`'s. At stage 3 the model's
     tensors are empty while the run is open: the attachment's are read inside `gathered`.
 
     Raises ValueError where a step's micro-batches cannot be dealt out evenly to the ranks, and
@@ -127,6 +127,7 @@ class TrainingRun:
         generates: bool = True,
         progress: Progress = silent,
         zero: int = 0,
+        offload: Collection[str] = (),
         persistent: int = 100_000,
     ) -> None:
         self.configuration, self.data, self.precision = configuration, data, precision
@@ -147,7 +148,9 @@ class TrainingRun:
         self._restore_dropout = set_dropout(model, training.dropout)
         self._restore_head = draw_head(model, configuration.seed) if data.labels else lambda: None
         self.attachment = attach(model, configuration.design, seed=configuration.seed)
-        self._engine = open_engine(model, training, self.steps, precision, zero=zero, persistent=persistent)
+        self._engine = open_engine(
+            model, training, self.steps, precision, zero=zero, offload=offload, persistent=persistent
+        )
 
     @property
     def epoch(self) -> float:

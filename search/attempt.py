@@ -38,8 +38,8 @@ class Workload:
 
     `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
     `generates`: whether what decides about trials is a score of generated text, which validations measure
-    then. `final` are the splits that finished trials are scored on. `zero_stage` changes where tensors
-    lie while a trial trains, not what it comes to.
+    then. `final` are the splits that finished trials are scored on. `zero_stage` and `offload` change where
+    tensors lie while a trial trains, not what it comes to.
     """
 
     folder: str
@@ -48,6 +48,7 @@ class Workload:
     precision: str
     seed: int = 0
     zero_stage: int = 0
+    offload: tuple[str, ...] = ()
     generates: bool = False
     final: tuple[str, ...] = ("test",)
 
@@ -245,6 +246,7 @@ class Attempt:
                 generates=workload.generates,
                 progress=self._progress(),
                 zero=workload.zero_stage,
+                offload=workload.offload,
             )
             self._began = time.time()
             if state := self.folder.latest_state():

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from petl import presets, tasks
-from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
+from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training, check_offload
 from petl.design import DesignError
 from petl.results import PAPER_TASKS, TABLES, results
 from petl.tasks import Task
@@ -195,6 +195,7 @@ class ResourcesConfig(_Section):
     `workers_per_trial` processes train a trial together, each with an equal part of its CPUs and GPUs; by
     default a CPU each. Every one of them has `training.accumulation` micro-batches of a step.
     `zero_stage` is DeepSpeed's ZeRO: 0 partitions nothing, 1 moments, 2 gradients too, 3 parameters too.
+    `offload` names what lies in the host's memory and not in the GPU's: optimizer (from stage 1), parameters (stage 3).
     """
 
     concurrent: PositiveInt = 2
@@ -202,15 +203,17 @@ class ResourcesConfig(_Section):
     cpus_per_trial: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     gpus_per_trial: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     zero_stage: int = Field(default=0, ge=0, le=3)
+    offload: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _divisible(self) -> ResourcesConfig:
         each = self.gpus_per_trial / self.workers_per_trial
-        if each > 1:
+        if each > 1 or (self.workers_per_trial > 1 and each not in (0, 1)):  # nccl joins no two on one GPU
             raise ValueError(
-                "a worker trains on one GPU, or a part of one; received "
+                "a worker trains on one GPU, or on a part of one where it trains alone; received "
                 f"gpus_per_trial {self.gpus_per_trial:g} for workers_per_trial {self.workers_per_trial}"
             )
+        check_offload(self.zero_stage, self.offload)
         return self
 
     @property

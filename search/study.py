@@ -375,6 +375,7 @@ def _workload(config: StudyConfig, records: Records) -> Workload:
         precision=precision,
         seed=config.seed,
         zero_stage=config.resources.zero_stage,
+        offload=config.resources.offload,
         generates=resolved["generates"],
         final=tuple(resolved["final"]),
     )

@@ -95,6 +95,13 @@ def test_zero_stage_is_one_of_four(tmp_path: Path) -> None:
         load_config(study(tmp_path), ["resources.zero_stage=4"])
 
 
+def test_offload_fits_the_zero_stage(tmp_path: Path) -> None:
+    both = ["resources.zero_stage=3", "resources.offload=[optimizer, parameters]"]
+    assert load_config(study(tmp_path), both).resources.offload == ("optimizer", "parameters")
+    with pytest.raises(ConfigError, match=r"parameters, at ZeRO stage 3; received 'parameters' at stage 2"):
+        load_config(study(tmp_path), ["resources.zero_stage=2", "resources.offload=[parameters]"])
+
+
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     text = yaml.safe_dump(study(tmp_path)) + "seed: 3\n"
     text = text.replace("training:\n", "training:\n  learning_rate: 1e-3\n  weight_decay: 1.5E-2\n")

@@ -447,3 +447,34 @@ def _write(path: Path, **report: Any) -> None:
 def _report(out: Path, stage: int, design: str, rank: int) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((out / f"{stage}-{design}" / f"report-{rank}.json").read_text())
     return report
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [(1, ("optimizer",)), (2, ("optimizer",)), (3, ("parameters",)), (3, ("optimizer", "parameters"))],
+)
+def test_offload_changes_neither_losses_nor_a_resume(
+    folder: Path, data: TaskData, plain: Mapping[str, Plain], tmp_path: Path, stage: int, offload: tuple[str, ...]
+) -> None:
+    def begin() -> TrainingRun:
+        return TrainingRun(
+            backbone(folder, data), data, configuration("mam"), zero=stage, offload=offload, persistent=0
+        )
+
+    run = begin()
+    run.advance(HALF)
+    run.save(tmp_path)
+    run.advance(END)
+    np.testing.assert_allclose(losses(run), plain["mam"].losses, rtol=0, atol=1e-5)
+    run.close()
+    again = begin()
+    again.load(tmp_path)
+    again.advance(END)
+    assert losses(again) == losses(run)
+    again.close()
+
+
+def test_what_a_stage_cannot_offload_is_said(folder: Path, data: TaskData) -> None:
+    for stage, offload in ((0, "optimizer"), (2, "parameters"), (3, "activations")):
+        with pytest.raises(ValueError, match=f"received '{offload}' at stage {stage}"):
+            TrainingRun(backbone(folder, data), data, configuration("lora"), zero=stage, offload=(offload,))

@@ -130,14 +130,15 @@ def test_cluster_without_room_for_a_gang_is_said(content: dict[str, Any], tmp_pa
     for asked, message in (
         ({"workers_per_trial": 5}, r"1 CPU and 0 GPU for each of its 5 workers .* Ray has 4 CPU"),
         ({"workers_per_trial": 2, "cpus_per_trial": 10}, r"5 CPU and 0 GPU for each of its 2 workers"),
-        ({"workers_per_trial": 2, "gpus_per_trial": 1}, r"1 CPU and 0\.5 GPU for each"),
+        ({"workers_per_trial": 2, "gpus_per_trial": 2}, r"1 CPU and 1 GPU for each"),
     ):
         with pytest.raises(ClusterError, match=message), joined(ResourcesConfig(**asked), tmp_path):
             pass
     assert room(ResourcesConfig(concurrent=9, workers_per_trial=2)) == 2
     assert room(ResourcesConfig(concurrent=9, workers_per_trial=3, cpus_per_trial=1.5)) == 2
-    with pytest.raises(ConfigError, match="a worker trains on one GPU"):
-        load_config({**content, "resources": {"workers_per_trial": 2, "gpus_per_trial": 3}})
+    for gpus in (1, 3):
+        with pytest.raises(ConfigError, match="a worker trains on one GPU"):
+            load_config({**content, "resources": {"workers_per_trial": 2, "gpus_per_trial": gpus}})
 
 
 def _ranks() -> list[psutil.Process]:
