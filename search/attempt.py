@@ -78,7 +78,7 @@ class Job:
 
 
 class Resident:
-    """Backbone, tokenizer and data of a study, loaded when first used and kept."""
+    """Backbone, tokenizer and data of a study, loaded when first used and kept; torch is imported then."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -89,6 +89,9 @@ class Resident:
     def data(self) -> TaskData:
         """The tokenised task."""
         if self._data is None:
+            from petl.engine import prepare_process
+
+            prepare_process()
             from petl import backbones
             from petl.data import load_data
             from petl.tasks import Task
@@ -117,10 +120,10 @@ class Resident:
 
     def warm(self) -> None:
         """Loads and imports all that a trial needs, so that only a process's first one waits for it."""
+        _ = self.model
         from petl.engine import join_process_group
 
         join_process_group()
-        _ = self.model
 
     @property
     def backbone(self) -> Backbone:

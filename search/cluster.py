@@ -160,9 +160,6 @@ def test_scores(
 
     class Tester:
         def __init__(self) -> None:
-            from petl.engine import prepare_process
-
-            prepare_process()
             self._lock = StudyLock(Path(workload.folder))
             self._lock.work()
             self.resident = Resident(workload)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Worker(tune.Trainable):
         self._lock = StudyLock(Path(workload.folder))
         self._lock.work()
         self._begin: Callable[[Job], Attempt | GangAttempt] = (
-            Gang(workload, workers, each or {}).begin if workers > 1 else _alone(workload)
+            Gang(workload, workers, each or {}).begin if workers > 1 else partial(Attempt, Resident(workload))
         )
         self.attempt = self._begin(Job.from_json(config["job"]))
 
@@ -59,12 +60,3 @@ class Worker(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the trial's folder is the checkpoint."""
-
-
-def _alone(workload: Workload) -> Callable[[Job], Attempt]:
-    """What begins a trial in this process."""
-    from petl.engine import prepare_process
-
-    prepare_process()
-    resident = Resident(workload)
-    return lambda job: Attempt(resident, job)
