@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
@@ -75,14 +76,17 @@ def _own_store() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="petl-store-")
 
 
-def join_process_group(rank: int = 0, world_size: int = 1, init_method: str = "", local_rank: int = 0) -> None:
+def join_process_group(
+    rank: int = 0, world_size: int = 1, init_method: str = "", local_rank: int = 0, host: str = "127.0.0.1"
+) -> None:
     """Makes this process number `rank` of `world_size`, which then train together; a second call does nothing.
 
     `init_method` is where they meet, as torch writes it: `tcp://host:port`, or `file://` and a path
     that all see and that does not exist yet. A process on its own needs none: it has a file of its
     own, and so no port to collide on. `local_rank` numbers the GPUs that this process sees: 0 where
-    it sees only its own. Variables such as RANK are set for DeepSpeed, never read: what a launcher
-    around this process meant by them is its own affair.
+    it sees only its own. `host` is the address of this machine at which the others reach it, and the only one
+    that it listens on, unless GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name another. Variables such as RANK are
+    set for DeepSpeed, never read: what a launcher around this process meant by them is its own affair.
 
     Raises ValueError for a rank outside the group, and for a group with nowhere to meet.
     """
@@ -100,6 +104,9 @@ def join_process_group(rank: int = 0, world_size: int = 1, init_method: str = ""
     else:
         # Otherwise init_distributed compiles this op for half a minute, and a stale lock hangs it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if interface := _interface(host):
+        for library in ("GLOO", "NCCL"):  # which else go by the machine's name, to whatever address that has
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
     deepspeed.init_distributed(
         "gloo" if device().type == "cpu" else "nccl",
@@ -109,6 +116,12 @@ def join_process_group(rank: int = 0, world_size: int = 1, init_method: str = ""
         init_method=init_method or f"file://{_own_store().name}/store",
         verbose=False,
     )
+
+
+def _interface(address: str) -> str:
+    """The network interface that has an address; "" where none has."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
 
 
 def rank() -> int:

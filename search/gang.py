@@ -6,7 +6,6 @@ in which anything went wrong is ended as a whole, since its other ranks may wait
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -134,10 +132,8 @@ class Rank:
         """Meets the others; returns when all are there."""
         from petl.engine import join_process_group
 
-        interface = _interface("127.0.0.1" if where.startswith("file://") else self.host())
-        for library in ("GLOO", "NCCL") if interface else ():
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)  # else by the host's name, which may mislead
-        join_process_group(self._rank, workers, where)
+        host = "127.0.0.1" if where.startswith("file://") else self.host()
+        join_process_group(self._rank, workers, where, host=host)
 
     def begin(self, job: str) -> None:
         """Takes a trial up."""
@@ -155,9 +151,3 @@ class Rank:
         """Puts the backbone back as it was."""
         if self._attempt is not None:
             self._attempt.close()
-
-
-def _interface(address: str) -> str:
-    """The network interface that has an address; "" where none has."""
-    found = psutil.net_if_addrs().items()
-    return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
