@@ -13,6 +13,7 @@ from petl.design import Layout, Site
 from petl.families import FAMILIES, Family
 from petl.locate import CONFIG, BackboneError, fetch, fingerprint, locate, weight_files
 from petl.plan import is_bias, layout, linears
+from petl.untrusted import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ __all__ = [
 
 # A width that no model has: where it shows up in a shape, the number of labels stands.
 _LABELS: Final = 1009
+_PEFT: Final = "adapter_config.json"
+_ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
@@ -172,6 +175,8 @@ def load(
     _family(str(config.model_type))
     if not weight_files(folder):
         raise BackboneError(f"{model}: no *.safetensors in {folder}")
+    if (folder / _PEFT).exists():  # transformers would put it on, unpickling it where it is *.bin
+        raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / _PEFT}; take it away")
     if labels is not None:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
@@ -184,6 +189,7 @@ def load(
             config=config,
             dtype=dtype,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # a checkpoint's own head for other labels; the base is checked below
             output_loading_info=True,
@@ -210,7 +216,9 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
 
     folder, _ = fetch(locate(model), revision, weights=False)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
@@ -271,9 +279,15 @@ def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any
         return transformers.AutoModelForCausalLM
     name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     found = getattr(transformers, name, None)
-    if found is None:
+    if found is not transformers.AutoModel and not _is_model(found):
         raise BackboneError(f"{model}: its configuration names the architecture {name!r}, which transformers lacks")
     return found
+
+
+def _is_model(found: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(found, type) and issubclass(found, PreTrainedModel)
 
 
 def _empty(config: Any) -> PreTrainedModel:
@@ -310,9 +324,25 @@ def _config(folder: Path, model: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        _require_no_code(read_json(folder / CONFIG), model)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except BackboneError:
+        raise
+    except Exception as error:  # the classes of what is wrong in a configuration have nothing in common
         raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
+
+
+def _require_no_code(written: Mapping[str, Any], model: str) -> None:
+    """Raises BackboneError for a model that runs with code of its own only; transformers has that of our families."""
+    kind = written.get("model_type")
+    if "auto_map" in written and kind not in FAMILIES:
+        raise BackboneError(
+            f"{model} comes with code of its own (auto_map in its {CONFIG}), which is never run; families supported: "
+            f"{', '.join(FAMILIES)}"
+        )
+    for name in _ATTENTIONS:  # such as kernels/flash: transformers would fetch and run that
+        if "/" in str(written.get(name, "")):
+            raise BackboneError(f"{model} asks for attention by the code of {written[name]!r}, which is never run")
 
 
 def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:

@@ -50,7 +50,13 @@ def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:
     if path.is_absolute():
         return (path if path.is_dir() else path.parent), ""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     why = unreachable()
     patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
@@ -68,7 +74,7 @@ def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:
         raise BackboneError(
             f"{model!r} is no folder here and is not in the hub's cache, and {why or 'the hub did not answer'}"
         ) from error
-    except (RepositoryNotFoundError, GatedRepoError, HfHubHTTPError) as error:
+    except (RepositoryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError) as error:
         raise BackboneError(f"the hub does not give {model!r}: {str(error).splitlines()[0]}") from error
     if not (folder / CONFIG).is_file():
         raise BackboneError(f"{model!r} on the hub, commit {folder.name}, holds no {CONFIG}")
@@ -95,11 +101,17 @@ def fingerprint(folder: Path) -> str:
 def package_path(name: str) -> Path:
     """The file or folder that `package:NAME/path` names, whether it exists or not.
 
-    Raises BackboneError where no distribution NAME is installed.
+    Raises BackboneError where no distribution NAME is installed, and for a path that leads out of it.
     """
     distribution, _, inside = name.removeprefix("package:").partition("/")
     try:
-        return Path(str(metadata.distribution(distribution).locate_file(inside))).resolve()
+        found = metadata.distribution(distribution)
+        root, path = (Path(str(found.locate_file(part))).resolve() for part in ("", inside))
+        if not path.is_relative_to(root):
+            raise BackboneError(f"what package: names lies in the distribution {distribution!r}; received {name}")
+        return path
+    except BackboneError:
+        raise
     except (metadata.PackageNotFoundError, ValueError):
         raise BackboneError(
             f"{name}: no distribution named {distribution!r} is installed (pip install {distribution})"

@@ -12,6 +12,7 @@ Safetensors and JSON only: reading one runs no code.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from petl import untrusted
 from petl.attach import Attachment, StateError, attach
-from petl.backbones import Backbone, BackboneError, describe, load, parts
+from petl.backbones import FAMILIES, Backbone, BackboneError, describe, load, parts
+from petl.count import stored_shapes
 from petl.design import Design, DesignError
 from petl.predict import AdaptedModel
 from petl.tasks import FACTS, KINDS, Task, TaskError
@@ -87,7 +90,11 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
         )
     adapter = read_tensors(where / ADAPTER)
     head = read_tensors(where / HEAD) if (where / HEAD).exists() else None
+    there = sum(tensor.numel() for tensor in adapter.values())
     try:
+        asked = sum(math.prod(shape) for shape in stored_shapes(design, wanted).values())
+        if asked > there:  # before so many are made: design.json may ask for any number
+            raise StorageError(f"the design in {where} has {asked:,} parameters or more, its {ADAPTER} {there:,}")
         attachment = attach(model, design)
     except (DesignError, BackboneError) as error:
         raise StorageError(f"the adapter in {where} cannot be attached to this model: {error}") from error
@@ -143,7 +150,10 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
         raise StorageError(f"the adapter in {where} has no labels to predict: load_pretrained gives its model")
     if not (where / TOKENIZER).is_dir():
         raise StorageError(f"{where} lacks {TOKENIZER}/")
-    tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{where / TOKENIZER} is no tokenizer: {str(error).splitlines()[0]}") from error
     model, attachment = load_pretrained(where, backbone=backbone)
     return AdaptedModel(model, tokenizer, task, labels or (), attachment)
 
@@ -153,8 +163,11 @@ def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
     try:
         task: Mapping[str, Any] = data["task"]
         _labels(task)
-        return Backbone.from_dict(data["backbone"]), task
-    except (KeyError, TypeError, AttributeError) as error:
+        backbone = Backbone.from_dict(data["backbone"])
+        if backbone.family not in FAMILIES or not isinstance(backbone.model, str):
+            raise KeyError(f"family {backbone.family!r}")
+        return backbone, task
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
 
 
@@ -183,8 +196,8 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise StorageError(f"{path.parent} lacks {path.name}")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return untrusted.read_json(path)
+    except (ValueError, OSError) as error:
         raise StorageError(f"{path} is damaged: {error}") from error
 
 
