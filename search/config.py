@@ -31,6 +31,7 @@ from petl.results import PAPER_TASKS, TABLES, results
 from petl.tasks import Task
 from search import address
 from search.halving import Rule, rule
+from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
 from search.samplers import SAMPLERS
 from spaces.space import resolve as resolve_space
@@ -48,7 +49,6 @@ BASELINES: Final = ("majority", "probe", "untuned")  # as petl.baselines has the
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
 _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
 _TRIALS: Final = 24
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
 
 
 class _Loader(yaml.SafeLoader):
@@ -307,7 +307,7 @@ class StudyConfig(_Section):
     @field_validator("study")
     @classmethod
     def _named(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
+        if not STUDY_NAME.fullmatch(value):
             raise ValueError("a study's name is up to 64 letters, digits, '.', '_' and '-', and starts with neither")
         return value
 

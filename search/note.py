@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -11,6 +12,8 @@ from search.objectives import SCORES
 from search.pareto import MINIMIZE
 
 LIMIT: Final = 7_500  # characters; MLflow keeps a note in a tag of at most 8,000
+
+_MARKUP: Final = re.compile(r"[&<>|\[\]`*\\]")
 
 Row = Mapping[str, Any]
 
@@ -76,7 +79,12 @@ def _page(experiment_id: str, run_id: str = "") -> str:
 def _line(row: Row, experiment_id: str, cost: str) -> str:
     test = "" if row["test_score"] is None else f"{row['test_score']:.4f}"
     return (
-        f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {row['name']} "
+        f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {_plain(row['name'])} "
         f"| {row['score']:.4f} | {test} | {row['stored_parameters']:,} | {row['stored_percent']:.3f} "
         f"| {row['seconds']:.0f} |" + (f" {cost_text(row[cost])} |" if cost_column(cost) else "")
     )
+
+
+def _plain(text: str) -> str:
+    """A name, in which nothing is Markdown or HTML, in one line."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))

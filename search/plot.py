@@ -31,6 +31,7 @@ _INK: Final = "#222222"
 _SMALL: Final = 7.5
 _ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
 _LINE: Final = 28  # characters in a line of a label
+_LONGEST: Final = 80  # of a name anywhere else; a $ in one is no formula
 
 _COSTS: Final = {
     "stored_parameters": "stored parameters",
@@ -133,7 +134,8 @@ def _frame(axes: Axes, view: _View) -> None:
     axes.tick_params(labelsize=8.5, color="#999999", labelcolor=_INK)
     info = view.study.summary.info
     facts = [view.study.name, _model(info.get("backbone", {}).get("model", "")), info.get("task", {}).get("name")]
-    axes.set_title(" · ".join(str(fact) for fact in facts if fact), loc="left", fontsize=10, color=_INK)
+    title = " · ".join(str(fact)[:_LONGEST] for fact in facts if fact)
+    axes.set_title(title, loc="left", fontsize=10, color=_INK, parse_math=False)
     base = view.front.base_parameters
     if base and view.logarithmic and view.cost.endswith("_parameters"):
         top = axes.twiny()
@@ -203,7 +205,7 @@ def _references(axes: Axes, view: _View) -> None:
         arrow = "" if seen else " ↓"
         share = f", {percent:.3g} %" if percent else ""
         axes.annotate(
-            f"{trial.name} {score:.3f}{arrow}{share}",
+            f"{trial.name[:_LONGEST]} {score:.3f}{arrow}{share}",
             (1.0, min(at, 1.0) if seen else 0.0),
             xytext=(1.012, floor),
             xycoords="axes fraction",
@@ -212,6 +214,7 @@ def _references(axes: Axes, view: _View) -> None:
             color=_REFERENCE,
             va="center",
             annotation_clip=False,
+            parse_math=False,
         )
 
 
@@ -235,6 +238,7 @@ def _labels(axes: Axes, view: _View) -> None:
             text = axes.annotate(
                 words, view.members[index], xytext=(0, 0), textcoords="offset pixels", fontsize=_SMALL - 0.5,
                 color=_INK, linespacing=1.05, zorder=5, path_effects=[withStroke(linewidth=1.8, foreground="white")],
+                parse_math=False,
             )  # fmt: skip
             size = text.get_window_extent(renderer)
             box = place(pixels[index], (size.width, size.height), area, clutter)

@@ -16,12 +16,14 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,14 +36,22 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for e
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # type: ignore[attr-defined]
+from pydantic import TypeAdapter, ValidationError
 
 from petl.configuration import Configuration
-from petl.measurements import Measurements
+from petl.measurements import SCORES, SHARES, Measurements
+from petl.untrusted import MOST_JSON, parse, printable
 from search.address import bare, masked, sqlite_file, whole
 from search.database import is_postgresql, reaching, require_database
-from search.home import StoreError, require_store
+from search.home import STUDY_NAME, StoreError, require_store
 from search.naming import cost_column, flat_parameters, run_name
 from search.note import links, note
+from search.objectives import objectives
 from search.provenance import provenance
 from search.record import State, TrialRecord
 
@@ -51,6 +61,23 @@ STATUS: Final[Mapping[State, str]] = {
     State.PRUNED: "KILLED",
     State.FAIL: "FAILED",
 }
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What readers look at in a study's `info`."""
+
+    objectives: dict[str, str]
+    constraints: dict[str, float] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    designs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    seed: int = 0
+    paper: dict[str, str] | None = None
+
+
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
 _FINAL: Final = "final"  # the tag of a trial's scores on whole splits
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
@@ -61,10 +88,30 @@ _PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # of the answers 4xx, tho
 # minutes, and repeat also what has arrived, so that a run would be made twice.
 _IMPATIENT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 _PAGE: Final = 1_000
+# What is read of a run is bounded, and is what this module can have written: whoever reads a study may not know who
+# else writes into its store.
+_MOST_TAGS: Final = 200  # of one text: a million characters, a list of some thousand designs
+_MOST_FILES: Final = 100  # of an adapter
+_MOST_TENSORS: Final = 2**36  # bytes of a file: full fine-tuning of a 16 B model in float32
+_ADAPTER_FOLDER: Final = re.compile(ADAPTER + r"(/\w[\w.-]*){1,2}", re.ASCII)
+_ADAPTER_FILE: Final = re.compile(
+    ADAPTER + r"(/\w[\w.-]*){0,2}/\w[\w.-]*\.(json|safetensors|txt|model|jinja)", re.ASCII
+)
+_PIECE: Final = 2**20
+_MOST: Final = 1e15  # of counts, seconds, bytes
+_RECORD: Final = TypeAdapter(TrialRecord)
+_MEASUREMENTS: Final = TypeAdapter(Measurements)
+_NUMBERS: Final = TypeAdapter(dict[str, float])
+_INFO: Final = TypeAdapter(_Info)
+_NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 _OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports what it takes for that
 
 T = TypeVar("T")
+
+
+class LeftOutWarning(UserWarning):
+    """A run, or a study, that is not shown since it makes no sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,16 +417,25 @@ def discard(uri: str, study: str) -> None:
 
 
 def studies(uri: str) -> list[StudySummary]:
-    """The studies of a store that tell what they are, the newest first. Raises StoreError where there is no store."""
+    """The studies of a store that tell what they are, the newest first, with a warning of those that make no sense.
+
+    Raises StoreError where there is no store.
+    """
     client = _client(uri)
     with _answering(uri):
-        found = [
-            _summary(experiment, parent)
+        parents = [
+            (experiment, parent)
             for experiment in _pages(client.search_experiments)
             if _STUDY_TAG in experiment.tags
             and (parent := _parent(client, experiment.experiment_id))
             and "info" in parent.data.tags
         ]
+    found = []
+    for experiment, parent in parents:
+        try:
+            found.append(_summary(experiment, parent))
+        except StoreError as error:
+            warnings.warn(f"left out: {error}", LeftOutWarning, stacklevel=2)
     return sorted(found, key=lambda summary: -summary.started)
 
 
@@ -403,32 +459,117 @@ def summary(uri: str, study: str) -> StudySummary:
 
 
 def records(uri: str, study: str) -> list[TrialRow]:
-    """Every trial and reference of a study, by number. Raises StoreError as `summary` does."""
+    """Every trial and reference of a study, by number, without runs that make no sense, of which it warns.
+
+    Raises StoreError as `summary` does.
+    """
     experiment_id = summary(uri, study).experiment_id
     client = _client(uri)
     with _answering(uri):
         runs = _children(client, experiment_id)
-    rows = [_row(run, text) for run in runs if (text := _joined(run.data.tags, "record"))]
+    rows = []
+    for run in runs:
+        try:
+            rows += [_row(run)] if "record" in run.data.tags else []
+        except StoreError as error:
+            warnings.warn(f"left out of study {study}: {error}", LeftOutWarning, stacklevel=2)
     return sorted(rows, key=lambda row: row.record.number)
 
 
 def download(uri: str, run_id: str, destination: Path) -> Path:
     """The adapter directory of a trial's run, as the folder `destination`, which must be new or empty.
 
-    Raises StoreError where the run has no adapter, or the folder holds something.
+    Raises StoreError where the run has no adapter, or one with files that none has, and where the folder holds
+    something.
     """
     must_be_new(destination)
     client = _client(uri)
-    if not client.list_artifacts(run_id, ADAPTER):
+    with _fetching(run_id):
+        files = _adapter_files(client, run_id)
+        artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
+    if not files:
         raise StoreError(f"run {run_id} has no adapter; trained trials that completed have one")
     destination.parent.mkdir(parents=True, exist_ok=True)
+    if sum(files.values()) > shutil.disk_usage(destination.parent).free:
+        raise StoreError(f"there is no room for the adapter of run {run_id} in {destination.parent}")
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".petl-search-") as folder:
+        for path, size in files.items():
+            (target := Path(folder, path)).parent.mkdir(parents=True, exist_ok=True)
+            with _fetching(run_id):
+                _fetch(artifacts, path, target, size, run_id)
         # moved when whole, so that an interrupted download is not taken for an adapter
-        whole = client.download_artifacts(run_id, ADAPTER, folder)
         if destination.exists():
             destination.rmdir()
-        shutil.move(whole, destination)
+        shutil.move(Path(folder, ADAPTER), destination)
     return destination
+
+
+@contextmanager
+def _fetching(run_id: str) -> Iterator[None]:
+    """Raises StoreError where an artifact cannot be had inside."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        text = " ".join(printable(masked(error)).split())
+        raise StoreError(f"the adapter of run {run_id} cannot be fetched: {text}") from None
+
+
+def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """The files of a run's adapter, with their sizes, before any is fetched.
+
+    Raises StoreError for what is in no adapter directory: other names, too large files, too many of them.
+    """
+    files: dict[str, int] = {}
+    folders, seen = [ADAPTER], 0
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop()):
+            seen += 1
+            name, size = printable(item.path), item.file_size or 0
+            most = _MOST_TENSORS if name.endswith(".safetensors") else MOST_JSON
+            if seen > _MOST_FILES:
+                raise StoreError(f"the adapter of run {run_id} has more than {_MOST_FILES} files; none has so many")
+            if not (_ADAPTER_FOLDER if item.is_dir else _ADAPTER_FILE).fullmatch(item.path):
+                raise StoreError(f"the adapter of run {run_id} has {name!r}, which belongs to none")
+            if size > most:
+                raise StoreError(f"{name} of run {run_id} has {size:,} bytes; in an adapter it has at most {most:,}")
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                files[item.path] = size
+    return files
+
+
+def _fetch(artifacts: ArtifactRepository, path: str, target: Path, size: int, run_id: str) -> None:
+    """One artifact as the file `target`; no byte beyond the size that was listed is written.
+
+    Raises StoreError for another size, and for what is no file: a link, a device, a pipe.
+    """
+    if isinstance(artifacts, LocalArtifactRepository):
+        place = Path(artifacts.artifact_dir).resolve() / path
+        if place.resolve() != place or not place.is_file():
+            raise StoreError(f"{path} of run {run_id} is no file of its own")
+        written = _copy(place.open("rb"), target, size)
+    elif isinstance(artifacts, HttpArtifactRepository):
+        answer = http_request(  # type: ignore[no-untyped-call]
+            artifacts._host_creds, f"/{path}", "GET", stream=True, extra_headers={"Accept-Encoding": "identity"}
+        )
+        augmented_raise_for_status(answer)  # type: ignore[no-untyped-call]
+        written = _copy(answer.raw, target, size)
+    else:  # s3:// and the like, where the store itself says how large a thing is
+        artifacts._download_file(path, str(target))  # type: ignore[no-untyped-call]
+        written = target.stat().st_size
+    if written != size:
+        raise StoreError(f"{path} of run {run_id} has not the {size:,} bytes that were announced")
+
+
+def _copy(source: Any, target: Path, most: int) -> int:
+    """How many bytes there were, of which at most so many are written; the rest is not waited for."""
+    read = 0
+    with source, target.open("wb") as file:
+        while read <= most and (piece := source.read(_PIECE)):
+            file.write(piece[: most - read])
+            read += len(piece)
+    return read
 
 
 def must_be_new(destination: Path) -> None:
@@ -458,20 +599,17 @@ def to_dict(record: TrialRecord) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any]) -> TrialRecord:
-    """The inverse of `to_dict`."""
+    """The inverse of `to_dict`. Raises ValueError, TypeError or KeyError for what it cannot have written."""
     configuration, measurements = data["configuration"], data["measurements"]
-    return TrialRecord(
-        number=data["number"],
-        state=State(data["state"]),
-        configuration=Configuration.from_dict(configuration) if configuration else None,
-        params=data["params"],
-        reference=data["reference"],
-        name=data["name"],
-        rungs=dict(data["rungs"]),
-        measurements=Measurements.from_dict(measurements) if measurements else None,
-        failure=data["failure"],
-        started=data["started"],
-        ended=data["ended"],
+    return _RECORD.validate_python(
+        {
+            **data,
+            "configuration": Configuration.from_dict(configuration) if configuration else None,
+            "rungs": dict(data["rungs"]),
+            "measurements": _MEASUREMENTS.validate_python(Measurements.from_dict(measurements).to_dict())
+            if measurements
+            else None,
+        }
     )
 
 
@@ -486,28 +624,77 @@ def _readable(record: TrialRecord) -> dict[str, str]:
     return tags
 
 
-def _row(run: Run, text: str) -> TrialRow:
-    final = json.loads(_joined(run.data.tags, _FINAL) or "{}")
-    final = final or {"test": json.loads(_joined(run.data.tags, "test") or "{}")}  # as earlier releases have it
-    return TrialRow(
-        record=from_dict(json.loads(text)),
-        run_id=run.info.run_id,
-        counts=json.loads(_joined(run.data.tags, "counts") or "{}"),
-        validation=final.get("validation", {}),
-        test=final.get("test", {}),
-        on_front=run.data.tags.get("on_front") == "true",
-    )
+def _row(run: Run) -> TrialRow:
+    """Raises StoreError for a run whose tags are not as this module writes them."""
+    with _sense(run):
+        final = _parsed(run, _FINAL)
+        final = final or {"test": _parsed(run, "test")}  # as earlier releases have it
+        row = TrialRow(
+            record=from_dict(_parsed(run, "record")),
+            run_id=run.info.run_id,
+            counts=_NUMBERS.validate_python(_parsed(run, "counts")),
+            validation=_NUMBERS.validate_python(final.get("validation", {})),
+            test=_NUMBERS.validate_python(final.get("test", {})),
+            on_front=run.data.tags.get("on_front") == "true",
+        )
+        _require_sense(row)
+    return row
 
 
 def _summary(experiment: Experiment, parent: Run) -> StudySummary:
+    """Raises StoreError for an experiment, or a parent run, that is not as this module writes it."""
+    with _sense(parent):
+        name, info = experiment.tags[_STUDY_TAG], _parsed(parent, "info")
+        if name != experiment.name or not STUDY_NAME.fullmatch(name):
+            raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
+        _INFO.validate_python(info)
+        objectives(info["objectives"]["score"], info["objectives"]["cost"])
     return StudySummary(
-        name=experiment.tags[_STUDY_TAG],
+        name=name,
         experiment_id=experiment.experiment_id,
         run_id=parent.info.run_id,
         status=parent.info.status,
         started=parent.info.start_time / 1000,
-        info=json.loads(_joined(parent.data.tags, "info") or "{}"),
+        info=info,
     )
+
+
+@contextmanager
+def _sense(run: Run) -> Iterator[None]:
+    """Raises StoreError, naming the run, where what it says does not make sense inside: anybody may have written it."""
+    try:
+        yield
+    except _NONSENSE as error:
+        reason = (
+            "; ".join(_fault(fault) for fault in error.errors()[:3]) if isinstance(error, ValidationError) else error
+        )
+        text = " ".join(f"{type(error).__name__}: {reason}".split())
+        raise StoreError(printable(f"run {run.info.run_id} makes no sense ({text[:300]})")) from None
+
+
+def _fault(fault: Any) -> str:
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+
+
+def _parsed(run: Run, name: str) -> dict[str, Any]:
+    """The JSON object in a run's tags `name`, `name.1` ...; none where there are none. Raises ValueError."""
+    data = parse(_joined(run.data.tags, name) or "{}")
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} is no object")
+    return data
+
+
+def _require_sense(row: TrialRow) -> None:
+    """Raises ValueError for what a trial cannot have come to."""
+    record, measured = row.record, row.record.measurements.to_dict() if row.record.measurements else {}
+    for name, value in {"number": record.number, **row.counts, **measured}.items():
+        share, score = name in SHARES, name in SCORES
+        # the scores of a trial that diverged are no numbers, its loss is infinite
+        if not (math.isnan(value) or -1 <= value <= 1 if share else score or 0 <= value <= _MOST):
+            raise ValueError(f"{name} is {'a share' if share else f'from 0 to {_MOST:g}'}; received {value:g}")
+    for at in (record.started, record.ended, *record.rungs):
+        if at is not None and not 0 <= at <= _MOST:
+            raise ValueError(f"times and epochs are from 0 to {_MOST:g}; received {at:g}")
 
 
 # --- MLflow's corners ----------------------------------------------------------------------------
@@ -600,7 +787,12 @@ def _parent(client: MlflowClient, experiment_id: str) -> Run | None:
 
 def _children(client: MlflowClient, experiment_id: str) -> list[Run]:
     runs = _pages(lambda **page: client.search_runs([experiment_id], run_view_type=ViewType.ACTIVE_ONLY, **page))
-    return [run for run in runs if run.data.tags.get("kind") in ("trial", "reference")]
+    numbered = re.compile(r"[0-9]{1,9}")
+    return [
+        run
+        for run in runs
+        if run.data.tags.get("kind") in ("trial", "reference") and numbered.fullmatch(run.data.tags.get("trial", ""))
+    ]
 
 
 def _one_a_trial(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -659,10 +851,12 @@ def _joined(tags: Mapping[str, str], name: str) -> str | None:
     if name not in tags:
         return None
     pieces = [tags[name]]
-    while (more := tags.get(f"{name}.{len(pieces)}")) is not None:
+    while (more := tags.get(f"{name}.{len(pieces)}")) is not None and len(pieces) < _MOST_TAGS:
         pieces.append(more)
     text = "".join(pieces)
-    return text[: json.JSONDecoder().raw_decode(text)[1]]  # without the tail of an older, longer text
+    with suppress(ValueError, RecursionError):  # who reads it says what is wrong
+        text = text[: json.JSONDecoder().raw_decode(text)[1]]  # without the tail of an older, longer text
+    return text
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

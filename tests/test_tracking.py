@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +59,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def study(request: pytest.FixtureRequest) -> str:
-    return str(request.node.name).replace("[", "-").strip("]")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
+    return f"{name[:50]}-{zlib.crc32(name.encode()):08x}"
 
 
 @pytest.fixture
