@@ -17,7 +17,10 @@ _PLAIN: Final = ("sqlite", "file")  # a path follows, and an @ in it is one of a
 _REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
 _REFERENCES: Final = re.compile(r"(\$\{\w+\})+")
 _USER: Final = re.compile(r"([A-Za-z][\w+.-]*)://(\S*)@")  # to the last @: a password may have one by mistake
-_SECRET: Final = re.compile(r"""(?i)\b((?:ssl)?password|passwd|pwd|oauth_client_secret)=('[^']*'|"[^"]*"|[^\s&'"]*)""")
+_SECRET: Final = re.compile(
+    r"""(?i)\b([\w.-]*?(?:password|passwd|pwd|secret|token|sig|signature|credential|(?:access|account|api|secret)[_-]?key))"""
+    r"""=('[^']*'|"[^"]*"|[^\s&'"]*)"""
+)
 
 
 class AddressError(ValueError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -88,6 +90,7 @@ def run(
     """
     from search.study import run as run_study
 
+    _require_no_password(overrides)
     _import_from_here()
     _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
 
@@ -103,6 +106,7 @@ def resume(name: Name, overrides: Overrides = None, address: Address = None) -> 
     """
     from search.study import resume as resume_study
 
+    _require_no_password(overrides)
     _import_from_here()
     _end(resume_study(name, overrides=overrides or (), address=address))
 
@@ -252,16 +256,23 @@ def count(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000, uri: Uri = None) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; another one asks for accounts.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    uri: Uri = None,
+) -> None:
     """Serve MLflow's pages, until Ctrl-C.
 
-    For this machine only.
+    For this machine only, unless --host says otherwise: then everybody needs an account, the first of which is
+    admin with the password $MLFLOW_AUTH_ADMIN_PASSWORD.
 
     Example: petl-search ui --port 5001
     """
     from search.ui import serve
 
-    serve(uri, port)
+    serve(uri, port, host)
 
 
 def _end(study: Study) -> None:
@@ -273,6 +284,18 @@ def _end(study: Study) -> None:
         raise typer.Exit(1)
 
 
+def _require_no_password(overrides: list[str] | None) -> None:
+    """Raises AddressError for one on the command line, which others on the machine see, and Ray keeps."""
+    from search.address import AddressError, masked
+
+    for override in overrides or ():
+        if masked(override) != override:
+            raise AddressError(
+                "a password on the command line is seen by everybody on this machine; write ${NAME} for it, which is "
+                f"of the environment, or leave it to the study file. Received --set {masked(override)}"
+            )
+
+
 def _import_from_here() -> None:
     """A space of the user's own, `my_space:function`, lies in the current folder."""
     sys.path.insert(0, "")
@@ -281,19 +304,38 @@ def _import_from_here() -> None:
 def main() -> None:
     """The entry point. An exception of our own is a message for the user: one place turns it into a line.
 
-    Any other exception is a fault of ours and keeps its traceback.
+    Any other exception is a fault of ours and keeps its traceback, without passwords.
     """
+    warnings.showwarning = _warned  # type: ignore[assignment]
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _PACKAGES:
+            sys.excepthook = _told  # here, since typer sets one of its own
             raise
+        from petl.untrusted import printable
         from search.address import masked
 
-        typer.echo(f"petl-search: {masked(error)}", err=True)
+        typer.echo(f"petl-search: {printable(masked(error))}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback of a fault of ours."""
+    import traceback
+
+    from petl.untrusted import printable
+    from search.address import masked
+
+    typer.echo(printable(masked("".join(traceback.format_exception(kind, error, trace)))), err=True, nl=False)
+
+
+def _warned(message: Warning | str, kind: type[Warning], file: str, line: int, *_: object) -> None:
+    """A warning of our own in one line, as an error of the user's."""
+    ours = kind.__module__.partition(".")[0] in _PACKAGES
+    typer.echo(f"petl-search: {message}" if ours else warnings.formatwarning(message, kind, file, line), err=True)
 
 
 if __name__ == "__main__":
