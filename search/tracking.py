@@ -687,7 +687,7 @@ def _parsed(run: Run, name: str) -> dict[str, Any]:
 def _require_sense(row: TrialRow) -> None:
     """Raises ValueError for what a trial cannot have come to."""
     record, measured = row.record, row.record.measurements.to_dict() if row.record.measurements else {}
-    for name, value in {"number": record.number, **row.counts, **measured}.items():
+    for name, value in (("number", record.number), *row.counts.items(), *measured.items()):
         share, score = name in SHARES, name in SCORES
         # the scores of a trial that diverged are no numbers, its loss is infinite
         if not (math.isnan(value) or -1 <= value <= 1 if share else score or 0 <= value <= _MOST):
