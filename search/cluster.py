@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import shutil
 import socket
-import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import ray
-from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.autoscaler.sdk import request_resources
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 
 _ANSWER: Final = 10.0  # seconds for a cluster's head to answer
-_SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
 
 
 class ClusterError(ValueError):
@@ -36,72 +32,42 @@ class ClusterError(ValueError):
 
 
 @contextmanager
-def joined(resources: ResourcesConfig, folder: Path, address: str | None = None) -> Iterator[None]:
+def joined(
+    resources: ResourcesConfig, folder: Path, address: str | None = None, say: Callable[[str], object] = print
+) -> Iterator[None]:
     """Ray for as long as the block runs: the cluster at `address`, or the one that this process has joined already.
 
     `address` is Ray's word: `auto` for the cluster that this node is part of, `host:port`, or `local` for
     one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must be there on
-    all nodes.
+    all nodes. `say` hears of a wait for nodes.
 
     Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
     not see the folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
-    with ExitStack() as left:
-        if not ray.is_initialized():
-            address = address or os.environ.get("RAY_ADDRESS") or "local"
-            options = left.enter_context(_private()) if address == "local" else {}
-            _join(address, **options)
-            left.callback(ray.shutdown)
+    mine = not ray.is_initialized()
+    if mine:
+        _join(address or os.environ.get("RAY_ADDRESS") or "local")
+    try:
+        _await(resources, say)
         if _places(resources.each) < resources.workers_per_trial:
             workers = resources.workers_per_trial
             raise ClusterError(
                 f"a trial asks for {_amounts(resources.each)}{f' for each of its {workers} workers' * (workers > 1)} "
                 "(resources: cpus_per_trial, gpus_per_trial, workers_per_trial), each on one node, and Ray has "
-                f"{' + '.join(map(_amounts, _nodes())) or 'no node'}; ask for less, or run where there is more"
+                f"{' + '.join(map(_amounts, _nodes())) or 'no node'}"
+                f"{f' after {resources.wait_minutes:g} minutes' * bool(resources.wait_minutes)}; ask for less, or run "
+                "where there is more (resources.wait_minutes: 10 gives an autoscaler time)"
             )
         _require_shared(folder)
         yield
-
-
-@contextmanager
-def _private() -> Iterator[dict[str, Any]]:
-    """Options for a Ray that starts inside: it is for this process and its workers, nobody else.
-
-    It listens on 127.0.0.1, answers to who has its token, and has a folder of its own: /tmp/ray is everybody's to
-    write. On Linux Ray listens on all interfaces, whatever address it is given, unless it takes the system for
-    one that has no clusters, as macOS.
-    """
-    settings = {
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # for the processes that it starts
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    os.environ |= settings
-    _authenticate_as_set()
-    scratch = tempfile.mkdtemp(prefix="petl-ray-", dir=_SCRATCH)
-    try:
-        yield {"_temp_dir": f"{scratch}/ray"}  # which Ray itself opens to everybody
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-        _authenticate_as_set()
+        if mine:
+            ray.shutdown()
 
 
-def _authenticate_as_set() -> None:
-    """Has Ray look at $RAY_AUTH_MODE and the token again, which it does once a process."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _join(address: str, **options: Any) -> None:
+def _join(address: str) -> None:
     if address.startswith("ray://"):
         raise ClusterError(
             f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
@@ -112,16 +78,26 @@ def _join(address: str, **options: Any) -> None:
     try:
         if port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=_ANSWER).close()
-        ray.init(
-            address=address,
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **options,
-        )
+        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
+
+
+def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
+    """Returns when a trial fits, or when the study's patience ends. An autoscaler hears of all that is wanted."""
+    if not resources.wait_minutes:
+        return
+    bundles = resources.concurrent * resources.workers_per_trial * [dict(resources.each)]
+    request_resources(bundles=bundles)
+    deadline = time.monotonic() + 60 * resources.wait_minutes
+    said = False
+    while _places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
+        if not said:
+            say(f"waiting up to {resources.wait_minutes:g} minutes for a node with {_amounts(resources.each)}")
+            said = True
+        time.sleep(1.0)
+    request_resources(bundles=[])  # from here on the trials that wait for a place are the demand
 
 
 def _require_shared(folder: Path) -> None:
@@ -174,8 +150,8 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def room(resources: ResourcesConfig) -> int:
-    """How many trials run at once: what was asked for, as far as the cluster, if joined, has the resources."""
-    if not ray.is_initialized():
+    """How many trials run at once: what was asked for, as far as the cluster, if joined, has room or may grow."""
+    if not ray.is_initialized() or resources.wait_minutes:
         return resources.concurrent
     return max(1, min(resources.concurrent, _places(resources.each) // resources.workers_per_trial))
 
@@ -223,7 +199,7 @@ def test_scores(
     actor = ray.remote(
         num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=2, max_task_retries=2
     )(Tester)
-    at_once = room(resources) * resources.workers_per_trial
+    at_once = max(1, min(resources.concurrent * resources.workers_per_trial, _places(resources.each)))
     pool = ActorPool([actor.remote() for _ in range(min(at_once, len(trials)))])
     for number, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
         heard(number, reason)

@@ -195,7 +195,8 @@ class ResourcesConfig(_Section):
     `workers_per_trial` processes train a trial together, each with an equal part of its CPUs and GPUs; by
     default a CPU each. Every one of them has `training.accumulation` micro-batches of a step.
     `zero_stage` is DeepSpeed's ZeRO: 0 partitions nothing, 1 moments, 2 gradients too, 3 parameters too.
-    `offload` names what lies in the host's memory and not in the GPU's: optimizer (from stage 1), parameters (stage 3).
+    `offload`: what lies in the host's memory and not in the GPU's, optimizer (from stage 1) or parameters (stage 3).
+    `wait_minutes`: how long a cluster that grows by itself may take for the first node; trials then wait for places.
     """
 
     concurrent: PositiveInt = 2
@@ -204,6 +205,7 @@ class ResourcesConfig(_Section):
     gpus_per_trial: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     zero_stage: int = Field(default=0, ge=0, le=3)
     offload: tuple[str, ...] = ()
+    wait_minutes: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _divisible(self) -> ResourcesConfig:

@@ -112,7 +112,7 @@ def run(
         settled = _settled(config, resolved)
         _rehearse(settled, resolved)
         # whatever is wrong is said before anything is made or deleted
-        with cluster.joined(config.resources, _folder(config.study), address):
+        with cluster.joined(config.resources, _folder(config.study), address, console.print):
             _delete(config, database)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
             records = Records.create_study(database, config.study, objectives, guard)
@@ -175,7 +175,7 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
     records.set_info("config", now)
     settled = _settled(config, started)
     work = _unfinished(settled, records)
-    with cluster.joined(config.resources, _folder(name), address) if work else nullcontext():
+    with cluster.joined(config.resources, _folder(name), address, console.print) if work else nullcontext():
         return _drive(settled, records, console)
 
 
