@@ -20,7 +20,7 @@ from petl.configuration import Configuration
 from petl.count import count
 from petl.design import Design
 from petl.measurements import Measurements
-from search.store import TrialFolder, read_json, write_json
+from search.store import TrialFolder, is_full, read_json, write_json
 
 if TYPE_CHECKING:
     from petl.data import TaskData
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from petl.train import TrainingRun
 
 SCORES: Final = "scores.json"
+DISK_FULL: Final = "disk full"
 PREDICTIONS: Final = "predictions"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -339,6 +340,8 @@ def failed(error: BaseException) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
+    if is_full(error):
+        return f"{DISK_FULL}: {text}"[:1000]
     if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in _OUT_OF_MEMORY):
         return f"out of memory: {text}"[:1000]
     if isinstance(error, ArithmeticError):

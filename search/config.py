@@ -246,9 +246,13 @@ class TrackingConfig(_Section):
 class StorageConfig(_Section):
     """`database` of the trials' records: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. `${NAME}` in it
     is of the environment. None is $PETL_SEARCH_DATABASE, else sqlite under ./petl-search or $PETL_SEARCH_HOME.
+
+    `max_gb` limits the study's folder and artifacts together, in 10^9 bytes: adapters of dominated trials make way
+    for new trials, and where that is not enough, the search ends early.
     """
 
     database: _Address = None
+    max_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("database")
     @classmethod

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from petl.configuration import Configuration
@@ -127,15 +128,35 @@ class Plan:
     enqueued: Sequence[Enqueued] = ()
 
 
+@dataclass(frozen=True)
+class _Proposed:
+    """What is to start next, before it is on record."""
+
+    configuration: Configuration | None
+    create: Callable[[], TrialRecord]
+
+
+def _nothing_lacks(configuration: Configuration | None, active: Collection[int], number: int | None) -> str:
+    return ""
+
+
 class Search:
     """A study's search over its records.
 
-    `clock` tells the seconds that the study has run. `note` says why a search ended early, if it did.
+    `clock` tells the seconds that the study has run. `lacking` says why a configuration cannot be trained now,
+    beside the trials that run, or "": see `search.disk.Room`; a trial that goes on has its number. `note` says
+    why a search ended early, if it did.
     Raises SearchError where a limit is on something that is not known before training, or where an
     enqueued design lies outside the limits; SpaceError where its coordinates are not of the space.
     """
 
-    def __init__(self, records: Records, plan: Plan, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        plan: Plan,
+        clock: Callable[[], float] | None = None,
+        lacking: Callable[[Configuration | None, Collection[int], int | None], str] = _nothing_lacks,
+    ) -> None:
         started = time.monotonic()
         self.records = records
         self.plan = plan
@@ -158,6 +179,9 @@ class Search:
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
+        self._lacking = lacking
+        self._proposed: _Proposed | None = None  # what was found to start next, until there is room for it
+        self._halted = False
         self._exhausted = False
         for record in records.all():
             self._know(record)
@@ -193,16 +217,28 @@ class Search:
         """
         if free_workers < 1 or len(self._active) >= self.plan.budget.concurrent:
             return WAIT if self._active or self._open() else DONE
-        if self._resumable:
-            number = self._resumable.popleft()
-            self._active.add(number)
-            return Resume(self.records.get(number))
-        record = self._new() if self._clock() < self.plan.budget.hours * 3600 else None
-        if record is None:
+        if not self._open():
             return WAIT if self._active else DONE
+        if self._resumable:
+            number = self._resumable[0]
+            if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
+                return self._without_room(lacking)
+            self._active.add(self._resumable.popleft())
+            return Resume(self.records.get(number))
+        self._proposed = self._proposed or self._new()
+        if self._proposed is None:
+            return WAIT if self._active else DONE
+        if lacking := self._lacking(self._proposed.configuration, self._active, None):
+            return self._without_room(lacking)
+        record, self._proposed = self._proposed.create(), None
         self._know(record)
         self._active.add(record.number)
         return Start(record)
+
+    def halt(self, number: int, note: str) -> None:
+        """Leaves a trial open, for a resume to go on with, and hands out nothing more."""
+        self._active.discard(number)
+        self._halted, self.note = True, note
 
     def report(self, number: int, epoch: float, score: float) -> Decision:
         """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
@@ -263,46 +299,58 @@ class Search:
 
     def _open(self) -> bool:
         """Whether anything is left to hand out."""
+        if self._halted:
+            return False
         if self._resumable:
             return True
         if self._clock() >= self.plan.budget.hours * 3600:
             return False
-        return bool(self._references) or (
+        return bool(self._proposed or self._references) or (
             self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)
         )
 
-    def _new(self) -> TrialRecord | None:
+    def _without_room(self, lacking: str) -> Idle:
+        """Those that run may leave room when they end. Where none does, the search is over for now."""
+        if self._active:
+            return WAIT
+        self._halted, self.note = True, lacking
+        return DONE
+
+    def _new(self) -> _Proposed | None:
         """The next trial that the study does not have: references, then enqueued designs, then the sampler's."""
         if self._references:
             reference, configuration = self._references.popleft()
             if configuration is None:
-                return self.records.create(None, reference=reference)
+                return _Proposed(None, partial(self.records.create, None, reference=reference))
             configuration = self._canonical(configuration)
-            counts = self._count(configuration)
-            return self.records.create(configuration, origin=_origin(None, counts, ()), reference=reference)
+            origin = _origin(None, self._count(configuration), ())
+            create = partial(self.records.create, configuration, origin=origin, reference=reference)
+            return _Proposed(configuration, create)
         while self._enqueued and self.counted < self.plan.budget.trials:
             item, found = self._enqueued.popleft()
             if item.configuration.key not in self._twins:
                 origin = _origin(found, self._count(item.configuration), ())
-                return self.records.create(item.configuration, found.params if found else {}, origin, name=item.name)
+                params = found.params if found else {}
+                create = partial(self.records.create, item.configuration, params, origin, name=item.name)
+                return _Proposed(item.configuration, create)
         if self.counted < self.plan.budget.trials and not self._exhausted:
             return self._sampled()
         return None
 
-    def _sampled(self) -> TrialRecord | None:
+    def _sampled(self) -> _Proposed | None:
         """A point that is new and within the limits, or None where the space has no more of them."""
         asides: list[Aside] = []
         for _ in range(PROPOSALS):
             found = self._proposer.ask(self.records, Origin(asides=asides))
             aside = self._aside(found)
             if aside is None:
-                return self._created(found, asides)
+                return self._proposal(found, asides)
             asides.append(aside)
         drawn: list[Aside] = []
         for found in self._proposer.draw(self.records, Origin(asides=asides), DRAWS):
             aside = self._aside(found)
             if aside is None:
-                return self._created(found, asides)
+                return self._proposal(found, asides)
             drawn.append(aside)
         self._exhausted = True
         tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
@@ -317,9 +365,9 @@ class Search:
         )
         return None
 
-    def _created(self, found: Point, asides: Sequence[Aside]) -> TrialRecord:
+    def _proposal(self, found: Point, asides: Sequence[Aside]) -> _Proposed:
         origin = _origin(found, self._count(found.configuration), asides)
-        return self.records.create(found.configuration, found.params, origin)
+        return _Proposed(found.configuration, partial(self.records.create, found.configuration, found.params, origin))
 
     def _aside(self, found: Point) -> Aside | None:
         """The point as one that makes no trial, or None where it makes one."""

@@ -20,8 +20,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from search.address import POSTGRESQL, masked
-from search.home import StoreError
-from search.store import StudyBusyError
+from search.home import FullDiskError, StoreError
+from search.store import StudyBusyError, is_full
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -167,6 +167,12 @@ class Persistence:
                 if not said:
                     self.say(f"the database {self.address} does not answer ({error}); waiting up to {self.seconds:g} s")
                     said = True
+            except Exception as error:
+                if is_full(error):
+                    cause = error.__cause__ or error
+                    cause = getattr(cause, "orig", None) or cause  # without the statement
+                    raise FullDiskError(f"the database {self.address} cannot be written: {reason(cause)}") from None
+                raise
             else:
                 if said:
                     self.say(f"the database answers again after {time.monotonic() - began:.0f} s")

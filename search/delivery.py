@@ -19,6 +19,7 @@ from typing import Final, TypeAlias, TypeVar
 from search.address import masked
 from search.home import StoreError
 from search.journal import Entry, Journal, Told
+from search.store import TrialFolder
 from search.tracking import Tracker, from_dict, refused
 
 _PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts; the last one from then on
@@ -42,6 +43,8 @@ TELLINGS: Final[Mapping[str, Telling]] = {
     "artifacts": lambda tracker, folder, entry: tracker.artifacts(
         entry.what["number"], folder / entry.what["folder"], entry.what["name"]
     ),
+    "withdraw": lambda tracker, folder, entry: _withdraw(tracker, folder, entry.what["number"], entry.what["why"]),
+    "disk": lambda tracker, folder, entry: tracker.disk(entry.what["used"], entry.what["limit"]),
     "front": lambda tracker, folder, entry: tracker.front(
         entry.what["rows"], entry.what["references"], [folder / file for file in entry.what["files"]]
     ),
@@ -156,6 +159,13 @@ class Delivery:
         if self._failures == 2:  # one alone is nothing to speak of: a connection that was dropped
             self._say(f"MLflow does not answer; the search goes on, and what it is to be told waits: {self.trouble}")
         return False
+
+
+def _withdraw(tracker: Tracker, folder: Path, number: int, why: str) -> None:
+    """A trial's result goes in both places; from the folder last, by which it is known to be there."""
+    if tracker.run_of(number):
+        tracker.withdraw(number, why)
+    TrialFolder(folder, number).drop("result")
 
 
 def patiently(ask: Callable[[], T], patience: float) -> T:

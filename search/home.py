@@ -16,6 +16,10 @@ class StoreError(ValueError):
     """A store, study, trial or adapter that is not there, or a name that is taken."""
 
 
+class FullDiskError(StoreError):
+    """A disk that is full. What was running goes on from its last milestone when there is room."""
+
+
 def home() -> Path:
     """$PETL_SEARCH_HOME, else ./petl-search. Absolute; not created here."""
     return Path(os.environ.get("PETL_SEARCH_HOME") or "petl-search").absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -99,3 +100,8 @@ def _fields(modification: Modification) -> dict[str, Any]:
 
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def in_words(count: int) -> str:
+    """Bytes, such as `0.25 GB`, or `12 MB` of less."""
+    return f"{count / 10**9:.3g} GB" if count >= 10**8 else f"{math.ceil(count / 10**5) / 10:g} MB"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from petl.measurements import SCORES as MEASURED
 from search.attempt import PREDICTIONS, SCORES
@@ -14,17 +16,27 @@ from search.record import Records, State, TrialRecord
 from search.store import TrialFolder, read_json
 from search.tracking import ADAPTER, to_dict
 
+_WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands of trials takes a while
+
 
 class Publisher:
     """Keeps MLflow in line with the records: a Listener.
 
     `tell` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
-    the search does not depend on it. `folder` is the study's.
+    the search does not depend on it. `folder` is the study's, `used` tells the bytes that it uses, `limit` is theirs.
     """
 
-    def __init__(self, tell: Callable[..., None], records: Records, folder: Path) -> None:
+    def __init__(
+        self,
+        tell: Callable[..., None],
+        records: Records,
+        folder: Path,
+        used: Callable[[], int] = lambda: 0,
+        limit: int | None = None,
+    ) -> None:
         self.records, self.folder = records, folder
-        self._tell = tell
+        self._tell, self._used, self._limit = tell, used, limit
+        self._weighed = -math.inf  # when the disk was told of last
         self._told: dict[int, tuple[int, int]] = {}  # points and validations of a trial that were told of
 
     def started(self, record: TrialRecord) -> None:
@@ -42,6 +54,17 @@ class Publisher:
         """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
         self._tell(*self._whole(record))
         TrialFolder(self.folder, record.number).drop_states()
+        if time.monotonic() - self._weighed >= _WEIGHED:
+            self.weighed()
+
+    def weighed(self) -> None:
+        """The bytes that the study uses now."""
+        self._weighed = time.monotonic()
+        self._tell(("disk", {"used": self._used(), "limit": self._limit}))
+
+    def withdrawn(self, number: int) -> None:
+        """A trial's adapter goes, here and there, so that the study stays within its limit."""
+        self._tell(("withdraw", {"number": number, "why": "removed to stay within storage.max_gb"}))
 
     def everything(self) -> None:
         """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""

@@ -24,9 +24,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from petl.measurements import Measurements
-from search.attempt import Job, Workload
+from search.attempt import DISK_FULL, Job, Workload
 from search.core import DONE, WAIT, Decision, Search
-from search.home import StoreError
+from search.home import FullDiskError, StoreError
 from search.record import RecordsError, TrialRecord
 from search.store import StudyBusyError
 from search.worker import Worker
@@ -34,7 +34,7 @@ from search.worker import Worker
 if TYPE_CHECKING:
     from search.config import ResourcesConfig
 
-_NO_RECORDS: Final = (StoreError, RecordsError, StudyBusyError)  # a database that is away, or another driver's
+_NO_RECORDS: Final = (StoreError, RecordsError, StudyBusyError)  # a database or disk that is away, or another driver's
 _RESTARTS: Final = 3  # of a trial whose process died, before it counts as failed
 
 
@@ -67,7 +67,7 @@ class Bridge:
     def __init__(self, search: Search, listeners: Sequence[Listener], score: str) -> None:
         self.search, self.listeners, self.score = search, listeners, score
         self.error: Exception | None = None  # why no further trial could be proposed
-        self.cut_off = False  # from its records: nothing that still runs could be kept
+        self.cut_off = False  # from its records, or the disk: nothing that still runs could be kept
         self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,6 +131,8 @@ class Bridge:
         if report is None:
             self._end(tune_id, failure=f"its worker process died {_RESTARTS + 1} times (killed, or out of memory)")
         elif failure := report.get("failure"):
+            if failure.startswith(DISK_FULL):  # the next trials would fail as well, and this one can go on
+                raise FullDiskError(f"trial {self._numbers[tune_id]}: {failure}")
             self._end(tune_id, failure=failure)
         elif measured := report.get("measurements"):
             self._take_in(self._numbers[tune_id], report)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from petl.design import Design
 from petl.measurements import SHARES
-from search.naming import cost_column, cost_text, flat_parameters
+from search.naming import cost_column, cost_text, flat_parameters, in_words
 from search.record import State
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def print_study(study: Study, out: Console | None = None) -> None:
         "space": info.get("space", {}).get("name"),
         "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
         "trials": count_states(study),
+        "disk": _disk(study.summary.disk),
     }
     out.print(Text.assemble((study.name, "bold"), f"  {study.summary.status.lower()}"))
     for name, fact in facts.items():
@@ -161,6 +162,8 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
     say(out, f"{heading}  {trial.name}  {_NAMES[trial.state]}", "bold")
     if record.failure:
         say(out, record.failure)
+    if trial.row.withdrawn:
+        say(out, f"its adapter was {trial.row.withdrawn}")
     for title, values in (
         ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
         ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
@@ -298,6 +301,14 @@ def new_table(title: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+
+
+def _disk(disk: Mapping[str, int | None]) -> str:
+    """Such as `0.25 of 2 GB`."""
+    used, limit = disk.get("used"), disk.get("limit")
+    if used is None:
+        return ""
+    return f"{in_words(used)} used" + ("" if limit is None else f" of {in_words(limit)} (storage.max_gb)")
 
 
 def _share(value: float | None) -> str:

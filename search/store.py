@@ -11,24 +11,31 @@ and does not exist. Nothing needs to be renamed: object stores cannot.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from search.home import FullDiskError
+
 _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
+_TRIALS: Final = "trials"
+_FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
 
 
 class TrialFolder:
     """What one trial left on disk. The files of a part are written first, then `commit` makes it count."""
 
     def __init__(self, study: Path, number: int) -> None:
-        self.path = study / "trials" / f"{number:04d}"
+        self.path = study / _TRIALS / f"{number:04d}"
 
     def begin(self, part: str) -> Path:
         """An empty folder for a part; an interrupted attempt at it is removed."""
@@ -55,8 +62,9 @@ class TrialFolder:
 
     def tell(self, text: str) -> None:
         """Says what is being done, for whoever watches."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / _PROGRESS).write_text(text)
+        with suppress(OSError):  # a full disk, say, ends no trial here
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / _PROGRESS).write_text(text)
 
     def told(self) -> str:
         """What was said last, "" where nothing was."""
@@ -74,7 +82,39 @@ class TrialFolder:
         """Removes training states, except the part named `but`."""
         for folder in self.path.glob("state-*"):
             if folder.name != but:
-                shutil.rmtree(folder, ignore_errors=True)
+                self.drop(folder.name)
+
+    def drop_interrupted(self) -> None:
+        """Removes parts that were never committed. Nobody may be writing one."""
+        for folder in self.path.glob("*/"):
+            if not (folder / _MANIFEST).exists():
+                self.drop(folder.name)
+
+    def drop(self, part: str) -> None:
+        """Removes a part: its manifest first, so that it does not exist in between."""
+        (self.path / part / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.path / part, ignore_errors=True)
+
+
+def trial_files(study: Path) -> dict[int, dict[str, int]]:
+    """The files of all trials: number -> path in the trial's folder -> bytes. Others may be writing them."""
+    found: dict[int, dict[str, int]] = {}
+    for path, size in files_in(study / _TRIALS).items():
+        number, _, name = path.partition("/")
+        if number.isdecimal():
+            found.setdefault(int(number), {})[name] = size
+    return found
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    """The files under a folder, by their path below it with slashes, with their sizes in bytes; none without it."""
+    found: dict[str, int] = {}
+    for where, _, names in os.walk(folder):
+        below = Path(where).relative_to(folder)
+        for name in names:
+            with suppress(OSError):  # it has gone since
+                found[(below / name).as_posix()] = os.lstat(os.path.join(where, name)).st_size
+    return found
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -93,6 +133,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it came of a disk, or quota, that is full: of Python, safetensors or a database."""
+    while error is not None:
+        if isinstance(error, FullDiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(phrase in str(error).lower() for phrase in _FULL):
+            return True
+        error = error.__cause__
+    return False
 
 
 class StudyBusyError(RuntimeError):

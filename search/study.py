@@ -26,6 +26,7 @@ from petl import backbones, presets, tasks
 from petl.backbones import Backbone
 from petl.configuration import Configuration
 from petl.count import count
+from petl.design import Design
 from search import cluster, report
 from search.address import bare, masked, sqlite_file, whole, whole_again
 from search.attempt import Workload
@@ -33,15 +34,16 @@ from search.config import StudyConfig, load_config
 from search.core import Budget, Enqueued, Plan, Search
 from search.database import driving, is_postgresql
 from search.delivery import Delivery, patiently
+from search.disk import GB, Held, Room, needs, require_room, written
 from search.display import Display
-from search.home import StoreError, artifact_root, database_url, home, store_uri
+from search.home import FullDiskError, StoreError, artifact_root, database_url, home, store_uri
 from search.journal import Journal
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
-from search.store import StudyLock, TrialFolder
+from search.store import StudyLock, TrialFolder, is_full
 from search.tracking import Tracker, discard
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
@@ -111,6 +113,7 @@ def run(
         resolved = _resolve(config)
         settled = _settled(config, resolved)
         _rehearse(settled, resolved)
+        _require_room(settled, resolved)
         # whatever is wrong is said before anything is made or deleted
         with cluster.joined(config.resources, _folder(config.study), address, console.print):
             _delete(config, database)  # also what a driver left that died in the next lines
@@ -172,9 +175,12 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
                 f"the {thing} of study {name!r} changed since it began ({what} {started[what]}, now {resolved[what]}); "
                 "restore it, or start anew with --fresh"
             )
-    records.set_info("config", now)
+    started = {"written": resolved["written"], **started}  # studies of earlier releases did not know it
     settled = _settled(config, started)
-    work = _unfinished(settled, records)
+    if work := _unfinished(settled, records):
+        _require_room(settled, started)
+    records.set_info("config", now)
+    records.set_info("resolved", started)
     with cluster.joined(config.resources, _folder(name), address, console.print) if work else nullcontext():
         return _drive(settled, records, console)
 
@@ -198,6 +204,13 @@ def _driving(study: str, database: str) -> Iterator[Callable[[], None]]:
             f"interrupted; nothing that was finished is lost. Go on with: {_resuming(study, database)}"
             if begun
             else f"interrupted before the study {study!r} began"
+        ) from None
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise FullDiskError(
+            f"a disk is full ({' '.join(masked(error).split())}); nothing that was finished is lost. Make room, "
+            f"perhaps by storage.max_gb, and go on with: {_resuming(study, database)}"
         ) from None
     finally:
         lock.release()
@@ -231,11 +244,25 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     records.persist.say = display.say
     journal = Journal(folder / _JOURNAL, display.say)
     with Delivery(journal, connect, folder, display.say, tracker) as delivery:
-        publisher = Publisher(delivery.tell, records, folder)
+        root, limit = artifact_root(uri), _limit(config)
+        artifacts = root / config.study if root else None
+        publisher = Publisher(
+            delivery.tell, records, folder, lambda: Held(folder, artifacts, records.all()).used, limit
+        )
+        room = Room(
+            limit,
+            folder,
+            artifacts,
+            records,
+            shown=lambda: _shown(config, records),
+            withdraw=publisher.withdrawn,
+            settled=delivery.drain,
+            patience=config.tracking.patience,
+        )
         delivery.tell(("begin", {}))
         try:
             with _terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
-                _search(config, records, workload, publisher, display)
+                _search(config, records, workload, publisher, display, room)
             _delivered(config, delivery)
             if delivery.left_out:  # somebody deleted a run, say: what can be there is made to be
                 publisher.everything()
@@ -244,7 +271,10 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
             study = _read(config, uri)
             files = [file.name for file in report.write_front(study, folder)]
             front = {"rows": study.front().to_rows(), "references": study.reference_rows(), "files": files}
-            delivery.tell(("front", front), ("close", {"status": "FINISHED"}))
+            delivery.tell(("front", front))
+            _delivered(config, delivery)
+            publisher.weighed()
+            delivery.tell(("close", {"status": "FINISHED"}))
             _delivered(config, delivery)
         except UndeliveredStudy:
             raise
@@ -292,13 +322,15 @@ def _display(config: StudyConfig, records: Records, console: Console) -> Display
     )
 
 
-def _search(config: StudyConfig, records: Records, workload: Workload, publisher: Publisher, display: Display) -> None:
+def _search(
+    config: StudyConfig, records: Records, workload: Workload, publisher: Publisher, display: Display, room: Room
+) -> None:
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     resolved, score = records.info("resolved"), config.objectives.score
     publisher.everything()
     display.say(_headline(config, resolved, display.at_once))
     with _stopwatch(records) as clock:
-        search = Search(records, _plan(config, resolved), clock)
+        search = Search(records, _plan(config, resolved), clock, room.lacking)
         if not search.done:
             with display.showing():
                 run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
@@ -315,6 +347,8 @@ def _search(config: StudyConfig, records: Records, workload: Workload, publisher
 
             def heard(number: int, reason: str) -> None:
                 done(number)
+                if reason and is_full(OSError(reason)):
+                    raise FullDiskError(f"scoring trial {number}: {reason}")
                 if reason:
                     display.say(f"trial {number} could not be scored: {reason}")
 
@@ -396,6 +430,20 @@ def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
         return
     bare = replace(plan, references={}, enqueued=(), sampler="random")
     Search(Records.in_memory(objectives), bare).next(free_workers=1)
+
+
+def _limit(config: StudyConfig) -> int | None:
+    """The study's bytes, at most; None for no limit."""
+    return None if config.storage.max_gb is None else int(config.storage.max_gb * GB)
+
+
+def _require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+    """Raises DiskError where the references and one trial cannot be within storage.max_gb."""
+    if (limit := _limit(config)) is None:
+        return
+    known = [configuration for _, configuration in config.listed] or [Configuration(Design(), config.fixed_training)]
+    smallest = min(known, key=lambda configuration: needs(configuration, resolved).peak)
+    require_room(limit, config.reference_configurations(), smallest, resolved)
 
 
 def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
@@ -510,6 +558,8 @@ def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None
     generates = bool(GENERATED & {config.objectives.score, *keeps})
     whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
+    # Predictions of the front are kept in any case.
+    final = [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])]
     return {
         "backbone": backbone.to_dict(),
         "fingerprint": backbone.fingerprint,
@@ -521,8 +571,8 @@ def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None
         "precision": config.backbone.precision,
         "uri": bare(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
         "generates": generates,
-        # Predictions of the front are kept in any case.
-        "final": [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])],
+        "final": final,
+        "written": written(tokenizer, backbone, data, final, task.decoding.max_length),
         "signatures": signatures(GENERATED & {*task.scores}),
     }
 
@@ -596,6 +646,8 @@ def _delete(config: StudyConfig, database: str) -> None:
         Records.delete(database, config.study)
     for part in ("trials", _JOURNAL):
         shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
+    if root := artifact_root(config.tracking.uri):
+        shutil.rmtree(root / config.study, ignore_errors=True)
 
 
 def _existing(database: str, study: str) -> bool:

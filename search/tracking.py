@@ -79,6 +79,8 @@ class _Info:
 
 
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
+_WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
+_DISK: Final = "disk"  # the parent's tag
 _FINAL: Final = "final"  # the tag of a trial's scores on whole splits
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
@@ -102,6 +104,7 @@ _MOST: Final = 1e15  # of counts, seconds, bytes
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
+_BYTES: Final = TypeAdapter(dict[str, int | None])
 _INFO: Final = TypeAdapter(_Info)
 _NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
@@ -118,7 +121,8 @@ class LeftOutWarning(UserWarning):
 class StudySummary:
     """A study as its experiment and parent run tell it. `info` is what `Tracker.open` was given.
 
-    `status` is MLflow's word for the parent run; `started` is seconds since the epoch.
+    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. `disk` has the bytes
+    `used` by the study, and their `limit`, as it last told.
     """
 
     name: str
@@ -127,6 +131,7 @@ class StudySummary:
     status: str
     started: float
     info: Mapping[str, Any]
+    disk: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,8 @@ class TrialRow:
     """A TrialRecord and what else MLflow has of it.
 
     `counts` are the measurements known before training, by name; `validation` and `test` the scores on
-    the whole of these splits, where the trial was scored on them when its study ended.
+    the whole of these splits, where the trial was scored on them when its study ended. `withdrawn` says why
+    its adapter was removed, if it was.
     """
 
     record: TrialRecord
@@ -143,6 +149,7 @@ class TrialRow:
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     on_front: bool = False
+    withdrawn: str = ""
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -316,6 +323,19 @@ class Tracker:
             if there.get(path) != file.stat().st_size:  # a torn upload is shorter
                 self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
 
+    def withdraw(self, number: int, why: str) -> None:
+        """Removes a published trial's adapter; its run says why."""
+        run_id = self._child(number).run_id
+        self._client.set_tag(run_id, _WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
+        if self._client.list_artifacts(run_id, ADAPTER):
+            location = self._client.get_run(run_id).info.artifact_uri
+            repository = get_artifact_repository(location, self._client.tracking_uri)
+            repository.delete_artifacts(ADAPTER)  # type: ignore[no-untyped-call]
+
+    def disk(self, used: int, limit: int | None) -> None:
+        """Publish the bytes that the study uses, and their limit."""
+        self._client.set_tag(self.run_id, _DISK, json.dumps({"used": used, "limit": limit}))
+
     def front(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
     ) -> None:
@@ -488,7 +508,9 @@ def download(uri: str, run_id: str, destination: Path) -> Path:
         files = _adapter_files(client, run_id)
         artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
     if not files:
-        raise StoreError(f"run {run_id} has no adapter; trained trials that completed have one")
+        withdrawn = printable(client.get_run(run_id).data.tags.get(_WITHDRAWN, ""))
+        reason = f"it was {withdrawn}" if withdrawn else "trained trials that completed have one"
+        raise StoreError(f"run {run_id} has no adapter; {reason}")
     destination.parent.mkdir(parents=True, exist_ok=True)
     if sum(files.values()) > shutil.disk_usage(destination.parent).free:
         raise StoreError(f"there is no room for the adapter of run {run_id} in {destination.parent}")
@@ -636,6 +658,7 @@ def _row(run: Run) -> TrialRow:
             validation=_NUMBERS.validate_python(final.get("validation", {})),
             test=_NUMBERS.validate_python(final.get("test", {})),
             on_front=run.data.tags.get("on_front") == "true",
+            withdrawn=printable(run.data.tags.get(_WITHDRAWN, "")),
         )
         _require_sense(row)
     return row
@@ -648,6 +671,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
         if name != experiment.name or not STUDY_NAME.fullmatch(name):
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
         _INFO.validate_python(info)
+        disk = _BYTES.validate_python(_parsed(parent, _DISK))
         objectives(info["objectives"]["score"], info["objectives"]["cost"])
     return StudySummary(
         name=name,
@@ -656,6 +680,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
         status=parent.info.status,
         started=parent.info.start_time / 1000,
         info=info,
+        disk=disk,
     )
 
 

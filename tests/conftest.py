@@ -15,6 +15,7 @@ ALONE = (
     "test_survival.py",
     "test_journal.py",
     "test_study.py",
+    "test_disk.py",
     "test_study_text.py",
     "test_lists.py",
     "test_gang.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -430,3 +430,39 @@ def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_space_of_ours_runs() -> None:
     for name in SPACES:
         assert len(run(Search(Records.in_memory(), plan(space=resolve(name, {}, TRAINING))))) == 8
+
+
+def test_without_room_nothing_starts_and_nothing_is_on_record() -> None:
+    """A trial that finds no room waits for those that run; where none runs, the search is over for now."""
+    asked: list[tuple[str | None, frozenset[int], int | None]] = []
+    room = 2
+
+    def lacking(configuration: Configuration | None, active: Collection[int], number: int | None) -> str:
+        asked.append((configuration.key if configuration else None, frozenset(active), number))
+        return "" if len(active) < room else "no room"
+
+    records = Records.in_memory()
+    search = Search(records, plan(budget=Budget(trials=4, concurrent=3)), lacking=lacking)
+    first, second = search.next(1), search.next(1)
+    assert isinstance(first, Start)
+    assert isinstance(second, Start)
+    assert search.next(1) is WAIT
+    assert search.next(1) is WAIT
+    assert len({key for key, active, _ in asked if len(active) == 2}) == 1  # the same one waits
+    assert len(records.all()) == 2
+    train(search, first.record)
+    third = search.next(1)
+    assert isinstance(third, Start)
+    assert third.record.configuration
+    assert third.record.configuration.key == asked[-1][0]
+    train(search, second.record)
+
+    again = Search(records, plan(budget=Budget(trials=4)), lacking=lacking)  # the third one was running
+    room = 0
+    assert again.next(1) is DONE
+    assert asked[-1][1:] == (frozenset(), third.record.number)
+    assert again.done
+    assert again.note == "no room"
+    assert records.get(third.record.number).state is State.RUNNING
+    room = 1
+    assert len(run(Search(records, plan(budget=Budget(trials=4)), lacking=lacking))) == 4
