@@ -20,6 +20,7 @@ from petl.configuration import Configuration
 from petl.count import count
 from petl.design import Design
 from petl.measurements import Measurements
+from search.mirror import StoreAwayError, keep_at
 from search.store import TrialFolder, is_full, read_json, write_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from petl.train import TrainingRun
 
 SCORES: Final = "scores.json"
-DISK_FULL: Final = "disk full"
+DISK_FULL, STORE_AWAY = "disk full", "store away"  # how such failures begin: not the trial's own
 PREDICTIONS: Final = "predictions"
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -40,7 +41,8 @@ class Workload:
     `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
     `generates`: whether what decides about trials is a score of generated text, which validations measure
     then. `final` are the splits that finished trials are scored on. `zero_stage` and `offload` change where
-    tensors lie while a trial trains, not what it comes to.
+    tensors lie while a trial trains, not what it comes to. `store` is where trials are kept, None in
+    `folder`.
     """
 
     folder: str
@@ -52,6 +54,14 @@ class Workload:
     offload: tuple[str, ...] = ()
     generates: bool = False
     final: tuple[str, ...] = ("test",)
+    store: str | None = None
+
+    @property
+    def home(self) -> Path:
+        """The study's folder on this node, ready to be used."""
+        folder = Path(self.folder)
+        keep_at(folder, self.store)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -342,6 +352,8 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     if is_full(error):
         return f"{DISK_FULL}: {text}"[:1000]
+    if isinstance(error, StoreAwayError):
+        return f"{STORE_AWAY}: {text}"[:1000]
     if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in _OUT_OF_MEMORY):
         return f"out of memory: {text}"[:1000]
     if isinstance(error, ArithmeticError):

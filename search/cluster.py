@@ -33,13 +33,13 @@ class ClusterError(ValueError):
 
 @contextmanager
 def joined(
-    resources: ResourcesConfig, folder: Path, address: str | None = None, say: Callable[[str], object] = print
+    resources: ResourcesConfig, folder: Path | None, address: str | None = None, say: Callable[[str], object] = print
 ) -> Iterator[None]:
     """Ray for as long as the block runs: the cluster at `address`, or the one that this process has joined already.
 
     `address` is Ray's word: `auto` for the cluster that this node is part of, `host:port`, or `local` for
     one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must be there on
-    all nodes. `say` hears of a wait for nodes.
+    all nodes; None where they share a store instead. `say` hears of a wait for nodes.
 
     Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
     not see the folder.
@@ -60,7 +60,8 @@ def joined(
                 f"{f' after {resources.wait_minutes:g} minutes' * bool(resources.wait_minutes)}; ask for less, or run "
                 "where there is more (resources.wait_minutes: 10 gives an autoscaler time)"
             )
-        _require_shared(folder)
+        if folder is not None:
+            _require_shared(folder)
         yield
     finally:
         if mine:
@@ -125,7 +126,8 @@ def _require_shared(folder: Path) -> None:
     if blind:
         raise ClusterError(
             f"all nodes share the folder of studies; {folder} is not seen on {', '.join(blind)}. Set "
-            "$PETL_SEARCH_HOME to a folder on storage that every node mounts at the same path"
+            "$PETL_SEARCH_HOME to a folder on storage that every node mounts at the same path, or storage.path to a "
+            "store that every node reaches"
         )
 
 
@@ -183,7 +185,7 @@ def test_scores(
 
     class Tester:
         def __init__(self) -> None:
-            self._lock = StudyLock(Path(workload.folder))
+            self._lock = StudyLock(workload.home)
             self._lock.work()
             self.resident = Resident(workload)
 

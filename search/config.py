@@ -49,6 +49,9 @@ BASELINES: Final = ("majority", "probe", "untuned")  # as petl.baselines has the
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
 _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
 _TRIALS: Final = 24
+_KEYS: Final = re.compile(  # in the address of a store: a secret may have slashes, and Azure's containers an @ behind
+    r"(?i)^(?!abfss?://[^:@/?]+@[^@?]+(\?|$))[^?]*@|[?&]\w*(access_?key|secret|token|credential|password)\w*="
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -247,11 +250,15 @@ class StorageConfig(_Section):
     """`database` of the trials' records: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. `${NAME}` in it
     is of the environment. None is $PETL_SEARCH_DATABASE, else sqlite under ./petl-search or $PETL_SEARCH_HOME.
 
+    `path` is where the trials are kept, training states and adapters: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a
+    folder, which all nodes reach. None is the study's folder, which all nodes share then.
+
     `max_gb` limits the study's folder and artifacts together, in 10^9 bytes: adapters of dominated trials make way
     for new trials, and where that is not enough, the search ends early.
     """
 
     database: _Address = None
+    path: _Address = None
     max_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("database")
@@ -260,6 +267,18 @@ class StorageConfig(_Section):
         if value is not None:
             address.database(value)
         return _anchored_sqlite(value)
+
+    @field_validator("path")
+    @classmethod
+    def _public(cls, value: str | None) -> str | None:
+        if value is None or "://" not in value:
+            return None if value is None else _anchored(value)
+        if _KEYS.search(value):
+            raise ValueError(
+                "the keys of a store are the environment's (AWS_ACCESS_KEY_ID, AWS_PROFILE, "
+                f"GOOGLE_APPLICATION_CREDENTIALS ...), never its address's; received {value.partition('://')[0]}://…"
+            )
+        return value
 
 
 class StudyConfig(_Section):

@@ -10,7 +10,6 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -109,7 +108,7 @@ class Rank:
         from petl.engine import prepare_process
 
         prepare_process()
-        self._lock = StudyLock(Path(workload.folder))
+        self._lock = StudyLock(workload.home)
         self._lock.work()
         self._resident, self._rank = Resident(workload), rank
         self._attempt: Attempt | None = None

@@ -24,9 +24,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from petl.measurements import Measurements
-from search.attempt import DISK_FULL, Job, Workload
+from search.attempt import DISK_FULL, STORE_AWAY, Job, Workload
 from search.core import DONE, WAIT, Decision, Search
 from search.home import FullDiskError, StoreError
+from search.mirror import StoreAwayError
 from search.record import RecordsError, TrialRecord
 from search.store import StudyBusyError
 from search.worker import Worker
@@ -131,8 +132,11 @@ class Bridge:
         if report is None:
             self._end(tune_id, failure=f"its worker process died {_RESTARTS + 1} times (killed, or out of memory)")
         elif failure := report.get("failure"):
-            if failure.startswith(DISK_FULL):  # the next trials would fail as well, and this one can go on
+            # Where the next trials would fail as well, this one can go on when things are mended.
+            if failure.startswith(DISK_FULL):
                 raise FullDiskError(f"trial {self._numbers[tune_id]}: {failure}")
+            if failure.startswith(STORE_AWAY):
+                raise StoreAwayError(f"trial {self._numbers[tune_id]}: {failure}")
             self._end(tune_id, failure=failure)
         elif measured := report.get("measurements"):
             self._take_in(self._numbers[tune_id], report)

@@ -23,7 +23,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from filelock import FileLock
+
 from search.home import FullDiskError
+from search.mirror import mirror_of
 
 _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
@@ -32,15 +35,21 @@ _FULL: Final = ("no space left on device", "disk quota exceeded", "database or d
 
 
 class TrialFolder:
-    """What one trial left on disk. The files of a part are written first, then `commit` makes it count."""
+    """What one trial left on disk. The files of a part are written first, then `commit` makes it count.
+
+    Where the study's trials are kept elsewhere (`search.mirror`), that place is the truth and this folder a copy.
+    All of it then raises StoreAwayError where the store cannot be reached.
+    """
 
     def __init__(self, study: Path, number: int) -> None:
         self.path = study / _TRIALS / f"{number:04d}"
+        self._mirror = mirror_of(study)
+        self._there = f"{_TRIALS}/{number:04d}"
 
     def begin(self, part: str) -> Path:
         """An empty folder for a part; an interrupted attempt at it is removed."""
+        self.drop(part)
         folder = self.path / part
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
@@ -48,20 +57,24 @@ class TrialFolder:
         """Vouches for the files of a part as they are now."""
         folder = self.path / part
         hashes = {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+        if self._mirror:
+            for name in hashes:
+                self._mirror.upload(folder / name, f"{self._there}/{part}/{name}")
+            self._mirror.write(f"{self._there}/{part}/{_MANIFEST}", _json(hashes).encode())
         write_json(folder / _MANIFEST, hashes)
 
     def find(self, part: str) -> Path | None:
         """The folder of a committed and undamaged part, else None."""
         folder = self.path / part
-        try:
-            hashes = read_json(folder / _MANIFEST)
-            whole = all(_digest(folder / name) == digest for name, digest in hashes.items())
-        except (OSError, ValueError):
+        if self._mirror is None:
+            return folder if _is_whole(folder) else None
+        manifest = self._mirror.read(f"{self._there}/{part}/{_MANIFEST}")
+        if manifest is None:
             return None
-        return folder if whole else None
+        return folder if _has(folder, manifest) else self._fetched(part, manifest)
 
     def tell(self, text: str) -> None:
-        """Says what is being done, for whoever watches."""
+        """Says what is being done, for whoever watches on this node."""
         with suppress(OSError):  # a full disk, say, ends no trial here
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / _PROGRESS).write_text(text)
@@ -75,31 +88,95 @@ class TrialFolder:
 
     def latest_state(self) -> Path | None:
         """The newest committed training state: `state-N`, N the milestones passed."""
-        states = sorted(self.path.glob("state-*"), key=lambda folder: int(folder.name.removeprefix("state-")))
-        return next((found for folder in reversed(states) if (found := self.find(folder.name))), None)
+        states = sorted(
+            (part for part in self._parts() if part.startswith("state-")),
+            key=lambda part: int(part.removeprefix("state-")),
+        )
+        return next((found for part in reversed(states) if (found := self.find(part))), None)
 
     def drop_states(self, but: str = "") -> None:
         """Removes training states, except the part named `but`."""
-        for folder in self.path.glob("state-*"):
-            if folder.name != but:
-                self.drop(folder.name)
+        for part in self._parts():
+            if part.startswith("state-") and part != but:
+                self.drop(part)
 
     def drop_interrupted(self) -> None:
         """Removes parts that were never committed. Nobody may be writing one."""
-        for folder in self.path.glob("*/"):
-            if not (folder / _MANIFEST).exists():
-                self.drop(folder.name)
+        for part, committed in self._parts().items():
+            if not committed:
+                self.drop(part)
 
     def drop(self, part: str) -> None:
         """Removes a part: its manifest first, so that it does not exist in between."""
+        if self._mirror:
+            self._mirror.delete(f"{self._there}/{part}")
         (self.path / part / _MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path / part, ignore_errors=True)
 
+    def _parts(self) -> dict[str, bool]:
+        """The parts, here and where they are kept, with whether they were committed."""
+        here = {folder.name: (folder / _MANIFEST).exists() for folder in self.path.glob("*/")}
+        if self._mirror is None:
+            return here
+        names = self._mirror.files(self._there)
+        parts = {*here, *(name.partition("/")[0] for name in names if "/" in name)}
+        return {part: f"{part}/{_MANIFEST}" in names for part in parts}
+
+    def _fetched(self, part: str, manifest: bytes) -> Path | None:
+        """The part as it is in the store; None where it is damaged there."""
+        assert self._mirror is not None
+        folder = self.path / part
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):  # the ranks of a gang on this node fetch the same
+            if _has(folder, manifest):
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                for name in _named(manifest):
+                    self._mirror.download(f"{self._there}/{part}/{name}", folder / name)
+            except (FileNotFoundError, ValueError):
+                return None
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _MANIFEST).write_bytes(manifest)
+            return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a part has its manifest, and all that this vouches for."""
+    try:
+        hashes = read_json(folder / _MANIFEST)
+        return all(_digest(folder / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _has(folder: Path, manifest: bytes) -> bool:
+    """Whether a folder is a whole copy of the part with this manifest, and not of one that was there before."""
+    try:
+        return (folder / _MANIFEST).read_bytes() == manifest and _is_whole(folder)
+    except OSError:
+        return False
+
+
+def _named(manifest: bytes) -> list[str]:
+    """The files that a manifest from a store vouches for. Raises ValueError where one would lie elsewhere."""
+    hashes = json.loads(manifest)
+    if not isinstance(hashes, dict):
+        raise ValueError("a manifest is a JSON object")
+    for name in hashes:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"a part's files lie in its folder; received {name}")
+    return list(hashes)
+
 
 def trial_files(study: Path) -> dict[int, dict[str, int]]:
-    """The files of all trials: number -> path in the trial's folder -> bytes. Others may be writing them."""
+    """The files of all trials, where they are kept: number -> path in the trial's folder -> bytes.
+
+    Others may be writing them.
+    """
     found: dict[int, dict[str, int]] = {}
-    for path, size in files_in(study / _TRIALS).items():
+    mirror = mirror_of(study)
+    for path, size in (mirror.files(_TRIALS) if mirror else files_in(study / _TRIALS)).items():
         number, _, name = path.partition("/")
         if number.isdecimal():
             found.setdefault(int(number), {})[name] = size
@@ -119,7 +196,11 @@ def files_in(folder: Path) -> dict[str, int]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Indented JSON."""
-    path.write_text(json.dumps(data, indent=1, allow_nan=False))
+    path.write_text(_json(data))
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=1, allow_nan=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:

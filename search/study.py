@@ -38,6 +38,7 @@ from search.disk import GB, Held, Room, needs, require_room, written
 from search.display import Display
 from search.home import FullDiskError, StoreError, artifact_root, database_url, home, store_uri
 from search.journal import Journal
+from search.mirror import Mirror, keep_at, mirror_of
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
@@ -115,7 +116,9 @@ def run(
         _rehearse(settled, resolved)
         _require_room(settled, resolved)
         # whatever is wrong is said before anything is made or deleted
-        with cluster.joined(config.resources, _folder(config.study), address, console.print):
+        if config.storage.path:
+            Mirror(config.storage.path, config.study).require()
+        with cluster.joined(config.resources, _shared(config), address, console.print):
             _delete(config, database)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
             records = Records.create_study(database, config.study, objectives, guard)
@@ -161,6 +164,11 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
             f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
             "Start another study for that, or this one anew with --fresh"
         )
+    if now["storage"]["path"] != before["storage"]["path"]:
+        raise StudyError(
+            f"the trials of {name!r} are kept at {before['storage']['path'] or _folder(name)}, where a resume finds "
+            f"them; received storage.path {now['storage']['path']}"
+        )
     for section, key in _MEANING:
         if now[section][key] != before[section][key]:
             raise StudyError(
@@ -177,11 +185,14 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
             )
     started = {"written": resolved["written"], **started}  # studies of earlier releases did not know it
     settled = _settled(config, started)
+    if config.storage.path:
+        Mirror(config.storage.path, name).require()
+    keep_at(_folder(name), config.storage.path)
     if work := _unfinished(settled, records):
         _require_room(settled, started)
     records.set_info("config", now)
     records.set_info("resolved", started)
-    with cluster.joined(config.resources, _folder(name), address, console.print) if work else nullcontext():
+    with cluster.joined(config.resources, _shared(config), address, console.print) if work else nullcontext():
         return _drive(settled, records, console)
 
 
@@ -235,6 +246,7 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
     Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
     """
     folder, uri = _folder(config.study), _uri(config, records)
+    keep_at(folder, config.storage.path)
     workload = _workload(config, records)
     resolved = records.info("resolved")
     info = {**config.model_dump(mode="json"), "resolved": {key: resolved[key] for key in _SHOWN}}
@@ -412,6 +424,7 @@ def _workload(config: StudyConfig, records: Records) -> Workload:
         offload=config.resources.offload,
         generates=resolved["generates"],
         final=tuple(resolved["final"]),
+        store=config.storage.path,
     )
     if precision == "auto":
         workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
@@ -644,6 +657,9 @@ def _delete(config: StudyConfig, database: str) -> None:
     discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
     if Records.exists(database, config.study):
         Records.delete(database, config.study)
+    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(_folder(config.study))) else None}
+    for path in there - {None}:
+        Mirror(str(path), config.study).delete()
     for part in ("trials", _JOURNAL):
         shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
     if root := artifact_root(config.tracking.uri):
@@ -665,6 +681,11 @@ def _resuming(study: str, database: str) -> str:
     """What to type to go on with a study."""
     where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(database))} " if database != database_url() else ""
     return f"{where}petl-search resume {study}"
+
+
+def _shared(config: StudyConfig) -> Path | None:
+    """The folder that all nodes share, if they share no store."""
+    return None if config.storage.path else _folder(config.study)
 
 
 def _folder(study: str) -> Path:

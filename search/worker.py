@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -33,7 +32,7 @@ class Worker(tune.Trainable):
     ) -> None:
         """Called once a process; `reset_config` hands it the next job. `each`: what Ray gives to one of a gang."""
         assert workload is not None
-        self._lock = StudyLock(Path(workload.folder))
+        self._lock = StudyLock(workload.home)
         self._lock.work()
         self._begin: Callable[[Job], Attempt | GangAttempt] = (
             Gang(workload, workers, each or {}).begin if workers > 1 else partial(Attempt, Resident(workload))
