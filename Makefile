@@ -5,12 +5,13 @@ BIN := .venv/bin
 # Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-slurm test-gpu lint bench
+.PHONY: help setup demo test test-slurm test-gpu chaos lint bench
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
 	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
 	@echo "make test-gpu  nccl, fractions of a GPU, determinism, offload, bf16 (a machine with an NVIDIA GPU)"
+	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; an hour; CHAOS='--help')"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
@@ -36,6 +37,8 @@ test-slurm: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -rs tests/test_gpu.py
+chaos: setup
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: setup
 	$(BIN)/ruff check .

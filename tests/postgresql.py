@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,16 +26,17 @@ QUOTED = quote(PASSWORD, safe="")
 
 @dataclass
 class PostgreSQL:
-    """A running server on 127.0.0.1. Its users are `postgres` and `petl`, both with PASSWORD."""
+    """A running server on `host`. Its users are `postgres` and `petl`, both with PASSWORD."""
 
     programs: Path
     folder: Path
     port: int
+    host: str = "127.0.0.1"
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def start(self) -> None:
         """Returns when it takes connections."""
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses={self.host} -c fsync=off -c max_connections=200"
         self._run("pg_ctl", "start", "-w", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-o", options)
 
     def stop(self, mode: str = "immediate") -> None:
@@ -57,7 +59,7 @@ class PostgreSQL:
     def url(self, database: str, password: str | None = QUOTED) -> str:
         """The address of a database."""
         user = "petl" if password is None else f"petl:{password}"
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{user}@{self.host}:{self.port}/{database}"
 
     def database(self) -> str:
         """A new, empty database; its name."""
@@ -98,23 +100,29 @@ def _programs() -> Path | None:
     return found[-1].parent if found else Path(on_path).parent if on_path else None
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """A server for the session."""
+def missing() -> str:
+    """Why there can be no PostgreSQL here; empty where there can."""
+    if _programs() is None:
+        return "no PostgreSQL on this machine (Debian: apt-get install postgresql)"
+    return "" if find_spec("psycopg") else "the package psycopg is not installed: pip install 'petl-search[postgresql]'"
+
+
+@contextmanager
+def running(host: str = "127.0.0.1", clients: str = "127.0.0.1/32") -> Iterator[PostgreSQL]:
+    """A server of its own on `host`, which lets the addresses `clients` in."""
     programs = _programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL on this machine (Debian: apt-get install postgresql)")
-    if not find_spec("psycopg"):
-        pytest.skip("the package psycopg is not installed (pip install 'petl-search[postgresql]')")
+    assert programs
     folder = Path(tempfile.mkdtemp(prefix="petl-pg-"))  # not pytest's, which are closed to other users
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        server = PostgreSQL(programs, folder, free.getsockname()[1])
+        free.bind((host, 0))
+        server = PostgreSQL(programs, folder, free.getsockname()[1], host)
     (folder / "password").write_text(PASSWORD)
     if os.getuid() == 0:
         shutil.chown(folder, "postgres", "postgres")
     initialise = ("-A", "scram-sha-256", "-U", "postgres", "--pwfile", f"{folder}/password")
     server._run("initdb", "-D", f"{folder}/data", *initialise, "-E", "UTF8", "--locale=C", "--no-sync")
+    with (folder / "data" / "pg_hba.conf").open("a") as rules:
+        rules.write(f"host all all {clients} scram-sha-256\n")
     server.start()
     try:
         server.sql(f"CREATE ROLE petl LOGIN PASSWORD '{PASSWORD}'")
@@ -122,3 +130,12 @@ def postgresql() -> Iterator[PostgreSQL]:
     finally:
         server.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A server for the session."""
+    if why := missing():
+        pytest.skip(why)
+    with running() as server:
+        yield server

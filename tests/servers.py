@@ -32,18 +32,19 @@ class Server:
 
     folder: Path
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
         """Where it listens, if it does."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> Server:
         """Returns when it answers."""
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--host", self.host, "--port", str(self.port)),
             *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
             *("--artifacts-destination", str(self.folder / "artifacts")),
         ]
