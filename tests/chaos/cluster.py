@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,14 @@ class Cluster:
         logs = [f"{host.address}\n{(host.folder / 'log').read_text()[-1500:]}" for host in self.hosts]
         raise RuntimeError(f"no cluster of {len(self.hosts)} after {seconds:g} seconds\n" + "\n".join(logs))
 
+    def answers(self) -> bool:
+        """Whether Ray's head takes connections."""
+        try:
+            socket.create_connection((self.head.address, _PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
     def drive(self, *command: str, log: Path) -> Driver:
         """A Python command on the head, as `-m search.cli run ...`."""
         return Driver(self.head.start(python(*command), log, self.environment), log)
@@ -173,7 +182,9 @@ def cluster(hosts: int = HOSTS) -> Iterator[Cluster]:
         stack.callback(mlflow.kill)
         mlflow.start()
         there = Cluster(folder, home, switch, database, mlflow, environment(folder, home))
-        for _ in range(hosts):
+        there.join()
+        wait_until(there.answers, _READY)  # a node that asks before would try again half a minute later
+        for _ in range(hosts - 1):
             there.join()
         snapshot = "0" * 40
         cached = folder / "hub" / "hub" / f"models--{HUB_MODEL.replace('/', '--')}"

@@ -21,10 +21,11 @@ from typing import Final
 import psutil
 
 _ROOT: Final = Path(__file__).parents[2]
+_TMP: Final = "/tmp/ray"  # a folder of its own on each host, at one path: Ray hands the head's on
 # $1 the host's address, $2 its folder, then the command that is kept running.
 _INIT: Final = """
-mount --make-rprivate / && mount -t tmpfs -o size=400m tmpfs /dev/shm && mkdir -p /tmp/ray "$2/ray" "$2/tmp" || exit 1
-mount --bind "$2/ray" /tmp/ray && ip link set lo up || exit 1
+mount --make-rprivate / && mount -t tmpfs -o size=400m tmpfs /dev/shm && mkdir -p /tmp/ray "$2/tmp" || exit 1
+mount --bind "$2/tmp" /tmp/ray && ip link set lo up || exit 1
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip addr add "$1/24" dev eth0 && ip link set eth0 up || exit 1
 folder=$2; shift 2
@@ -68,7 +69,7 @@ class Host:
                 [*enter, "--", *command],
                 stdout=out,
                 stderr=out,
-                env={**environment, "TMPDIR": str(self.folder / "tmp")},
+                env={**environment, "TMPDIR": _TMP},
             )
 
     def processes(self) -> list[psutil.Process]:
@@ -136,7 +137,7 @@ class Network:
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
-                env={**environment, "TMPDIR": str(folder / "tmp")},
+                env={**environment, "TMPDIR": _TMP},
                 start_new_session=True,
             )
         deadline = time.monotonic() + 20
@@ -153,7 +154,8 @@ class Network:
         return host
 
     def remove(self, host: Host) -> None:
-        """Kills a host and takes its cable away."""
+        """A power cut: it is off the network before its processes die, so that nobody hears of it."""
+        host.unplug()
         host.kill()
         self.hosts.remove(host)
         subprocess.run(["ip", "link", "delete", host.cable], stderr=subprocess.DEVNULL)

@@ -23,7 +23,7 @@ class Course:
     commits: dict[str, int] = field(default_factory=dict)  # part -> when its manifest was written, in ns
     passed: list[float] = field(default_factory=list)  # when milestones were passed
     twice: int = 0  # milestones whose training was repeated, result included
-    began: float = 0.0  # the attempt that trains now
+    began: list[float] = field(default_factory=list)  # when each attempt at it did
     seen: float = 0.0  # when it was last seen to train
     step: int = 0
     wasted: list[tuple[float, float]] = field(default_factory=list)  # (when, seconds of training thrown away)
@@ -47,10 +47,14 @@ class Course:
             if found and at > self.seen:
                 step = int(found[1].replace(",", ""))
                 if step < self.step:  # another process took it up
-                    since = max([self.began, *(moment for moment in self.passed if moment <= self.seen)])
-                    self.wasted.append((at, self.seen - since))
-                    self.began = at
-                self.began, self.seen, self.step = self.began or at, at, step
+                    self.wasted.append((at, self.since_milestone(self.seen)))
+                if step < self.step or not self.began:
+                    self.began.append(at)
+                self.seen, self.step = at, step
+
+    def since_milestone(self, at: float) -> float:
+        """For how long it had trained at that moment since its last milestone, in this attempt."""
+        return at - max([moment for moment in (*self.began, *self.passed) if moment <= at], default=at)
 
 
 class Ledger:
@@ -91,6 +95,11 @@ class Ledger:
             courses = [self.courses.get(name, Course()) for name in sorted(trials)]
             found = [next((at for at in sorted(course.passed) if at > after), None) for course in courses]
         return None if None in found else [at for at in found if at is not None]
+
+    def since_milestone(self, trials: set[str], at: float) -> list[float]:
+        """How long each of these trials had trained at that moment, since its last milestone."""
+        with self._lock:
+            return [self.courses[name].since_milestone(at) for name in sorted(trials & set(self.courses))]
 
     def wasted(self, since: float, until: float) -> list[float]:
         """The seconds of training that were thrown away, of each attempt that another one replaced in this time."""

@@ -24,7 +24,7 @@ from tests.chaos.failures import FAILURES, Failure
 from tests.chaos.trial import EPOCHS, Outcome, Study
 
 APPLY: Final = ("worker", "driver", "node", "mlflow")
-_SECONDS: Final = 1.0  # an epoch
+_SECONDS: Final = 2.5  # an epoch
 _STEPS: Final = 10  # of an epoch
 
 

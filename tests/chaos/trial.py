@@ -21,8 +21,8 @@ from tests.chaos.cluster import Cluster, Driver, title, wait_until, whole, write
 from tests.chaos.failures import Failure, Scene
 from tests.chaos.ledger import Ledger
 
-EPOCHS: Final = 6
-_ROWS: Final = 900
+EPOCHS: Final = 4
+_ROWS: Final = 2000
 _RECOVERY: Final = 400.0  # seconds until all trials that were under way have passed a milestone
 _END: Final = 400.0
 _GONE: Final = 75.0  # seconds until nothing of a study lives: two agents of Ray's take 60 to give up on a driver
@@ -213,10 +213,10 @@ class Attempts:
 
     def _comes_to_pass(self, study: Study, ledger: Ledger) -> bool:
         """Waits for a random moment at which trials are under way. False where the study is over, or nearly."""
-        passed = ledger.progress()
-        if not wait_until(lambda: study.tend() or ledger.progress() > passed, _RECOVERY):
+        moment = ledger.progress() + self.draw.randint(1, 2 * EPOCHS)
+        if not wait_until(lambda: study.tend() or ledger.progress() >= moment, _RECOVERY):
             return False
-        time.sleep(self.draw.uniform(0, 5))
+        time.sleep(self.draw.uniform(0, 3))
         return not study.tend() and bool(ledger.under_way()) and len(ledger.finished()) + 2 < study.trials
 
     def _recover(self, study: Study, ledger: Ledger, under_way: set[str], at: float) -> None:
@@ -227,7 +227,8 @@ class Attempts:
             self.outcome.recovery.append(max(reached) - at)
         else:
             self.outcome.stuck += 1
-        wasted = ledger.wasted(at - 1.0, time.time())
+        all_down = self.failure.restart
+        wasted = ledger.since_milestone(under_way, at) if all_down else ledger.wasted(at - 1.0, time.time())
         self.outcome.repeated += wasted
         self.say(
             f"{study.name}, {self.outcome.tried} of {self.times}: {self.failure.what}; {len(under_way)} trials under "
