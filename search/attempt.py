@@ -310,6 +310,8 @@ class Attempt:
 
     def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> dict[str, Any]:
         """Commits the result, of which `save` writes what was trained; the last report."""
+        if self._leads and (done := self.folder.find("result")):  # of another process: this one was cut off
+            return {**read_json(done / "report.json"), "done": True}
         report = {**self._report(), "measurements": measured.to_dict()}
         with self._part("result") as folder:
             if folder:

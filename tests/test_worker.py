@@ -177,3 +177,23 @@ def test_milestones_are_rungs_validations_and_the_end() -> None:
     assert milestones((0.5,), 1.0, every=0.5) == (0.5, 1.0)
     assert milestones((), 0.4) == (0.4,)
     assert len(milestones((0.1, 0.3, 0.9), 1.0, every=0.3)) == 5  # 3 x 0.3 is no other place than 0.9
+
+
+def test_a_result_is_never_written_again(workload: Workload) -> None:
+    """By a process that was cut off, say, while another one took its trial up."""
+    cut_off, other = Attempt(Resident(workload), job()), Attempt(Resident(workload), job())
+    cut_off.advance()
+    cut_off.advance()
+    written: list[float] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if not written:
+            written.append(0.0)
+            finish(other)
+            written[0] = manifest.stat().st_mtime_ns
+
+    manifest = other.folder.path / "result" / "manifest.json"
+    assert cut_off._run
+    cut_off._run.progress = meanwhile
+    assert cut_off.advance()["measurements"] == read_json(manifest.parent / "report.json")["measurements"]
+    assert written == [manifest.stat().st_mtime_ns]
