@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.chaos.cluster import HUB_MODEL, Cluster, Driver, title, wait_until
+from tests.survival import fill
 
 _WORKER: Final = ("ray::ResourceTrainable", "ray::ImplicitFunc")  # Tune's names for what trains
 _GRACE: Final = 30.0  # seconds between SIGTERM and SIGKILL, as spot instances have it
@@ -138,12 +139,8 @@ def _fill(scene: Scene) -> float:
     ballast, began = scene.cluster.home / "ballast", time.time()
     until = began + scene.seconds(60)
     while time.time() < until:  # again and again: training states are deleted
-        with ballast.open("ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                time.sleep(0.2)
+        fill(ballast)
+        time.sleep(0.2)
     ballast.unlink()
     return began
 
@@ -164,7 +161,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "network": Failure("a node cut off for 60 s", _cut, 3),
     "mlflow": Failure("MLflow's server killed, back after 2 minutes", _mlflow_away, 2),
     "postgresql": Failure("PostgreSQL crashed and restarted", _restart_postgresql, 5),
-    "disk": Failure("the disk full for 60 s", _fill, 2),
+    "disk": Failure("the disk full for 60 s, with sqlite on it", _fill, 2, study={"storage": {}}),
     "hub": Failure(
         "the hub unreachable, and a worker killed",
         _kill_one(_WORKER),

@@ -108,11 +108,13 @@ class Study:
 
     def handed_out(self) -> set[str]:
         """The folders of trials that Optuna has as running, as ours are named: one may not have begun to train."""
+        if not self._numbered or self.address.startswith("sqlite"):
+            return set()
         try:
             numbers = self.there.database.sql("SELECT number FROM trials WHERE state = 'RUNNING'", self.name)
         except subprocess.CalledProcessError:  # nothing is there yet
             return set()
-        return {f"{int(number):04d}" for number in numbers.split()} if self._numbered else set()
+        return {f"{int(number):04d}" for number in numbers.split()}
 
     def results(self) -> list[Path]:
         """Of the trials that were trained to their end."""
@@ -152,6 +154,8 @@ def begin(there: Cluster, name: str, trials: int, failure: Failure) -> Study:
         "storage": {"database": address},
         "tracking": {"uri": there.mlflow.uri},
     }
+    if "storage" in failure.study:
+        address = f"sqlite:///{there.home / 'optuna.db'}"
     write_study(path, **{**content, **failure.study})
     command = ("-m", "search.cli", "run", str(path), "--or-resume", "--address", there.address)
     return Study(there, name, trials, address, command)
