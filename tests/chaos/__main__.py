@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from tests.chaos import cluster, same, stock, trial
+from tests.chaos import attempts, cluster, same, stock
+from tests.chaos.attempts import Outcome
 from tests.chaos.failures import FAILURES, Failure
-from tests.chaos.trial import Outcome
 
 SHOWS: Final = ("cluster", "failures", "stock")
 
@@ -34,8 +35,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--times", type=int, help="how often each is tried; default a number for each, 59 together")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--brief", type=float, default=1.0, help="factor on how long an outage lasts")
+    parser.add_argument("--keep", type=Path, help="a new folder that keeps all logs, Ray's too")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     given = parser.parse_args()
+    if given.keep:
+        given.keep.mkdir(parents=True)
+        given.keep = given.keep.resolve()
     given.only = given.only.split(",")
     if unknown := set(given.only) - set(FAILURES):
         parser.error(f"--only is of {', '.join(FAILURES)}; received {', '.join(sorted(unknown))}")
@@ -59,11 +64,11 @@ def main() -> int:
         return 0
     shows, fine = given.show or SHOWS, True
     say("three hosts, a Ray node on each; PostgreSQL and MLflow's server beside them")
-    with cluster.cluster() as there:
+    with cluster.cluster(given.keep) as there:
         if "cluster" in shows:
             fine = same.compare(there)
         if "failures" in shows:
-            fine = all(map(as_required, _failures(there, given, trial, FAILURES))) and fine
+            fine = all(map(as_required, _failures(there, given, attempts, FAILURES))) and fine
         if "stock" in shows:
             _failures(there, given, stock, stock.failures())
     return 0 if fine else 1
@@ -74,28 +79,28 @@ def _failures(
 ) -> list[Outcome]:
     """Tries each in its turn on studies of a kind, and prints what they came to: what there is by then, if it ends."""
     outcomes: list[Outcome] = []
+    prefix = "stock" if kind is stock else ""
     try:
         for name in (name for name in given.only if name in table):
-            failure, draw = table[name], random.Random(f"{given.seed} {name}")
-            times, of_kind = given.times or failure.times, "stock" if kind is stock else ""
-            attempts = trial.Attempts(
-                there,
-                f"{of_kind}{name}",
-                failure,
-                times,
-                draw,
-                lambda full: full * given.brief,
-                say,
-                kind.begin,
-                kind.count,
+            tried = attempts.Attempts(
+                there=there,
+                name=prefix + name,
+                failure=table[name],
+                times=given.times or table[name].times,
+                draw=random.Random(f"{given.seed} {name}"),
+                seconds=lambda full: full * given.brief,
+                say=say,
+                begin=kind.begin,
+                count=kind.count,
             )
-            outcomes.append(attempts.run())
+            outcomes.append(tried.outcome)
+            tried.run()
     finally:
         if given.format == "json":
             print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1), flush=True)
         elif outcomes:
             minutes = sum(outcome.seconds for outcome in outcomes) / 60
-            print(trial.table(outcomes))
+            print(f"\n{'Ray Tune as it comes' if prefix else 'petl-search'}\n\n{attempts.table(outcomes)}")
             print(f"\n{sum(o.tried for o in outcomes)} failures, seed {given.seed}, {minutes:.0f} minutes", flush=True)
     return outcomes
 

@@ -168,13 +168,11 @@ def title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def cluster(hosts: int = HOSTS) -> Iterator[Cluster]:
-    """All of it. Nothing is left of it after the block, whichever way that ends."""
+def cluster(keep: Path | None = None, hosts: int = HOSTS) -> Iterator[Cluster]:
+    """All of it. Nothing is left of it after the block, whichever way that ends, but for logs in a folder to `keep`."""
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="petl-chaos-", ignore_cleanup_errors=True))
-        )
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="petl-chaos-")))
         home = stack.enter_context(_file_system(folder / "home"))
         switch = stack.enter_context(network(folder))
         database = stack.enter_context(postgresql.running(switch.address, f"{switch.subnet}.0/24"))

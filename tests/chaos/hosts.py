@@ -1,7 +1,7 @@
 """Hosts on one machine: each has its own network, processes, shared memory and /tmp/ray, and a cable to a switch.
 
-A host is a Linux namespace of each kind. Its first process starts Ray, and again when it has ended, as an
-init system or Kubernetes does; when it is killed the kernel kills every process of the host, as a power cut would.
+A host is a Linux namespace of each kind. Its first process starts Ray, and again when it has ended and nothing of
+it is left, as an init system or Kubernetes does; when that process is killed the kernel kills all of the host.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _INIT: Final = """
 mount --make-rprivate / && mount -t tmpfs -o size=400m tmpfs /dev/shm && mkdir -p /tmp/ray "$2/tmp" || exit 1
 mount --bind "$2/tmp" /tmp/ray && ip link set lo up || exit 1
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
+echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_notify  # whoever knew another host at this address learns of it
 ip addr add "$1/24" dev eth0 && ip link set eth0 up || exit 1
 folder=$2; shift 2
-while [ ! -e "$folder/leaving" ]; do "$@"; sleep 1; done
+while [ ! -e "$folder/leaving" ]; do "$@"; kill -KILL -1; sleep 1; done
 while :; do sleep 1; done
 """
 

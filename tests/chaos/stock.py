@@ -19,9 +19,9 @@ from typing import Any, Final
 import optuna
 from mlflow.tracking import MlflowClient
 
+from tests.chaos.attempts import EPOCHS, Outcome, Study
 from tests.chaos.cluster import Cluster, whole
 from tests.chaos.failures import FAILURES, Failure
-from tests.chaos.trial import EPOCHS, Outcome, Study
 
 APPLY: Final = ("worker", "driver", "node", "mlflow")
 _SECONDS: Final = 2.5  # an epoch

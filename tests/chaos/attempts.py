@@ -178,16 +178,21 @@ class Attempts:
     begin: Callable[[Cluster, str, int, Failure], Study]
     count: Callable[[Study, Outcome, Callable[[str], None]], None]
 
-    def run(self) -> Outcome:
-        """What it came to."""
-        began, self.outcome = time.monotonic(), Outcome(self.failure.what)
-        for number in range(1, self.times + 3):
-            missing = self.times - self.outcome.tried
-            if missing:
-                trials = 4 + 4 * min(missing, 5)
-                self._on_one_study(self.begin(self.there, f"{self.name}{number}", trials, self.failure))
-        self.outcome.seconds = time.monotonic() - began
-        return self.outcome
+    def __post_init__(self) -> None:
+        self.outcome = Outcome(self.failure.what)
+
+    def run(self) -> None:
+        """`outcome` is what it came to, also where this is interrupted."""
+        began = time.monotonic()
+        try:
+            for number in range(1, self.times + 3):
+                missing = self.times - self.outcome.tried
+                if missing:
+                    self.there.ready()
+                    trials = 4 + 4 * min(missing, 5)
+                    self._on_one_study(self.begin(self.there, f"{self.name}{number}", trials, self.failure))
+        finally:
+            self.outcome.seconds = time.monotonic() - began
 
     def _on_one_study(self, study: Study) -> None:
         outcome, before = self.outcome, dict[str, int]()
