@@ -278,6 +278,8 @@ def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -
                 name="trials",
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+                # else a trial on another node fails at its end, where it does not find the driver's scratch
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 stop=_CutOff(bridge),
                 callbacks=[_Restarts(bridge)],
             ),

@@ -55,7 +55,8 @@ class Worker(tune.Trainable):
         self.attempt.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's folder is the checkpoint."""
+        """Never called: the trial's folder is the checkpoint, and Tune's storage lies on the driver's node alone."""
+        raise RuntimeError(f"nothing is to be saved in {checkpoint_dir}")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the trial's folder is the checkpoint."""
