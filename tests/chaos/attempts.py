@@ -60,10 +60,12 @@ class Outcome:
         return [
             self.failure,
             str(self.tried),
-            f"{self.lost} of {self.finished}",
-            str(self.doubled + self.trained_twice),
+            f"{self.finished}, {self.lost}",
+            str(self.doubled),
+            str(self.trained_twice),
             str(self.running),
-            str(self.failed + self.unequal),
+            str(self.failed),
+            str(self.unequal),
             _spread(self.repeated),
             str(len(self.left)),
             _spread(self.recovery) + (f", never {self.stuck}" if self.stuck else ""),
@@ -72,8 +74,8 @@ class Outcome:
 
 
 HEADINGS: Final = (
-    "failure", "tried", "finished trials lost", "doubled", "RUNNING for ever", "failed", "repeated, s",
-    "processes left", "recovered after, s", "driver restarted",
+    "failure", "tried", "finished, lost", "rows twice", "milestones twice", "RUNNING for ever", "failed",
+    "MLflow differs", "repeated, s", "processes left", "recovered after, s", "driver restarted",
 )  # fmt: skip
 
 
