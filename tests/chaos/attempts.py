@@ -100,7 +100,7 @@ class Study:
     def __init__(
         self, there: Cluster, name: str, trials: int, address: str, command: Sequence[str], *, numbered: bool = True
     ) -> None:
-        self._numbered = numbered
+        self.numbered = numbered
         self.there, self.name, self.trials, self.address = there, name, trials, address
         self.log = there.folder / f"{name}.log"
         self._command = command
@@ -110,7 +110,7 @@ class Study:
 
     def handed_out(self) -> set[str]:
         """The folders of trials that Optuna has as running, as ours are named: one may not have begun to train."""
-        if not self._numbered or self.address.startswith("sqlite"):
+        if not self.numbered or self.address.startswith("sqlite"):
             return set()
         try:
             numbers = self.there.database.sql("SELECT number FROM trials WHERE state = 'RUNNING'", self.name)
@@ -219,7 +219,9 @@ class Attempts:
         outcome.trials += study.trials
         self.count(study, outcome, self.say)
         outcome.left += left(self.there)
-        if "Traceback" in (text := study.log.read_text()):
+        if study.numbered and "Traceback" in (
+            text := study.log.read_text()
+        ):  # Tune prints one for each process that died
             self.say(f"{study.name}: a traceback in its log\n{text[text.index('Traceback') :][:3000]}")
 
     def _comes_to_pass(self, study: Study, ledger: Ledger) -> bool:
