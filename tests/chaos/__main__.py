@@ -82,7 +82,7 @@ def _failures(
     prefix = "stock" if kind is stock else ""
     try:
         for name in (name for name in given.only if name in table):
-            tried = attempts.Attempts(
+            trying = attempts.Attempts(
                 there=there,
                 name=prefix + name,
                 failure=table[name],
@@ -93,15 +93,17 @@ def _failures(
                 begin=kind.begin,
                 count=kind.count,
             )
-            outcomes.append(tried.outcome)
-            tried.run()
+            outcomes.append(trying.outcome)
+            trying.run()
     finally:
         if given.format == "json":
             print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1), flush=True)
         elif outcomes:
             minutes = sum(outcome.seconds for outcome in outcomes) / 60
             print(f"\n{'Ray Tune as it comes' if prefix else 'petl-search'}\n\n{attempts.table(outcomes)}")
-            print(f"\n{sum(o.tried for o in outcomes)} failures, seed {given.seed}, {minutes:.0f} minutes", flush=True)
+            short = f", outages at {given.brief:g} of their length" if given.brief != 1 else ""
+            tried = sum(outcome.tried for outcome in outcomes)
+            print(f"\n{tried} failures, seed {given.seed}, {minutes:.0f} minutes{short}", flush=True)
     return outcomes
 
 

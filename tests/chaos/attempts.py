@@ -219,9 +219,8 @@ class Attempts:
         outcome.trials += study.trials
         self.count(study, outcome, self.say)
         outcome.left += left(self.there)
-        if study.numbered and "Traceback" in (
-            text := study.log.read_text()
-        ):  # Tune prints one for each process that died
+        text = study.log.read_text()
+        if study.numbered and "Traceback" in text:  # Tune's own driver has one for each process that died
             self.say(f"{study.name}: a traceback in its log\n{text[text.index('Traceback') :][:3000]}")
 
     def _comes_to_pass(self, study: Study, ledger: Ledger) -> bool:

@@ -21,6 +21,7 @@ from typing import Final
 import psutil
 
 _ROOT: Final = Path(__file__).parents[2]
+_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")  # no host outlives this process, however that ends
 _TMP: Final = "/tmp/ray"  # a folder of its own on each host, at one path: Ray hands the head's on
 # $1 the host's address, $2 its folder, then the command that is kept running.
 _INIT: Final = """
@@ -37,7 +38,7 @@ while :; do sleep 1; done
 
 def missing() -> str:
     """Why there can be no such hosts here; empty where there can."""
-    programs = [name for name in ("ip", "unshare", "nsenter", "mount") if not shutil.which(name)]
+    programs = [name for name in ("ip", "unshare", "nsenter", "setpriv", "mount") if not shutil.which(name)]
     if programs:
         return f"{', '.join(programs)} not installed (Debian: apt-get install iproute2 util-linux)"
     if os.geteuid() != 0:
@@ -134,7 +135,7 @@ class Network:
         spaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         with (folder / "log").open("ab") as out:
             process = subprocess.Popen(
-                ["unshare", *spaces, "bash", "-c", _INIT, "init", address, str(folder), *command(address)],
+                [*_WITH_US, "unshare", *spaces, "bash", "-c", _INIT, "init", address, str(folder), *command(address)],
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
@@ -156,10 +157,15 @@ class Network:
 
     def remove(self, host: Host) -> None:
         """A power cut: it is off the network before its processes die, so that nobody hears of it."""
-        host.unplug()
+        self._cable(host, "set", "down")
         host.kill()
         self.hosts.remove(host)
-        subprocess.run(["ip", "link", "delete", host.cable], stderr=subprocess.DEVNULL)
+        self._cable(host, "delete")
+
+    @staticmethod
+    def _cable(host: Host, action: str, *how: str) -> None:
+        """Of a host that may be gone, and its cable with it."""
+        subprocess.run(["ip", "link", action, host.cable, *how], stderr=subprocess.DEVNULL)
 
 
 @contextmanager
