@@ -11,7 +11,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
 	@echo "make test-gpu  nccl, fractions of a GPU, determinism, offload, bf16 (a machine with an NVIDIA GPU)"
-	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; an hour; CHAOS='--help')"
+	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; two hours; CHAOS='--help')"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
 	@echo "make setup   .venv with everything in it"
