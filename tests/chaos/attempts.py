@@ -191,7 +191,7 @@ class Attempts:
                 missing = self.times - self.outcome.tried
                 if missing:
                     self.there.ready()
-                    trials = 4 + 4 * min(missing, 5)
+                    trials = self.failure.trials * (1 + min(missing, 5))
                     self._on_one_study(self.begin(self.there, f"{self.name}{number}", trials, self.failure))
         finally:
             self.outcome.seconds = time.monotonic() - began

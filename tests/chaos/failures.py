@@ -32,13 +32,14 @@ class Failure:
     nothing to fail.
 
     `restart`: the driver goes down with it and is started anew, by whoever had started it. `study` are sections of the
-    study that it is done to.
+    study that it is done to, which has so many `trials` for each time, and once more.
     """
 
     what: str
     inflict: Callable[[Scene], float | None]
     times: int
     restart: bool = False
+    trials: int = 4
     study: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -151,6 +152,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
         "a rank of a gang killed",
         _kill_one("ray::Rank"),
         4,
+        trials=2,  # they are slower, and one at a time
         study={"resources": {"concurrent": 1, "workers_per_trial": 2, "zero_stage": 1}},
     ),
     "driver": Failure("the driver killed", _kill_driver, 10, restart=True),
