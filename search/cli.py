@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from search.jobs import Cluster, Sent
     from search.query import Study
 
 app = typer.Typer(
@@ -72,6 +73,22 @@ Address = Annotated[
         metavar="ADDRESS",
     ),
 ]
+JobsAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Dashboard of a Ray cluster. Default: $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
+        metavar="URL",
+    ),
+]
+Environment = Annotated[
+    list[str] | None,
+    typer.Option("--env", help="Set a variable for the job; may be repeated. Never a password.", metavar="KEY=VALUE"),
+]
+Python = Annotated[str, typer.Option("--python", help="The cluster's interpreter with petl-search.", metavar="PATH")]
+Code = Annotated[
+    bool, typer.Option("--code", help="Run this machine's petl-search there, with what is installed there.")
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Print what it says, until it ends; Ctrl-C leaves it running.")]
 
 
 @app.command()
@@ -96,19 +113,128 @@ def run(
 
 
 @app.command()
-def resume(name: Name, overrides: Overrides = None, address: Address = None) -> None:
+def resume(
+    name: Name,
+    overrides: Overrides = None,
+    address: Address = None,
+    env: Environment = None,
+    python: Python = "python",
+    code: Code = False,
+    follow: Follow = False,
+) -> None:
     """Go on with an interrupted study.
 
     Killed or stopped at any moment, it loses nothing that was finished; a larger budget continues a
-    finished one.
+    finished one. At an http address it goes on as a job, as submit has it, and takes submit's options.
 
     Example: petl-search resume demo --set budget.trials=48
+
+    Example: petl-search resume demo --address http://head:8265 --follow
     """
+    if address and address.startswith(("http://", "https://")):
+        from search.jobs import Cluster, resumption
+
+        cluster = Cluster(address)
+        _send(cluster, resumption(cluster, name, overrides or (), env or (), python, code), follow)
+        return
+    if env or follow or code or python != "python":
+        raise typer.BadParameter("--env, --python, --code and --follow are for --address http://HEAD:8265")
     from search.study import resume as resume_study
 
     _require_no_password(overrides)
     _import_from_here()
     _end(resume_study(name, overrides=overrides or (), address=address))
+
+
+@app.command()
+def submit(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")],
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
+    or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
+    address: JobsAddress = None,
+    env: Environment = None,
+    python: Python = "python",
+    code: Code = False,
+    mounted: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder that the cluster has at the same path: stays out.", metavar="DIR"),
+    ] = None,
+    follow: Follow = False,
+) -> None:
+    """Run a study on a cluster, as a Ray job sent from here.
+
+    The file is checked here; a model folder, rows and a space of your own that lie here go along (100 MiB at
+    most) to $PETL_SEARCH_HOME of the cluster. With --follow it ends as the study does, and a head that comes
+    back without the job is given it again.
+
+    Example: petl-search submit study.yaml --address http://head:8265 --env PETL_SEARCH_HOME=/shared/petl --follow
+    """
+    from search.jobs import Cluster, JobError, pack, read_environment
+
+    if fresh and or_resume:
+        raise JobError("--fresh and --or-resume contradict each other; give one")
+    _import_from_here()
+    flags = [flag for flag, given in (("--fresh", fresh), ("--or-resume", or_resume)) if given]
+    sent = pack(
+        study,
+        overrides=overrides or (),
+        arguments=flags,
+        mounted=mounted or (),
+        env=read_environment(env or ()),
+        python=python,
+        code=code,
+    )
+    _send(Cluster(address), sent, follow)
+
+
+@app.command()
+def status(name: Name, address: JobsAddress = None) -> None:
+    """Say how a submitted study is doing.
+
+    Example: petl-search status demo --address http://head:8265
+    """
+    from search import jobs
+
+    cluster = jobs.Cluster(address)
+    job = cluster.newest(name)
+    typer.echo(jobs.status(name, job, cluster.log(job.submission_id or "")))
+
+
+@app.command()
+def logs(
+    name: Name,
+    follow: Follow = False,
+    address: JobsAddress = None,
+) -> None:
+    """Print what a submitted study said; with --follow, end as it does.
+
+    Example: petl-search logs demo --follow --address http://head:8265
+    """
+    from search.jobs import Cluster
+
+    cluster = Cluster(address)
+    job = cluster.newest(name).submission_id or ""
+    if follow:
+        _watch(cluster, job)
+    else:
+        typer.echo(cluster.log(job), nl=False)
+
+
+@app.command()
+def stop(name: Name, address: JobsAddress = None) -> None:
+    """Stop a submitted study, as Ctrl-C would: nothing that was finished is lost.
+
+    Example: petl-search stop demo --address http://head:8265
+    """
+    from search.jobs import Cluster, JobError, outcome
+
+    cluster = Cluster(address)
+    job = cluster.newest(name)
+    if job.status.is_terminal():
+        raise JobError(f"nothing to stop: {outcome(name, job, cluster.address)[0]}")
+    job = cluster.stop(job.submission_id or "")
+    typer.echo(outcome(name, job, cluster.address)[0])
 
 
 @app.command()
@@ -294,6 +420,27 @@ def _require_no_password(overrides: list[str] | None) -> None:
                 "a password on the command line is seen by everybody on this machine; write ${NAME} for it, which is "
                 f"of the environment, or leave it to the study file. Received --set {masked(override)}"
             )
+
+
+def _send(cluster: Cluster, sent: Sent, follow: bool) -> None:
+    """Starts a job, and says how to go on with it or does."""
+    job = cluster.send(sent)
+    if follow:
+        typer.echo(f"job {job} at {cluster.address}")
+        _watch(cluster, job, sent)
+        return
+    typer.echo(
+        f"job {job}. See `petl-search logs {sent.study} --follow --address {cluster.address}`, status and stop likewise"
+    )
+
+
+def _watch(cluster: Cluster, job: str, sent: Sent | None = None) -> None:
+    from search.jobs import watch
+
+    message, code = watch(cluster, job, lambda text: typer.echo(text, nl=False), sent)
+    typer.echo(message, err=bool(code))
+    if code:
+        raise typer.Exit(code)
 
 
 def _import_from_here() -> None:

@@ -74,6 +74,8 @@ def _join(address: str) -> None:
             f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
             "--address auto there"
         )
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(f"an http address takes jobs: `petl-search submit STUDY.yaml --address {address}`")
     dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
     host, _, port = address.rpartition(":")
     try:

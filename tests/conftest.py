@@ -21,6 +21,7 @@ ALONE = (
     "test_gang.py",
     "test_record.py",
     "test_database.py",
+    "test_jobs.py",
 )
 # Then those that take longest of the others: what is left at the end is short.
 LONG = (
