@@ -300,7 +300,7 @@ class Cluster:
                 f"a cluster takes jobs at the address of its dashboard, such as {DEFAULT}; received "
                 f"{masked(self.address)}"
             )
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+        logging.getLogger(JobSubmissionClient.__base__.__module__).setLevel(logging.ERROR)
         self._client = self._connect()
 
     def _connect(self) -> JobSubmissionClient:
