@@ -69,8 +69,10 @@ class Head:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         where = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
         local = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
+        none = [f"--{name}-port=0" for name in ("ray-client-server", "min-worker", "max-worker")]  # any, or no server
+        small = [*none, "--num-cpus=2", "--object-store-memory=200000000"]
         self.process = subprocess.Popen(
-            [*command, *where, *local, *ports, "--num-cpus=2", "--ray-client-server-port=0"],
+            [*command, *where, *local, *ports, *small],
             env=self.environment,
             cwd=self.folder,
             stdout=(self.folder / "head.log").open("ab"),
