@@ -37,6 +37,7 @@ test-slurm: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -rs tests/test_gpu.py
+
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
