@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 
 _ANSWER: Final = 10.0  # seconds for a cluster's head to answer
+_SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
 
 
 class ClusterError(ValueError):
@@ -46,10 +52,12 @@ def joined(
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
-    mine = not ray.is_initialized()
-    if mine:
-        _join(address or os.environ.get("RAY_ADDRESS") or "local")
-    try:
+    with ExitStack() as left:
+        if not ray.is_initialized():
+            address = address or os.environ.get("RAY_ADDRESS") or "local"
+            options = left.enter_context(_private()) if address == "local" else {}
+            _join(address, **options)
+            left.callback(ray.shutdown)
         _await(resources, say)
         if _places(resources.each) < resources.workers_per_trial:
             workers = resources.workers_per_trial
@@ -63,12 +71,45 @@ def joined(
         if folder is not None:
             _require_shared(folder)
         yield
+
+
+@contextmanager
+def _private() -> Iterator[dict[str, Any]]:
+    """Options for a Ray that starts inside: it is for this process and its workers, nobody else.
+
+    It listens on 127.0.0.1, answers to who has its token, and has a folder of its own: /tmp/ray is everybody's to
+    write. On Linux Ray listens on all interfaces, whatever address it is given, unless it takes the system for
+    one that has no clusters, as macOS.
+    """
+    settings = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # for the processes that it starts
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ |= settings
+    _authenticate_as_set()
+    scratch = tempfile.mkdtemp(prefix="petl-ray-", dir=_SCRATCH)
+    try:
+        yield {"_temp_dir": f"{scratch}/ray"}  # which Ray itself opens to everybody
     finally:
-        if mine:
-            ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        _authenticate_as_set()
 
 
-def _join(address: str) -> None:
+def _authenticate_as_set() -> None:
+    """Has Ray look at $RAY_AUTH_MODE and the token again, which it does once a process."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _join(address: str, **options: Any) -> None:
     if address.startswith("ray://"):
         raise ClusterError(
             f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
@@ -81,7 +122,13 @@ def _join(address: str) -> None:
     try:
         if port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=_ANSWER).close()
-        ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error

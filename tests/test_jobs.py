@@ -69,7 +69,7 @@ class Head:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         where = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
         local = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-        none = [f"--{name}-port=0" for name in ("ray-client-server", "min-worker", "max-worker")]  # any, or no server
+        none = ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={free_port()}"]  # 0: any
         small = [*none, "--num-cpus=2", "--object-store-memory=200000000"]
         self.process = subprocess.Popen(
             [*command, *where, *local, *ports, *small],
