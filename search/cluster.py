@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.attempt import Resident, Workload
+from search.authentication import look_again, use_token
 from search.store import StudyLock
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _private() -> Iterator[dict[str, Any]]:
     before = {name: os.environ.get(name) for name in settings}
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     os.environ |= settings
-    _authenticate_as_set()
+    look_again()
     scratch = tempfile.mkdtemp(prefix="petl-ray-", dir=_SCRATCH)
     try:
         yield {"_temp_dir": f"{scratch}/ray"}  # which Ray itself opens to everybody
@@ -100,13 +100,7 @@ def _private() -> Iterator[dict[str, Any]]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-        _authenticate_as_set()
-
-
-def _authenticate_as_set() -> None:
-    """Has Ray look at $RAY_AUTH_MODE and the token again, which it does once a process."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+        look_again()
 
 
 def _join(address: str, **options: Any) -> None:
@@ -118,6 +112,8 @@ def _join(address: str, **options: Any) -> None:
     if address.startswith(("http://", "https://")):
         raise ClusterError(f"an http address takes jobs: `petl-search submit STUDY.yaml --address {address}`")
     dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
+    if address != "local":
+        use_token()
     host, _, port = address.rpartition(":")
     try:
         if port.isdigit():  # Ray itself would try for minutes

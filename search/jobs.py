@@ -31,6 +31,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from search import arrival
 from search.address import bare, masked, sqlite_file
+from search.authentication import use_token
 from search.config import StudyConfig, load_config
 from spaces.space import SPACES
 
@@ -301,6 +302,7 @@ class Cluster:
                 f"{masked(self.address)}"
             )
         logging.getLogger(JobSubmissionClient.__base__.__module__).setLevel(logging.ERROR)
+        use_token()
         self._client = self._connect()
 
     def _connect(self) -> JobSubmissionClient:

@@ -24,7 +24,11 @@ def allowed(path: Path) -> set[str]:
     ]
     if package == "search":
         names = names | {"optuna"} if module in ("samplers", "record") else names
-        names = names | {"ray"} if module in ("ray_tune", "worker", "gang", "study", "cluster", "jobs") else names
+        names = (
+            names | {"ray"}
+            if module in ("ray_tune", "worker", "gang", "study", "cluster", "authentication", "jobs")
+            else names
+        )
         names = names | {"mlflow"} if module == "tracking" else names
     return names
 
