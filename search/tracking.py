@@ -100,7 +100,7 @@ _ADAPTER_FILE: Final = re.compile(
     ADAPTER + r"(/\w[\w.-]*){0,2}/\w[\w.-]*\.(json|safetensors|txt|model|jinja)", re.ASCII
 )
 _PIECE: Final = 2**20
-_MOST: Final = 1e15  # of counts, seconds, bytes
+_MOST: Final = 1e18  # of counts, seconds, bytes
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])

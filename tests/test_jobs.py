@@ -153,7 +153,9 @@ def write(folder: Path, **sections: Any) -> Path:
 
 
 def test_a_study_stopped_in_the_middle_and_resumed(head: Head, tmp_path: Path) -> None:
-    path = write(tmp_path, rows=480, budget={"trials": 5, "epochs": 3}, resources={"concurrent": 1})
+    path = write(
+        tmp_path, rows=480, budget={"trials": 5, "epochs": 12}, scheduler={"name": "none"}, resources={"concurrent": 1}
+    )
     sent = head.command("submit", str(path), cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     assert "job petl-tiny-1." in sent.stdout
