@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -107,5 +108,7 @@ if __name__ == "__main__":
     except SystemExit as error:
         print(f"petl-search: {error}", flush=True)
         sys.exit(2)
+    # Ray starts jobs with it blocked, and the study's driver makes SIGTERM, by which Ray ends them, into a SIGINT.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # the same process: it is the one that Ray asks to end
     os.execv(sys.executable, [sys.executable, "-m", "search.cli", *arguments])
