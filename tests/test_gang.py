@@ -36,7 +36,7 @@ STAGES = (0, 1, 2, 3) if os.environ.get("PETL_ALL") else (3,)  # test_engine has
 @pytest.fixture(scope="module", autouse=True)
 def _four_cpus() -> Iterator[None]:
     """As many as are declared: two gangs of two find room, whatever the machine has."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

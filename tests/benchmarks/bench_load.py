@@ -136,7 +136,7 @@ def measure(workers: int, seconds: float, trials: int, sampler: str) -> dict[str
         content["scheduler"] = {"name": "none"}
         content["resources"] = {"concurrent": workers}
         before, ray_tune.Worker = ray_tune.Worker, sleeper(seconds)  # type: ignore[misc]
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
         watch, own = Watch(), time.process_time()
         watch.start()
         began = time.time()
