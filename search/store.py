@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
@@ -32,6 +32,8 @@ _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
 _TRIALS: Final = "trials"
 _FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
+_ORPHANED: Final = 180.0  # seconds: Ray's nodes take up to 130 to notice that their head is dead, and end its workers
+_SOON: Final = 1.0
 
 
 class TrialFolder:
@@ -242,17 +244,24 @@ class StudyLock:
         self._study = study
         self._held: list[IO[bytes]] = []
 
-    def drive(self, patience: float = 60.0) -> None:
-        """For the driver. Waits up to `patience` seconds for workers that an earlier driver left.
+    def drive(self, patience: float = _ORPHANED, say: Callable[[str], object] = lambda _: None) -> None:
+        """For the driver. Waits up to `patience` seconds for workers that an earlier driver left, and says so.
 
         Raises StudyBusyError.
         """
         if not self._take("driver.lock", fcntl.LOCK_EX):
             raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
-        deadline = time.monotonic() + patience
+        began, said = time.monotonic(), False
         while not self._take("workers.lock", fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                raise StudyBusyError(f"workers of an earlier run of {self._study.name!r} are still alive")
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise StudyBusyError(
+                    f"workers of an earlier run of {self._study.name!r} are still alive after {waited:.0f} s; end them "
+                    "or wait longer"
+                )
+            if waited > _SOON and not said:
+                say(f"waiting up to {patience:.0f} s for workers that an earlier run left")
+                said = True
             time.sleep(0.2)
         self._held.pop().close()
 

@@ -102,7 +102,7 @@ def run(
         raise StudyError("--fresh and --or-resume contradict each other; give one")
     config, console = load_config(source, overrides), console or report.console()
     database = _database(config)
-    with _driving(config.study, database) as guard:
+    with _driving(config.study, database, console) as guard:
         there = _existing(database, config.study)
         if there and or_resume:
             return _go_on(config, Records.open_study(database, config.study, guard), address, console)
@@ -148,9 +148,10 @@ def resume(
             f"there is no study {name!r} in {where}; there are: {there or 'none'}. A study in another database is "
             "found by $PETL_SEARCH_DATABASE"
         )
-    with _driving(name, database) as guard:
+    console = console or report.console()
+    with _driving(name, database, console) as guard:
         records = Records.open_study(database, name, guard)
-        return _go_on(load_config(records.info("config"), overrides), records, address, console or report.console())
+        return _go_on(load_config(records.info("config"), overrides), records, address, console)
 
 
 def _go_on(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
@@ -197,13 +198,13 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
 
 
 @contextmanager
-def _driving(study: str, database: str) -> Iterator[Callable[[], None]]:
+def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
     """This process is the study's one driver inside; Ctrl-C becomes InterruptedStudy.
 
     What it yields makes sure that it still is the only one: see `search.database.driving`.
     """
     lock = StudyLock(_folder(study))
-    lock.drive()
+    lock.drive(say=console.print)
     try:
         with driving(database, study) as guard:
             yield guard

@@ -74,9 +74,10 @@ def test_a_second_driver_waits_for_nobody_but_the_dead(tmp_path: Path, role: str
     process.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    lock = StudyLock(tmp_path)
+    lock, said = StudyLock(tmp_path), list[str]()
     with pytest.raises(StudyBusyError, match="another process" if role == "drive" else "still alive"):
-        lock.drive(patience=0.3)
+        lock.drive(patience=1.5, say=said.append)
+    assert [text.split(" for ", 1)[1] for text in said] == ["workers that an earlier run left"] * (role == "work")
     lock.release()
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
