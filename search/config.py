@@ -236,7 +236,7 @@ class TrackingConfig(_Section):
     """
 
     uri: _Address = None
-    patience: NonNegativeFloat = 60.0
+    patience: NonNegativeFloat = 180.0
 
     @field_validator("uri")
     @classmethod

@@ -29,7 +29,7 @@ _GONE: Final = 75.0  # seconds until nothing of a study lives: two agents of Ray
 # What runs on a host while nothing is asked of it.
 _RAYS_OWN: Final = (
     "raylet", "gcs_server", "ray/dashboard", "log_monitor.py", "monitor.py", "ray.scripts.scripts", "process_reaper",
-    "ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "default_worker.py", "sleep ",
+    "ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv", "ray.util.client.server", "default_worker.py", "sleep ",
 )  # fmt: skip
 _OVER: Final = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
@@ -218,7 +218,10 @@ class Attempts:
         outcome.restarts += study.restarts
         outcome.trials += study.trials
         self.count(study, outcome, self.say)
-        outcome.left += left(self.there)
+        there = left(self.there)
+        outcome.left += there
+        if there:
+            self.say(f"{study.name}: left on its hosts: {'; '.join(there)}")
         text = study.log.read_text()
         if study.numbered and "Traceback" in text:  # Tune's own driver has one for each process that died
             self.say(f"{study.name}: a traceback in its log\n{text[text.index('Traceback') :][:3000]}")
