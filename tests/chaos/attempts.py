@@ -236,18 +236,19 @@ class Attempts:
 
     def _recover(self, study: Study, ledger: Ledger, under_way: set[str], at: float) -> None:
         """Waits until each trial that was under way at that moment has passed a milestone."""
-        wait_until(lambda: study.tend() or ledger.next_milestones(under_way, at), _RECOVERY)
+        wait_until(lambda: study.tend() or ledger.next_milestones(under_way, at) is not None, _RECOVERY)
         reached = ledger.next_milestones(under_way, at)
-        if reached:
-            self.outcome.recovery.append(max(reached) - at)
-        else:
+        seconds = None if reached is None else max((moment - at for moment in reached), default=0.0)
+        if seconds is None:
             self.outcome.stuck += 1
+        else:
+            self.outcome.recovery.append(seconds)
         all_down = self.failure.restart
         wasted = ledger.since_milestone(under_way, at) if all_down else ledger.wasted(at - 1.0, time.time())
         self.outcome.repeated += wasted
         self.say(
             f"{study.name}, {self.outcome.tried} of {self.times}: {self.failure.what}; {len(under_way)} trials under "
-            f"way, {f'recovered after {max(reached) - at:.1f} s' if reached else 'not recovered'}, repeated "
+            f"way, {'not recovered' if seconds is None else f'recovered after {seconds:.1f} s'}, repeated "
             f"{', '.join(f'{seconds:.1f} s' for seconds in wasted) or 'nothing'}"
         )
 

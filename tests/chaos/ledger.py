@@ -90,9 +90,13 @@ class Ledger:
             return {name for name, course in self.courses.items() if not course.finished and course.seen}
 
     def next_milestones(self, trials: set[str], after: float) -> list[float] | None:
-        """When each of these trials passed its first milestone after that moment; None while one has not."""
+        """When each of these trials passed its first milestone after that moment; None while one has not.
+
+        One that had finished by then, which was not seen yet, has none to pass.
+        """
         with self._lock:
             courses = [self.courses.get(name, Course()) for name in sorted(trials)]
+            courses = [course for course in courses if not course.finished or max(course.passed) > after]
             found = [next((at for at in sorted(course.passed) if at > after), None) for course in courses]
         return None if None in found else [at for at in found if at is not None]
 
