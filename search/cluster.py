@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ray
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
-from ray.util import ActorPool
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.attempt import Resident, Workload
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _ANSWER: Final = 10.0  # seconds for a cluster's head to answer
+_TESTS: Final = 3  # attempts at scoring a trial, where the process dies
 _SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
 
 
@@ -135,15 +137,17 @@ def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
     if not resources.wait_minutes:
         return
     bundles = resources.concurrent * resources.workers_per_trial * [dict(resources.each)]
-    request_resources(bundles=bundles)
     deadline = time.monotonic() + 60 * resources.wait_minutes
     said = False
-    while _places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
-        if not said:
-            say(f"waiting up to {resources.wait_minutes:g} minutes for a node with {_amounts(resources.each)}")
-            said = True
-        time.sleep(1.0)
-    request_resources(bundles=[])  # from here on the trials that wait for a place are the demand
+    try:
+        request_resources(bundles=bundles)
+        while _places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
+            if not said:
+                say(f"waiting up to {resources.wait_minutes:g} minutes for a node with {_amounts(resources.each)}")
+                said = True
+            time.sleep(1.0)
+    finally:  # it would outlive this process; from here on the trials that wait for a place are the demand
+        request_resources(bundles=[])
 
 
 def _require_shared(folder: Path) -> None:
@@ -234,19 +238,30 @@ def test_scores(
             self._lock.work()
             self.resident = Resident(workload)
 
-        def test(self, number: int, reference: str | None) -> tuple[int, str]:
+        def test(self, number: int, reference: str | None) -> str:
             try:
                 self.resident.test(number, reference)
             except Exception as error:  # one adapter that cannot be tested must not cost the others
-                return number, f"{type(error).__name__}: {error}"
-            return number, ""
+                return f"{type(error).__name__}: {error}"
+            return ""
 
     if not trials:
         return
     actor = ray.remote(
-        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=2, max_task_retries=2
+        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=-1, max_task_retries=_TESTS - 1
     )(Tester)
     at_once = max(1, min(resources.concurrent * resources.workers_per_trial, _places(resources.each)))
-    pool = ActorPool([actor.remote() for _ in range(min(at_once, len(trials)))])
-    for number, reason in pool.map_unordered(lambda tester, trial: tester.test.remote(*trial), list(trials)):
+    waiting, busy = deque(trials), dict[Any, tuple[Any, int]]()
+    idle: list[Any] = [actor.remote() for _ in range(min(at_once, len(trials)))]
+    while waiting or busy:
+        while waiting and idle:
+            tester, trial = idle.pop(), waiting.popleft()
+            busy[tester.test.remote(*trial)] = tester, trial[0]
+        (done, *_), _ = ray.wait(list(busy))
+        tester, number = busy.pop(done)
+        try:
+            reason = ray.get(done)
+        except RayActorError:
+            reason = f"its process died {_TESTS} times (killed, or out of memory)"
+        idle.append(tester)  # one that died starts again
         heard(number, reason)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from search.config import ResourcesConfig
 
 _NO_RECORDS: Final = (StoreError, RecordsError, StudyBusyError)  # a database or disk that is away, or another driver's
-_RESTARTS: Final = 3  # of a trial whose process died, before it counts as failed
+_RESTARTS: Final = 3  # of a trial whose process died, without a milestone in between, before it counts as failed
 
 
 class Listener(Protocol):
@@ -70,6 +70,7 @@ class Bridge:
         self.error: Exception | None = None  # why no further trial could be proposed
         self.cut_off = False  # from its records, or the disk: nothing that still runs could be kept
         self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
+        self._validated: dict[str, int] = {}  # and how often it has validated
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its searcher for a restore that never happens."""
@@ -119,6 +120,12 @@ class Bridge:
             return True
         return goes_on
 
+    def progressed(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """Whether a report, which has all of a trial's validations, has one that none before had."""
+        validated = len(report.get("validations", ()))
+        before, self._validated[tune_id] = self._validated.get(tune_id, 0), validated
+        return validated > before
+
     def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
         """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
         if tune_id not in self._numbers or self.cut_off:
@@ -130,7 +137,10 @@ class Bridge:
 
     def _ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
         if report is None:
-            self._end(tune_id, failure=f"its worker process died {_RESTARTS + 1} times (killed, or out of memory)")
+            self._end(
+                tune_id,
+                failure=f"its worker process died {_RESTARTS + 1} times without progress (killed, or out of memory)",
+            )
         elif failure := report.get("failure"):
             # Where the next trials would fail as well, this one can go on when things are mended.
             if failure.startswith(DISK_FULL):
@@ -199,7 +209,10 @@ class _Scheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Called at every milestone but the last."""
-        goes_on = self.bridge.heard(trial.trial_id, json.loads(result["report"]))
+        report = json.loads(result["report"])
+        if self.bridge.progressed(trial.trial_id, report):
+            trial.run_metadata.num_failures = 0  # Tune counts those of a trial's whole life, perhaps days on spot nodes
+        goes_on = self.bridge.heard(trial.trial_id, report)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 

@@ -58,12 +58,17 @@ class TrialFolder:
     def commit(self, part: str) -> None:
         """Vouches for the files of a part as they are now."""
         folder = self.path / part
-        hashes = {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        hashes = {str(file.relative_to(folder)): _digest(file) for file in files}
+        for file in files:
+            _settle(file)
         if self._mirror:
             for name in hashes:
                 self._mirror.upload(folder / name, f"{self._there}/{part}/{name}")
             self._mirror.write(f"{self._there}/{part}/{_MANIFEST}", _json(hashes).encode())
         write_json(folder / _MANIFEST, hashes)
+        for path in (folder / _MANIFEST, folder, self.path):
+            _settle(path)
 
     def find(self, part: str) -> Path | None:
         """The folder of a committed and undamaged part, else None."""
@@ -213,6 +218,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _settle(path: Path) -> None:
+    """Returns when a file or folder is on the disk: what older parts have is deleted once a part is committed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -266,8 +280,9 @@ class StudyLock:
         self._held.pop().close()
 
     def work(self) -> None:
-        """For a worker, for as long as its process lives."""
-        self._take("workers.lock", fcntl.LOCK_SH)
+        """For a worker, for as long as its process lives. A driver holds that lock for a moment at most."""
+        while not self._take("workers.lock", fcntl.LOCK_SH):
+            time.sleep(0.05)
 
     def release(self) -> None:
         """Lets go of everything."""
@@ -275,10 +290,10 @@ class StudyLock:
             self._held.pop().close()
 
     def _take(self, name: str, how: int) -> bool:
-        file = (self._study / name).open("ab")
+        file = (self._study / name).open("a+b")  # NFS shares a lock only where the file may be read
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             return False
         self._held.append(file)

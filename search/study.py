@@ -45,7 +45,7 @@ from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
 from search.store import StudyLock, TrialFolder, is_full
-from search.tracking import Tracker, discard
+from search.tracking import Tracker, discard, has_trials
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
 _JOURNAL: Final = "journal"  # in the study's folder
+_KEPT_EVERY: Final = 60.0  # seconds after which the time that a study has searched is on record again
 _BRIEFLY: Final = 10.0  # seconds for MLflow to hear of it that a run ends before its time
 _CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew, but for:
 _MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
@@ -118,6 +119,8 @@ def run(
         # whatever is wrong is said before anything is made or deleted
         if config.storage.path:
             Mirror(config.storage.path, config.study).require()
+        if not fresh:
+            _require_new(config, database)
         with cluster.joined(config.resources, _shared(config), address, console.print):
             _delete(config, database)  # also what a driver left that died in the next lines
             objectives = (config.objectives.score, config.objectives.cost)
@@ -235,10 +238,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray starts the jobs of a cluster so
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
@@ -374,12 +379,19 @@ def _search(
 def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
     """The seconds that the study has been searching, over all its drivers.
 
-    What a killed driver spent since it began is not known, and not counted.
+    What a killed driver spent in its last minute is not known, and not counted.
     """
     before, began = float(records.info("seconds", 0.0)), time.monotonic()
 
+    kept = began
+
     def clock() -> float:
-        return before + time.monotonic() - began
+        nonlocal kept
+        now = time.monotonic()
+        if now - kept >= _KEPT_EVERY:
+            kept = now
+            records.set_info("seconds", before + now - began)
+        return before + now - began
 
     try:
         yield clock
@@ -653,14 +665,34 @@ def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) ->
     )
 
 
+def _require_new(config: StudyConfig, database: str) -> None:
+    """Raises StudyError where trials of a study of that name are kept whose records are not in the database."""
+    places = {str(_folder(config.study)): any(_folder(config.study).glob("trials/*/*/manifest.json"))}
+    for mirror in _mirrors(config):
+        places[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
+    uri = store_uri(config.tracking.uri)
+    places[masked(uri)] = has_trials(uri, config.study)
+    if there := [place for place, has in places.items() if has]:
+        raise StudyError(
+            f"{' and '.join(there)} has trials of a study {config.study!r} that {masked(database)} does not know. Name "
+            "the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
+            "--fresh deletes those trials"
+        )
+
+
+def _mirrors(config: StudyConfig) -> list[Mirror]:
+    """Where the study's trials are to be kept, or were, beside its folder."""
+    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(_folder(config.study))) else None}
+    return [Mirror(path, config.study) for path in there if path]
+
+
 def _delete(config: StudyConfig, database: str) -> None:
     """Removes a study everywhere, its lock file excepted; nothing where there is none."""
     discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
     if Records.exists(database, config.study):
         Records.delete(database, config.study)
-    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(_folder(config.study))) else None}
-    for path in there - {None}:
-        Mirror(str(path), config.study).delete()
+    for mirror in _mirrors(config):
+        mirror.delete()
     for part in ("trials", _JOURNAL):
         shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
     if root := artifact_root(config.tracking.uri):

@@ -436,6 +436,14 @@ def discard(uri: str, study: str) -> None:
 # --- reading -------------------------------------------------------------------------------------
 
 
+def has_trials(uri: str, study: str) -> bool:
+    """Whether the store has an experiment of that name with runs of trials."""
+    client = _client(uri, create=True)
+    with _answering(uri):
+        experiment = client.get_experiment_by_name(study)
+        return experiment is not None and bool(_children(client, experiment.experiment_id))
+
+
 def studies(uri: str) -> list[StudySummary]:
     """The studies of a store that tell what they are, the newest first, with a warning of those that make no sense.
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import studies
 import yaml
 from rich.console import Console
 
 from petl import storage
-from search.config import ConfigError
+from search import cluster
+from search.config import ConfigError, ResourcesConfig, load_config
 from search.query import Study, load_study
-from search.record import State
+from search.record import Records, State
 from search.store import read_json
-from search.study import StudyError, resume, run
+from search.study import StudyError, _workload, resume, run
 
 DEVIL = """
 from petl.configuration import Configuration, Training
@@ -167,6 +171,58 @@ def test_the_same_name_is_refused_and_resume_of_a_finished_study_trains_nothing(
     study = resume("tiny", overrides=["budget.hours=2"], console=Console(quiet=True))
     assert {path: path.stat().st_mtime_ns for path in home.glob("studies/tiny/trials/**/*")} == before
     assert study.front().to_rows() == finished[0].front().to_rows()
+
+
+def test_a_study_whose_records_are_elsewhere_is_not_deleted(
+    finished: tuple[Study, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody forgot $PETL_SEARCH_DATABASE, say, and has run started again."""
+    kept = sorted((home / "studies" / "tiny").rglob("manifest.json"))
+    monkeypatch.setenv("PETL_SEARCH_DATABASE", f"sqlite:///{home}/other.db")
+    with pytest.raises(StudyError, match=r"studies/tiny and sqlite.* trials of a study 'tiny' that .*other\.db"):
+        run(home / "study.yaml", or_resume=True, console=Console(quiet=True))
+    assert sorted((home / "studies" / "tiny").rglob("manifest.json")) == kept
+    assert len(load_study("tiny").trials) == 6
+
+
+def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
+    finished: tuple[Study, str], home: Path
+) -> None:
+    """Every process that takes up the first one is killed, from outside."""
+    first, second = sorted((home / "studies" / "tiny" / "trials").glob("*/test"))[:2]
+    numbers = [int(folder.parent.name) for folder in (first, second)]
+    database = f"sqlite:///{home}/optuna.db"
+    records = Records.open_study(database, "tiny")
+    workload = _workload(load_config(home / "study.yaml"), records)
+    for folder in (first, second):
+        shutil.rmtree(folder)
+    heard: dict[int, str] = {}
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "Tester.test" in " ".join(process.cmdline()):
+                        process.kill()
+
+    killer = threading.Thread(target=kill)
+    resources = ResourcesConfig(concurrent=1)
+    with cluster.joined(resources, None, None, print):
+        killer.start()
+
+        def hear(number: int, reason: str) -> None:
+            heard[number] = reason
+            over.set()
+
+        references = [records.get(number).reference for number in numbers]
+        cluster.test_scores(workload, resources, list(zip(numbers, references, strict=True)), hear)
+        killer.join()
+    assert heard[numbers[0]].startswith("its process died 3 times")
+    assert heard[numbers[1]] == ""
+    assert (second / "scores.json").exists()
+    resume("tiny", console=Console(quiet=True))
+    assert (first / "scores.json").exists()
 
 
 def test_changed_data_is_noticed(finished: tuple[Study, str], content: dict[str, Any], tmp_path: Path) -> None:
