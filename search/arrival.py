@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -93,8 +94,9 @@ def _kept(sent: Path, home: Path, name: str) -> Path:
     """The folder or file under the home, copied there unless it is there already."""
     place = home / "inputs" / sent.name
     if not place.exists():
-        unfinished = place.with_name(f"{sent.name}.{os.getpid()}")
-        shutil.copytree(sent, unfinished)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{sent.name}.", dir=place.parent))
+        shutil.copytree(sent, unfinished, dirs_exist_ok=True)
         try:
             unfinished.rename(place)
         except OSError:  # another job was faster

@@ -139,7 +139,7 @@ class Sent:
             "patience": self.patience,
         }
         sizes = {item.path: sum(path.stat().st_size for _, path in _files(item.path)) for item in self.inputs}
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
             archive.writestr("arrive.py", Path(arrival.__file__).read_text(encoding="utf-8"))
             archive.writestr("job.json", json.dumps(job))
             archive.mkdir("modules")

@@ -50,6 +50,8 @@ from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from petl.data import TaskData
 
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
@@ -237,13 +239,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray starts the jobs of a cluster so
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _drive(config: StudyConfig, records: Records, console: Console) -> Study:

@@ -5,6 +5,7 @@ Where pytest-xdist shares the files out (`make test`), those that need the secon
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,6 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "alone" if file.rpartition("/")[2] in ALONE else file
 
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ran the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,6 +167,9 @@ def test_manifests_refer_to_what_there_is() -> None:
                     assert f"--from-literal={secret['key']}=" in text
                 elif "://" in variable["value"]:
                     assert variable["value"].split("://")[1].split("@")[-1].split(":")[0].split("/")[0] in services
+    clusters = {document["metadata"]["name"] for document in documents if document["kind"] == "RayCluster"}
+    for name in clusters:  # KubeRay calls the Secret with a cluster's token so
+        assert f"create secret generic {name} " not in text
     for name in {path.name for path, _ in manifests()}:
         assert name in text
 

@@ -83,7 +83,7 @@ def test_what_was_not_delivered_is_there_in_order_with_the_next_numbers_after_it
         entry = journal.first()
         assert entry is not None
         assert (entry.what, entry.tell) == ({"n": expected}, "note")
-        assert before - 60 < entry.at <= before + 0.0005  # it is rounded to milliseconds
+        assert before - 60 < entry.at <= before + 0.006  # they are a millisecond apart, at least
         journal.delivered()
     journal.close()
     second = Journal(tmp_path, quiet)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +25,7 @@ from search.config import ConfigError, ResourcesConfig, load_config
 from search.query import Study, load_study
 from search.record import Records, State
 from search.store import read_json
-from search.study import StudyError, _workload, resume, run
+from search.study import StudyError, _terminated_as_interrupted, _workload, resume, run
 
 DEVIL = """
 from petl.configuration import Configuration, Training
@@ -183,6 +186,18 @@ def test_a_study_whose_records_are_elsewhere_is_not_deleted(
         run(home / "study.yaml", or_resume=True, console=Console(quiet=True))
     assert sorted((home / "studies" / "tiny").rglob("manifest.json")) == kept
     assert len(load_study("tiny").trials) == 6
+
+
+@pytest.mark.parametrize("disposition", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_a_ctrl_c(disposition: Any) -> None:
+    """Also where SIGINT is ignored, as in what a shell puts into the background."""
+    before = signal.signal(signal.SIGINT, disposition)
+    try:
+        with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
