@@ -84,8 +84,9 @@ def join_process_group(
     `init_method` is where they meet, as torch writes it: `tcp://host:port`, or `file://` and a path
     that all see and that does not exist yet. A process on its own needs none: it has a file of its
     own, and so no port to collide on. `local_rank` numbers the GPUs that this process sees: 0 where
-    it sees only its own. `host` is the address of this machine at which the others reach it, and the only one
-    that it listens on, unless GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name another. Variables such as RANK are
+    it sees only its own. `host` is the address of this machine at which the others reach it; collectives listen on
+    its interface alone, unless GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name another (what listens at a tcp://
+    meeting place is torch's TCPStore, on all interfaces). Variables such as RANK are
     set for DeepSpeed, never read: what a launcher around this process meant by them is its own affair.
 
     Raises ValueError for a rank outside the group, and for a group with nowhere to meet.

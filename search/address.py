@@ -14,11 +14,11 @@ from urllib.parse import quote, urlsplit
 
 POSTGRESQL: Final = "postgresql+psycopg"
 _PLAIN: Final = ("sqlite", "file")  # a path follows, and an @ in it is one of a folder's name
-_REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
+REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
 _REFERENCES: Final = re.compile(r"(\$\{\w+\})+")
 _USER: Final = re.compile(r"([A-Za-z][\w+.-]*)://(\S*)@")  # to the last @: a password may have one by mistake
 _SECRET: Final = re.compile(
-    r"""(?i)\b([\w.-]*?(?:password|passwd|pwd|secret|token|sig|signature|credential|(?:access|account|api|secret)[_-]?key))"""
+    r"""(?i)\b([\w.-]*?(?:password|passwd|pwd|passphrase|secret|token|sig|signature|credentials?|(?:access|account|api|secret|private|encryption)[_-]?key))"""
     r"""=('[^']*'|"[^"]*"|[^\s&'"]*)"""
 )
 
@@ -61,7 +61,7 @@ def whole(address: str) -> str:
             )
         return quote(found, safe="") if 0 < reference.start() < end or "?" in address[: reference.start()] else found
 
-    address = _REFERENCE.sub(value, address)
+    address = REFERENCE.sub(value, address)
     scheme, separator, rest = address.partition("://")
     if separator and scheme not in _PLAIN:
         user, at, _ = rest.rpartition("@")

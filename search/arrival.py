@@ -5,7 +5,8 @@ installed here, it needs Python alone. Ray unpacks what was sent into a folder o
 after a restart and on other nodes, and a study remembers absolute paths. So it is copied:
 
     $PETL_SEARCH_HOME/inputs/DIGEST/NAME    a model folder, a file or folder of rows; found by its contents
-                      submitted/STUDY/      study.yaml, and the modules of a space of the user's own
+                      submitted/STUDY/      of the study that was begun: study.yaml, and the modules of a space of
+                                            the user's own
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -41,7 +41,6 @@ def arrive(sent: Path) -> list[str]:
     home.mkdir(parents=True, exist_ok=True)
     _wait_for_end(home / "studies" / job["study"], job["patience"])
     place = home / "submitted" / job["study"]
-    place.mkdir(parents=True, exist_ok=True)
     arguments: list[str] = job["arguments"]
     if job["config"]:
         for item in job["inputs"]:
@@ -49,12 +48,40 @@ def arrive(sent: Path) -> list[str]:
             for key in item["at"][:-1]:
                 section = section[key]
             section[item["at"][-1]] = str(_kept(sent / "inputs" / item["digest"], home, item["name"]))
-        # JSON is YAML
-        (place / "study.yaml").write_text(json.dumps(job["config"], indent=1, ensure_ascii=False), encoding="utf-8")
-        shutil.copytree(sent / "modules", place, dirs_exist_ok=True)
-        arguments = ["run", str(place / "study.yaml"), *arguments]
+        study = sent / "study.yaml"
+        study.write_text(json.dumps(job["config"], indent=1, ensure_ascii=False), encoding="utf-8")  # JSON is YAML
+        # One that goes on has the code that it began with, and so has one whose name another study is refused.
+        if "--fresh" in arguments or not _is_begun(job["study"], job["config"]):
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(sent / "modules", place)
+            shutil.copy(study, place)
+        arguments = ["run", str(study), *arguments]
+    place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)  # where a space of the user's own is found
+    _find_records(place)
     return arguments
+
+
+def _is_begun(study: str, config: dict[str, Any]) -> bool:
+    """Raises SystemExit where that cannot be asked."""
+    from search.address import AddressError
+    from search.home import database_url
+    from search.record import Records, RecordsError
+
+    try:
+        return Records.begun(database_url(config["storage"]["database"]), study)
+    except (AddressError, RecordsError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _find_records(place: Path) -> None:
+    """A resume finds its study by $PETL_SEARCH_DATABASE, which a study's own file may have said before."""
+    try:
+        config = json.loads((place / "study.yaml").read_text(encoding="utf-8"))
+    except OSError:  # it was never sent here
+        return
+    if database := config["storage"]["database"]:
+        os.environ.setdefault("PETL_SEARCH_DATABASE", database)
 
 
 def _require_package(wanted: str | None) -> None:
@@ -110,7 +137,5 @@ if __name__ == "__main__":
     except SystemExit as error:
         print(f"petl-search: {error}", flush=True)
         sys.exit(2)
-    # Ray starts jobs with it blocked, and the study's driver makes SIGTERM, by which Ray ends them, into a SIGINT.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # the same process: it is the one that Ray asks to end
     os.execv(sys.executable, [sys.executable, "-m", "search.cli", *arguments])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from petl.count import count
 from petl.design import Design
 from petl.measurements import Measurements
 from search.mirror import StoreAwayError, keep_at
-from search.store import TrialFolder, is_full, read_json, write_json
+from search.store import TrialFolder, driven, is_full, read_json, write_json
 
 if TYPE_CHECKING:
     from petl.data import TaskData
@@ -58,8 +59,16 @@ class Workload:
 
     @property
     def home(self) -> Path:
-        """The study's folder on this node, ready to be used."""
+        """The study's folder on this node, ready to be used.
+
+        Raises StoreAwayError on a node that does not have the folder which all share.
+        """
         folder = Path(self.folder)
+        if self.store is None and not driven(folder):
+            raise StoreAwayError(
+                f"node {socket.gethostname()} does not see the study's folder {folder}, which all nodes share: mount "
+                "it there at the same path, or take the node out of the cluster"
+            )
         keep_at(folder, self.store)
         return folder
 

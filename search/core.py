@@ -235,11 +235,6 @@ class Search:
         self._active.add(record.number)
         return Start(record)
 
-    def halt(self, number: int, note: str) -> None:
-        """Leaves a trial open, for a resume to go on with, and hands out nothing more."""
-        self._active.discard(number)
-        self._halted, self.note = True, note
-
     def report(self, number: int, epoch: float, score: float) -> Decision:
         """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
 

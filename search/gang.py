@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from search.attempt import Attempt, Job, Resident, Workload, failed
 from search.store import StudyLock
@@ -37,37 +38,47 @@ class Gang:
         return GangAttempt(self, job)
 
     def ready(self) -> None:
-        """Starts the ranks, where there are none, and lets them meet. Raises RayError where one dies."""
+        """Starts the ranks, where there are none, and lets them meet. Raises what `call` does."""
         if self._ranks:
             return
         actor = ray.remote(num_cpus=self._each.get("CPU", 0), num_gpus=self._each.get("GPU", 0))(Rank)
         self._ranks = [actor.remote(self._workload, rank) for rank in range(self._workers)]
-        hosts = set(self.call("host"))
+        hosts = set(self.call("arrive"))
         where = ray.get(self._ranks[0].meeting_place.remote(len(hosts) == 1))
         self.call("join", self._workers, where)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """A method of all ranks at once; what they answer, in their order.
 
-        The first failed report of a trial ends the gang and is the answer. Raises RayError where a
-        rank died, which ends the gang too.
+        The first failed report of a trial ends the gang and is the answer. Raises RayActorError where a
+        rank died, RayTaskError for an error of a rank; both end the gang too.
         """
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
-        waiting, failed = list(calls), None
+        waiting = {getattr(rank, method).remote(*arguments): number for number, rank in enumerate(self._ranks)}
+        answers: dict[int, Any] = {}
         try:
-            while waiting and not failed:
-                [done], waiting = ray.wait(waiting)
-                answer = ray.get(done)
-                failed = answer if isinstance(answer, dict) and "failure" in answer else None
-            if not failed:
-                return ray.get(calls)
-            if waiting:  # who lost its peer fails as well, and may be heard before the death itself
-                ray.get(ray.wait(waiting, num_returns=len(waiting), timeout=_GRACE)[0])
+            while waiting:
+                [done], _ = ray.wait(list(waiting))
+                try:
+                    answer = ray.get(done)
+                except RayTaskError:
+                    self._raise_death(waiting)
+                    raise
+                if isinstance(answer, dict) and "failure" in answer:
+                    self._raise_death(waiting)
+                    self.end()
+                    return [answer]
+                answers[waiting.pop(done)] = answer
         except BaseException:
             self.end()
             raise
-        self.end()
-        return [failed]
+        return [answers[number] for number in sorted(answers)]
+
+    def _raise_death(self, waiting: Iterable[Any]) -> None:
+        """Who lost its peer fails as well, and may be heard before the death itself: raises RayActorError for one."""
+        deadline = time.monotonic() + _GRACE
+        for call in waiting:
+            with suppress(RayTaskError, GetTimeoutError):
+                ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
 
     def end(self) -> None:
         """Ends all ranks at once, whatever they do."""
@@ -108,12 +119,16 @@ class Rank:
         from petl.engine import prepare_process
 
         prepare_process()
-        self._lock = StudyLock(workload.home)
-        self._lock.work()
         self._resident, self._rank = Resident(workload), rank
         self._attempt: Attempt | None = None
 
-    def host(self) -> str:
+    def arrive(self) -> str:
+        """Takes the worker's lock, and tells this host. Raises StoreAwayError where it has no folder of the study."""
+        self._lock = StudyLock(self._resident.workload.home)
+        self._lock.work()
+        return self._host()
+
+    def _host(self) -> str:
         """The address by which other hosts know this one."""
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return address
@@ -124,14 +139,14 @@ class Rank:
             self._folder = tempfile.TemporaryDirectory(prefix="petl-gang-")
             return f"file://{self._folder.name}/store"
         with socket.socket() as probe:
-            probe.bind((self.host(), 0))
-            return f"tcp://{self.host()}:{probe.getsockname()[1]}"
+            probe.bind((self._host(), 0))
+            return f"tcp://{self._host()}:{probe.getsockname()[1]}"
 
     def join(self, workers: int, where: str) -> None:
         """Meets the others; returns when all are there."""
         from petl.engine import join_process_group
 
-        host = "127.0.0.1" if where.startswith("file://") else self.host()
+        host = "127.0.0.1" if where.startswith("file://") else self._host()
         join_process_group(self._rank, workers, where, host=host)
 
     def begin(self, job: str) -> None:

@@ -30,7 +30,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from search import arrival
-from search.address import bare, masked, sqlite_file
+from search.address import REFERENCE, bare, masked, sqlite_file
 from search.authentication import use_token
 from search.config import StudyConfig, load_config
 from spaces.space import SPACES
@@ -46,8 +46,6 @@ _STOP: Final = 60  # seconds from SIGTERM to SIGKILL; Ray's own 3 are too few to
 _BUSY: Final = 120.0  # seconds for the driver of a lost head to end
 _LIMIT: Final = 100 * 2**20  # bytes that a head takes in one piece
 _PACKAGES: Final = ("petl", "spaces", "search")
-_SECRET: Final = re.compile(r"(?i)passw|passphrase|token$|secret|credential|_key$|^key$")
-_REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
 _RAYS: Final = re.compile(r"^(Running entrypoint for job .*|.*Runtime env is setting up\.)\n", re.MULTILINE)
 _ENDS: Final[Mapping[JobStatus, str]] = {
     JobStatus.PENDING: "is about to start",
@@ -105,7 +103,8 @@ class Sent:
     patience: float = 0.0
 
     def __post_init__(self) -> None:
-        if secret := [name for name, value in self.env.items() if _SECRET.search(name) or masked(value) != value]:
+        given = {name: f"{name}={value}" for name, value in self.env.items()}
+        if secret := [name for name, text in given.items() if masked(text) != text]:
             raise JobError(
                 f"what --env gives is shown to everybody who may see the cluster's jobs, so it has no passwords; "
                 f"received {', '.join(secret)}. Set them where Ray is started, and refer to them as ${{NAME}}"
@@ -175,7 +174,6 @@ def pack(
     What lies under `mounted` is at the same path on the cluster, and stays out. `settings` are fields of Sent.
     Raises ConfigError with every fault of the file, JobError for files that cannot go along.
     """
-    before = set(sys.modules)
     env = settings.get("env", {})
     with _elsewhere(env, [_text(source), *overrides]):
         config = load_config(source, overrides)
@@ -197,7 +195,7 @@ def pack(
             faults.append(f"{name}: a file of this machine, which the cluster does not see; received {file}")
     if faults:
         raise JobError(f"{source} cannot be sent:\n" + "\n".join(f"  {fault}" for fault in faults))
-    modules = _modules(config, before)
+    modules = _modules(config)
     return Sent(config.study, dumped, tuple(arguments), tuple(inputs), modules, **settings)
 
 
@@ -211,7 +209,7 @@ def _text(source: Path) -> str:
 @contextmanager
 def _elsewhere(env: Mapping[str, str], texts: Sequence[str]) -> Iterator[None]:
     """While an address is checked, the cluster's variables are those of `env`, others something."""
-    named = {name for text in texts for name in _REFERENCE.findall(text)}
+    named = {name for text in texts for name in REFERENCE.findall(text)}
     added = {name: env.get(name, "1") for name in named if name not in os.environ}
     os.environ.update(added)
     try:
@@ -263,13 +261,12 @@ def _digest(top: Path) -> str:
     return total.hexdigest()[:24]
 
 
-def _modules(config: StudyConfig, before: set[str]) -> dict[str, Path]:
+def _modules(config: StudyConfig) -> dict[str, Path]:
     """The files of a space of the user's own, and of what it imported from the current folder."""
     name = str(config.space.get("name", "unified"))
     if config.designs or name in SPACES:
         return {}
-    loaded = {module for module in sys.modules if module not in before} | {name.partition(":")[0]}
-    tops = {module.partition(".")[0] for module in loaded} - {*_PACKAGES, "__main__"}
+    tops = {module.partition(".")[0] for module in {*sys.modules, name.partition(":")[0]}} - {*_PACKAGES, "__main__"}
     here = Path.cwd()
     found: dict[str, Path] = {}
     for top in sorted(tops):
@@ -295,24 +292,24 @@ class Cluster:
     """The jobs of a cluster, by the names of their studies. Every method raises AwayError where it does not answer."""
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT).rstrip("/")
-        if urlsplit(self.address).scheme not in ("http", "https"):
+        self._url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT).rstrip("/")
+        self.address = masked(self._url)  # for people
+        if urlsplit(self._url).scheme not in ("http", "https"):
             raise JobError(
-                f"a cluster takes jobs at the address of its dashboard, such as {DEFAULT}; received "
-                f"{masked(self.address)}"
+                f"a cluster takes jobs at the address of its dashboard, such as {DEFAULT}; received {self.address}"
             )
         logging.getLogger(JobSubmissionClient.__base__.__module__).setLevel(logging.ERROR)
         use_token()
         self._client = self._connect()
 
     def _connect(self) -> JobSubmissionClient:
-        url = urlsplit(self.address)
+        url = urlsplit(self._url)
         with self._answering():
             # Ray's client would try for minutes
             port = url.port or {"http": 80, "https": 443}[url.scheme]
             socket.create_connection((url.hostname or "", port), timeout=_ANSWER).close()
             with _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # which Ray puts before what it is given
-                return _Client(self.address)
+                return _Client(self._url)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -320,30 +317,27 @@ class Cluster:
             yield
         except AuthenticationError as error:
             raise JobError(
-                f"the cluster at {masked(self.address)} asks for its token (RAY_AUTH_MODE=token with "
+                f"the cluster at {self.address} asks for its token (RAY_AUTH_MODE=token with "
                 f"~/.ray/auth_token, $RAY_AUTH_TOKEN or $RAY_AUTH_TOKEN_PATH): {_first(error)}"
             ) from None
         except OSError as error:  # requests' are such, too
             raise AwayError(
-                f"no Ray cluster answers at {masked(self.address)} (--address, $RAY_API_SERVER_ADDRESS): "
-                f"{_first(error)}"
+                f"no Ray cluster answers at {self.address} (--address, $RAY_API_SERVER_ADDRESS): {_first(error)}"
             ) from error
         except RuntimeError as error:
             if "status code 404" in str(error) or "does not exist" in str(error):
                 raise UnknownJobError(masked(_first(error))) from error
             if re.search(r"status code 5\d\d", str(error)) and "already exists" not in str(error):
-                raise AwayError(
-                    f"the cluster at {masked(self.address)} has trouble: {masked(_first(error))}"
-                ) from error
-            raise JobError(f"the cluster at {masked(self.address)} refuses: {masked(_first(error))}") from error
+                raise AwayError(f"the cluster at {self.address} has trouble: {masked(_first(error))}") from error
+            raise JobError(f"the cluster at {self.address} refuses: {masked(_first(error))}") from error
 
     def newest(self, study: str) -> JobDetails:
         """Raises UnknownJobError where the cluster knows no job of the study."""
         if found := self._all(study):
             return found[max(found)]
         raise UnknownJobError(
-            f"the cluster at {masked(self.address)} knows no job of study {study!r}, or has forgotten it. "
-            f"If the study was begun, go on with: petl-search resume {study} --address {masked(self.address)}"
+            f"the cluster at {self.address} knows no job of study {study!r}, or has forgotten it. "
+            f"If the study was begun, go on with: petl-search resume {study} --address {self.address}"
         )
 
     def _all(self, study: str) -> dict[int, JobDetails]:
@@ -446,6 +440,8 @@ def follow(cluster: Cluster, name: str, say: Callable[[str], None], patience: fl
 def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
     """How a job ended, in words with what to do next, and the exit code for it."""
     again = f"petl-search resume {study} --address {address} {(job.metadata or {}).get('options', '')}".rstrip()
+    if not job.status.is_terminal():
+        return f"study {study} is still ending, as job {job.submission_id}; look again with petl-search status", 1
     if job.status is JobStatus.SUCCEEDED:
         return f"study {study} is finished", 0
     if job.status is JobStatus.STOPPED:

@@ -36,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
-from search.address import bare, masked
+from search.address import bare, masked, sqlite_file
 from search.database import (
     ConnectionLostError,
     DatabaseError,
@@ -173,7 +173,9 @@ class Records:
 
     @staticmethod
     def names(url: str) -> list[str]:
-        """The studies of a storage, oldest first."""
+        """The studies of a storage, oldest first; none where it was never made."""
+        if not _is_there(url):
+            return []
         with _opened(url) as storage:
             return _names(storage)
 
@@ -183,6 +185,11 @@ class Records:
         with _opened(url) as storage:
             found = [study for study in storage.get_all_studies() if study.study_name == name]
             return found[0].user_attrs.get(key) if found else None
+
+    @staticmethod
+    def begun(url: str, name: str) -> bool:
+        """Whether a study is on record: one whose driver died before it had said what is run is not."""
+        return _is_there(url) and Records.info_of(url, name, "resolved") is not None
 
     @staticmethod
     def delete(url: str, name: str) -> None:
@@ -435,6 +442,12 @@ def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persi
 def _names(storage: BaseStorage) -> list[str]:
     """A study without objectives is not listed: its writer was killed while it created it."""
     return [study.study_name for study in storage.get_all_studies() if _OBJECTIVES in study.user_attrs]
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is such a storage: to open one of sqlite's is to make it."""
+    file = sqlite_file(url)
+    return file is None or file.exists()
 
 
 def _study_id(storage: BaseStorage, name: str) -> int:

@@ -31,6 +31,8 @@ from search.mirror import mirror_of
 _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
 _TRIALS: Final = "trials"
+_DRIVER: Final = "driver.lock"
+_WORKERS: Final = "workers.lock"
 _FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
 _ORPHANED: Final = 180.0  # seconds: Ray's nodes take up to 130 to notice that their head is dead, and end its workers
 _SOON: Final = 1.0
@@ -247,6 +249,11 @@ class StudyBusyError(RuntimeError):
     """Another process drives the study, or its workers have not gone yet."""
 
 
+def driven(study: Path) -> bool:
+    """Whether a folder is one in which a study was driven, and not one that a node without it would make."""
+    return (study / _DRIVER).exists()
+
+
 class StudyLock:
     """One driver a study, and no worker of an earlier one: locks that the system drops when a process dies.
 
@@ -263,10 +270,10 @@ class StudyLock:
 
         Raises StudyBusyError.
         """
-        if not self._take("driver.lock", fcntl.LOCK_EX):
+        if not self._take(_DRIVER, fcntl.LOCK_EX):
             raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
         began, said = time.monotonic(), False
-        while not self._take("workers.lock", fcntl.LOCK_EX):
+        while not self._take(_WORKERS, fcntl.LOCK_EX):
             waited = time.monotonic() - began
             if waited > patience:
                 raise StudyBusyError(
@@ -281,7 +288,7 @@ class StudyLock:
 
     def work(self) -> None:
         """For a worker, for as long as its process lives. A driver holds that lock for a moment at most."""
-        while not self._take("workers.lock", fcntl.LOCK_SH):
+        while not self._take(_WORKERS, fcntl.LOCK_SH):
             time.sleep(0.05)
 
     def release(self) -> None:

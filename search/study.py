@@ -106,7 +106,7 @@ def run(
     config, console = load_config(source, overrides), console or report.console()
     database = _database(config)
     with _driving(config.study, database, console) as guard:
-        there = _existing(database, config.study)
+        there = Records.begun(database, config.study)
         if there and or_resume:
             return _go_on(config, Records.open_study(database, config.study, guard), address, console)
         if there and not fresh:
@@ -146,8 +146,8 @@ def resume(
     database = database_url()
     if any(override.startswith("storage.database") for override in overrides):
         raise StudyError("a resume finds its study by $PETL_SEARCH_DATABASE; received --set storage.database")
-    if not _existing(database, name):
-        there = ", ".join(Records.names(database)) if _is_there(database) else ""
+    if not Records.begun(database, name):
+        there = ", ".join(Records.names(database))
         where = masked(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
         raise StudyError(
             f"there is no study {name!r} in {where}; there are: {there or 'none'}. A study in another database is "
@@ -216,7 +216,7 @@ def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[
     except KeyboardInterrupt:
         begun = True
         with suppress(StoreError):  # of a database that is away
-            begun = _existing(database, study)
+            begun = Records.begun(database, study)
         raise InterruptedStudy(
             f"interrupted; nothing that was finished is lost. Go on with: {_resuming(study, database)}"
             if begun
@@ -703,17 +703,6 @@ def _delete(config: StudyConfig, database: str) -> None:
         shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
     if root := artifact_root(config.tracking.uri):
         shutil.rmtree(root / config.study, ignore_errors=True)
-
-
-def _existing(database: str, study: str) -> bool:
-    """Whether a study was begun and not deleted; one whose driver died before it was on record was not."""
-    return _is_there(database) and Records.info_of(database, study, "resolved") is not None
-
-
-def _is_there(database: str) -> bool:
-    """Whether there is a database: to open one of sqlite's is to make it."""
-    file = sqlite_file(database)
-    return file is None or file.exists()
 
 
 def _resuming(study: str, database: str) -> str:

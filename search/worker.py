@@ -12,8 +12,9 @@ from typing import Any
 
 from ray import tune
 
-from search.attempt import Attempt, Job, Resident, Workload
+from search.attempt import Attempt, Job, Resident, Workload, failed
 from search.gang import Gang, GangAttempt
+from search.mirror import StoreAwayError
 from search.store import StudyLock
 
 
@@ -32,8 +33,8 @@ class Worker(tune.Trainable):
     ) -> None:
         """Called once a process; `reset_config` hands it the next job. `each`: what Ray gives to one of a gang."""
         assert workload is not None
-        self._lock = StudyLock(workload.home)
-        self._lock.work()
+        self._workload = workload
+        self._lock: StudyLock | None = None
         self._begin: Callable[[Job], Attempt | GangAttempt] = (
             Gang(workload, workers, each or {}).begin if workers > 1 else partial(Attempt, Resident(workload))
         )
@@ -47,8 +48,18 @@ class Worker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains to the next milestone."""
-        report = self.attempt.advance()
+        report = self._refusal() or self.attempt.advance()
         return {"report": json.dumps(report), "done": bool(report.get("done"))}
+
+    def _refusal(self) -> dict[str, Any] | None:
+        """The report of a trial where nothing can be trained, None where it can. Takes the worker's lock."""
+        if self._lock is None:
+            try:
+                self._lock = StudyLock(self._workload.home)
+            except StoreAwayError as error:
+                return failed(error)
+            self._lock.work()
+        return None
 
     def cleanup(self) -> None:
         """Called when the process is no longer needed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import psutil
 import pytest
 import ray
 import studies
+from ray import tune
 from ray.exceptions import RayActorError
 
 from petl import backbones, tasks
@@ -26,7 +29,9 @@ from search.attempt import Attempt, Job, Resident, Workload
 from search.cluster import ClusterError, joined, room
 from search.config import ConfigError, ResourcesConfig, load_config
 from search.gang import Gang
+from search.store import StudyLock
 from search.study import StudyError, resume, run
+from search.worker import Worker
 
 DESIGNS = ("lora:rank=2", "sequential:size=4", "mam:length=2,size=4,scale=2")
 EACH = {"CPU": 1.0}
@@ -52,6 +57,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def workload(content: dict[str, Any], tmp_path: Path) -> Workload:
     backbone = backbones.describe(content["backbone"]["model"])
+    StudyLock(tmp_path).drive()
     return Workload(str(tmp_path), backbone.to_dict(), asdict(tasks.resolve(content["task"])), "fp32")
 
 
@@ -110,6 +116,41 @@ def test_rank_that_dies_ends_all_at_once_and_another_gang_goes_on(workload: Work
     again.close()
     np.testing.assert_allclose(_losses(found), _losses(expected), rtol=0, atol=1e-5)
     gang.end()
+
+
+def test_death_is_what_counts_though_its_peer_is_heard_first(workload: Workload) -> None:
+    """As when a rank dies while the gang meets: the others cannot connect to it."""
+
+    class Peer:
+        def __init__(self, dies: bool) -> None:
+            self.dies = dies
+
+        def meet(self) -> None:
+            if not self.dies:
+                raise RuntimeError("Connection closed by peer")
+            time.sleep(0.5)
+            os._exit(1)
+
+    class Meeting(Gang):
+        def ready(self) -> None:
+            self._ranks = [ray.remote(num_cpus=1)(Peer).remote(dies) for dies in (False, True)]
+            self.call("meet")
+
+    with pytest.raises(RayActorError):
+        Meeting(workload, 2, EACH).begin(job()).advance()
+
+
+def test_node_without_the_studys_folder_trains_nothing(workload: Workload, tmp_path: Path) -> None:
+    """What it trained would be in a folder of its own, and lost."""
+    folder = tmp_path / "not mounted"
+    gang = Gang(replace(workload, folder=str(folder)), 2, EACH)
+    report = gang.begin(job()).advance()
+    assert re.match(r"store away: node \S+ does not see the study's folder .*not mounted", report["failure"])
+    worker = tune.with_parameters(Worker, workload=replace(workload, folder=str(folder)))
+    result = worker({"job": job().to_json()}).train()
+    assert result["done"]
+    assert json.loads(result["report"])["failure"] == report["failure"]
+    assert not folder.exists()
 
 
 def test_error_of_the_training_is_the_trials_failure_and_ends_the_gang(workload: Workload) -> None:

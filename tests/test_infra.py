@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def test_manifests_refer_to_what_there_is() -> None:
     documents = [document for _, document in manifests()]
     claims = {document["metadata"]["name"] for document in documents if document["kind"] == "PersistentVolumeClaim"}
     maps = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
+    maps |= set(re.findall(r"kubectl create configmap (\S+)", text))
     services = {document["metadata"]["name"] for document in documents if document["kind"] == "Service"}
     used = [template["spec"] for document in documents for template in templates(document)]
     assert len(used) == 6

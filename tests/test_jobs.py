@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ import psutil
 import pytest
 import studies
 import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
 
+from search.arrival import arrive
 from search.config import ConfigError
-from search.jobs import AwayError, Cluster, JobError, Sent, pack
+from search.jobs import AwayError, Cluster, JobError, Sent, outcome, pack
+from search.record import Records
 
 ROOT = Path(__file__).parent.parent
 SPACE = """
@@ -142,6 +146,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 def write(folder: Path, **sections: Any) -> Path:
     """A study file beside the space, model and rows that it names."""
     folder.mkdir(parents=True, exist_ok=True)
+    for module in ("my_space", "helper"):  # of an earlier test's folder
+        sys.modules.pop(module, None)
     (folder / "my_space.py").write_text(SPACE)
     (folder / "helper.py").write_text("RANKS = [1, 2, 3, 4, 5, 6, 7, 8]\n")
     content = studies.study(folder, **{"space": {"name": "my_space:space"}, "references": ["majority"], **sections})
@@ -263,6 +269,40 @@ def test_every_fault_is_found_before_anything_is_sent(tmp_path: Path, monkeypatc
     assert kept["storage"]["database"] == "postgresql://petl:${ELSEWHERE}@db/records"
 
 
+def test_a_study_keeps_the_code_that_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second study of its name, refused or not, and a resume, which finds the records where the first had them."""
+    address = f"sqlite:///{tmp_path}/head/records.db"
+    path = write(tmp_path, storage={"database": address})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path / "head"))
+    monkeypatch.delenv("PETL_SEARCH_DATABASE", raising=False)
+    place = tmp_path / "head/submitted/tiny"
+    first = pack(path, mounted=[tmp_path / "head"])
+
+    def arrived(sent: Sent) -> list[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            sent.write(Path(folder) / "sent.zip")
+            zipfile.ZipFile(f"{folder}/sent.zip").extractall(folder)
+            return arrive(Path(folder))
+
+    assert arrived(first)[0] == "run"
+    (tmp_path / "helper.py").write_text("RANKS = [1]\n")
+    arrived(first)  # nothing was begun yet: what is sent now counts
+    assert (place / "helper.py").read_text() == "RANKS = [1]\n"
+    Records.create_study(address, "tiny", ("accuracy", "stored_parameters")).set_info("resolved", {})
+    (tmp_path / "helper.py").write_text("RANKS = [2]\n")
+    for flags in ((), ("--or-resume",)):
+        arrived(replace(first, arguments=flags))
+        assert (place / "helper.py").read_text() == "RANKS = [1]\n"
+    monkeypatch.delenv("PETL_SEARCH_DATABASE", raising=False)
+    assert arrived(Sent("tiny", arguments=("resume", "tiny"))) == ["resume", "tiny"]
+    assert os.environ["PETL_SEARCH_DATABASE"] == address
+    assert Path.cwd() == place
+    arrived(replace(first, arguments=("--fresh",)))
+    assert (place / "helper.py").read_text() == "RANKS = [2]\n"
+
+
 def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
     (tmp_path / "backbone/more.bin").write_bytes(os.urandom(101 * 2**20))
@@ -281,6 +321,13 @@ def test_no_password_travels(variable: str) -> None:
     Sent("tiny", env={"PETL_SEARCH_DATABASE": "postgresql://petl:${PETL_PASSWORD}@db/records"})
 
 
+def test_a_job_that_is_still_ending_is_not_said_to_have_failed() -> None:
+    job = JobDetails(type=JobType.SUBMISSION, submission_id="petl-tiny-3", status=JobStatus.RUNNING, entrypoint="")
+    said, code = outcome("tiny", job, "http://head:8265")
+    assert "is still ending, as job petl-tiny-3" in said
+    assert code == 1
+
+
 # --- long ---
 
 long = pytest.mark.skipif(not os.environ.get("PETL_ALL"), reason="two minutes; PETL_ALL=1 runs it")
@@ -288,7 +335,9 @@ long = pytest.mark.skipif(not os.environ.get("PETL_ALL"), reason="two minutes; P
 
 @long
 def test_the_head_is_killed_and_comes_back(tmp_path: Path) -> None:
-    path = write(tmp_path, rows=480, budget={"trials": 6, "epochs": 3}, resources={"concurrent": 1})
+    path = write(
+        tmp_path, rows=480, budget={"trials": 6, "epochs": 3}, resources={"concurrent": 1}, scheduler={"name": "none"}
+    )
     running = Head(tmp_path)
     try:
         follower = running.begin("submit", str(path), "--follow", cwd=tmp_path)
