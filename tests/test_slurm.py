@@ -20,6 +20,7 @@ from search.record import State
 
 SCRIPT = Path(__file__).parent.parent / "infra" / "slurm" / "study.sbatch"
 MORE = 4
+UNDER_WAY = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 SHOWN = ("JobState", "Restarts", "Reason", "NodeList", "TimeLimit")
 
 pytestmark = [
@@ -88,7 +89,7 @@ def test_time_limit_requeue_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 before = done
                 write_study(tmp_path, trials=len(before) + MORE)
                 there.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-            if fields["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"):
+            if fields["JobState"] not in UNDER_WAY:
                 break
             assert time.monotonic() - began < 1500, log.read_text()
             time.sleep(1)

@@ -103,7 +103,8 @@ class Ledger:
     def since_milestone(self, trials: set[str], at: float) -> list[float]:
         """How long each of these trials had trained at that moment, since its last milestone."""
         with self._lock:
-            return [self.courses[name].since_milestone(at) for name in sorted(trials & set(self.courses))]
+            courses = [self.courses[name] for name in sorted(trials & set(self.courses))]
+            return [course.since_milestone(min(at, course.seen)) for course in courses]  # who stood still lost nothing
 
     def wasted(self, since: float, until: float) -> list[float]:
         """The seconds of training that were thrown away, of each attempt that another one replaced in this time."""
