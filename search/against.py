@@ -96,7 +96,7 @@ class Row:
         """What is not as it should be: seeds that are missing, running or failed."""
         states = [trial.state for trial in self.trials]
         missing = self.seeds - len(states)
-        parts = {"running": states.count(State.RUNNING), "failed": states.count(State.FAIL), "missing": missing}
+        parts = {"running": sum(state.open for state in states), "failed": states.count(State.FAIL), "missing": missing}
         return ", ".join(f"{number} {what}" for what, number in parts.items() if number > 0)
 
 

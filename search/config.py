@@ -30,7 +30,7 @@ from petl.design import DesignError
 from petl.results import PAPER_TASKS, TABLES, results
 from petl.tasks import Task
 from search import address
-from search.halving import Rule, rule
+from search.halving import Halving, Rule, rule
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
 from search.samplers import SAMPLERS
@@ -114,20 +114,26 @@ class SamplerConfig(_Section):
 
 
 class SchedulerConfig(_Section):
-    """The rung rule. asha: one in `eta` goes on, decided first at `first` epochs."""
+    """The rung rule: one in `eta` goes on, decided first at `first` epochs.
+
+    none, asha, pareto-asha, dominated, halving. halving: a trial that does not go on waits;
+    it trains at least `least` trials in full, and fills its rungs in so many `waves`.
+    """
 
     name: str = "asha"
     eta: float | None = None
     first: float | None = None
+    waves: int | None = None
+    least: int | None = None
 
     @model_validator(mode="after")
     def _known(self) -> SchedulerConfig:
-        self.rule(epochs=1.0)
+        self.rule(epochs=1.0, trials=1)
         return self
 
-    def rule(self, epochs: float) -> Rule:
-        """The rule for trials of so many epochs."""
-        return rule(self.name, epochs, **self.model_dump(exclude={"name"}, exclude_none=True))
+    def rule(self, epochs: float, trials: int) -> Rule | Halving:
+        """The rule for so many trials of so many epochs."""
+        return rule(self.name, epochs, trials, **self.model_dump(exclude={"name"}, exclude_none=True))
 
 
 class BudgetConfig(_Section):
@@ -495,6 +501,14 @@ class StudyConfig(_Section):
     def trials(self) -> int:
         """How many designs are proposed and enqueued, or listed; references are not counted."""
         return sum(map(len, self.design_seeds.values())) if self.designs else self.budget.trials or _TRIALS
+
+    @property
+    def rule(self) -> Rule | Halving:
+        """The rung rule. A sampler that learns nothing gains nothing by waves: one, unless they are asked for."""
+        scheduler = self.scheduler
+        if scheduler.name == "halving" and scheduler.waves is None and self.sampler.name == "random":
+            scheduler = scheduler.model_copy(update={"waves": 1})
+        return scheduler.rule(self.fixed_training.epochs, self.trials)
 
     @property
     def design_seeds(self) -> dict[str, tuple[int, ...]]:

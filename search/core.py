@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
-from search.halving import Never, Rule
+from search.halving import NEW, Halving, Ladder, Never, Rule, Standing
+from search.pareto import MAXIMIZE
 from search.record import Aside, Origin, Records, State, TrialRecord
 from search.samplers import Proposer, excess
 from spaces.space import Point, Space, decode
@@ -47,7 +48,7 @@ class Decision(StrEnum):
     """What a report means for its trial."""
 
     CONTINUE = "continue"
-    PAUSE = "pause"  # no rule of today's pauses
+    PAUSE = "pause"  # the trial waits for its promotion, and its worker is free
     STOP = "stop"
 
 
@@ -71,7 +72,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with this trial: it was running when the last search ended."""
+    """Go on with this trial: it was running when the last search ended, or it waited and is promoted."""
 
     record: TrialRecord
 
@@ -120,7 +121,7 @@ class Plan:
     backbone: Backbone
     count: Callable[[Configuration], Mapping[str, float]]
     budget: Budget
-    rule: Rule = field(default_factory=Never)
+    rule: Rule | Halving = field(default_factory=Never)
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
@@ -177,6 +178,8 @@ class Search:
         there = {record.reference for record in records.all()}
         self._references = deque((name, item) for name, item in plan.references.items() if name not in there)
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
+        self._ladder = Ladder(plan.rule) if isinstance(plan.rule, Halving) else None
+        self._closed: list[int] = []  # that could not be promoted any more, since `take_closed` was called last
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
         self._lacking = lacking
@@ -185,11 +188,13 @@ class Search:
         self._exhausted = False
         for record in records.all():
             self._know(record)
+        for record in records.all():
             if record.state is State.RUNNING:
                 if records.stopped_at(record.number) is None:
                     self._resumable.append(record.number)
                 else:  # it was told to stop, and the driver did not live to see it end
                     self.finish(record.number, stopped=True)
+        self._close_hopeless()
 
     @property
     def active(self) -> frozenset[int]:
@@ -205,6 +210,11 @@ class Search:
     def counted(self) -> int:
         """How many trials of the budget are used."""
         return sum(record.reference is None for record in self.records.all())
+
+    @property
+    def waiting(self) -> int:
+        """How many trials are paused at a rung."""
+        return sum(record.state is State.PAUSED for record in self.records.all())
 
     def rungs(self, number: int) -> tuple[float, ...]:
         """The epochs at which the trial must report before it goes on."""
@@ -225,9 +235,15 @@ class Search:
                 return self._without_room(lacking)
             self._active.add(self._resumable.popleft())
             return Resume(self.records.get(number))
-        self._proposed = self._proposed or self._new()
-        if self._proposed is None:
+        turn = self._turn()
+        if turn == NEW:
+            self._proposed = self._proposed or self._new()
+            turn = NEW if self._proposed else self._turn()  # the space may be exhausted
+        if turn is None:
             return WAIT if self._active else DONE
+        if turn != NEW:
+            return self._promoted(turn)
+        assert self._proposed is not None
         if lacking := self._lacking(self._proposed.configuration, self._active, None):
             return self._without_room(lacking)
         record, self._proposed = self._proposed.create(), None
@@ -241,16 +257,26 @@ class Search:
         Every report is kept; the rule decides at its rungs. A score that is not finite stops the trial.
         """
         record = self.records.get(number)
-        if record.state is not State.RUNNING:
-            return Decision.STOP
         rungs = self.rungs(number)
         epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
-        if epoch not in record.rungs:
-            goes_on = math.isfinite(score)
-            if goes_on and epoch in rungs:
-                goes_on = self.plan.rule.goes_on(score, self._others(epoch), self._score.direction)
-            self.records.rung(number, epoch, float(score), stop=not goes_on)
-        return Decision.CONTINUE if self.records.stopped_at(number) is None else Decision.STOP
+        if record.state is State.RUNNING and epoch not in record.rungs:
+            decision = Decision.CONTINUE if math.isfinite(score) else Decision.STOP
+            if decision is Decision.CONTINUE and epoch in rungs:
+                decision = self._at_rung(record, epoch, score)
+            stop, pause = decision is Decision.STOP, decision is Decision.PAUSE
+            self.records.rung(number, epoch, float(score), stop=stop, pause=pause)
+            self._know(self.records.get(number))
+            self._close_hopeless()
+        if self.records.get(number).state is State.PAUSED:
+            self._active.discard(number)
+            return Decision.PAUSE
+        running = self.records.get(number).state is State.RUNNING and self.records.stopped_at(number) is None
+        return Decision.CONTINUE if running else Decision.STOP
+
+    def take_closed(self) -> list[TrialRecord]:
+        """The trials that waited and were ended since this was asked last: all that go on were chosen."""
+        closed, self._closed = self._closed, []
+        return [self.records.get(number) for number in closed]
 
     def finish(
         self,
@@ -268,6 +294,7 @@ class Search:
         record = self.records.get(number)
         state, reason = self._outcome(record, measurements, failure, stopped)
         closed = self.records.close(number, state, measurements, reason)
+        self._know(closed)
         self._active.discard(number)
         if number in self._resumable:
             self._resumable.remove(number)
@@ -293,20 +320,72 @@ class Search:
         return State.COMPLETE, None
 
     def _open(self) -> bool:
-        """Whether anything is left to hand out."""
+        """Whether anything is left to hand out, now or when what runs has reported."""
         if self._halted:
             return False
-        if self._resumable:
-            return True
-        if self._clock() >= self.plan.budget.hours * 3600:
-            return False
-        return bool(self._proposed or self._references) or (
+        return bool(self._resumable) or self._turn() is not None
+
+    def _in_time(self) -> bool:
+        return self._clock() < self.plan.budget.hours * 3600
+
+    def _turn(self) -> int | None:
+        """Whose turn it is: NEW, a waiting trial's, or nobody's."""
+        if not self._in_time():
+            return None
+        fresh = bool(self._proposed) or (
             self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)
         )
+        if self._references or self._ladder is None:
+            return NEW if fresh or self._references else None
+        return self._ladder.next(fresh=fresh)
+
+    def _promoted(self, number: int) -> Step:
+        if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
+            return self._without_room(lacking)
+        record = self.records.promote(number)
+        self._know(record)
+        self._active.add(number)
+        self._close_hopeless()
+        return Resume(record)
+
+    def _at_rung(self, record: TrialRecord, epoch: float, score: float) -> Decision:
+        """What a finite score at a rung means."""
+        if isinstance(self.plan.rule, Halving):
+            assert self._ladder is not None
+            waiting = replace(record, state=State.PAUSED, rungs={**record.rungs, epoch: score})
+            self._know(waiting)
+            return Decision.CONTINUE if self._turn() == record.number else Decision.PAUSE
+        own = self._standing(replace(record, rungs={epoch: score}), epoch)
+        peers = [peer for peer in self.records.all() if peer.reference is None and epoch in peer.rungs]
+        others = [self._standing(peer, epoch) for peer in peers if math.isfinite(peer.rungs[epoch])]
+        return Decision.CONTINUE if self.plan.rule.goes_on(own, others) else Decision.STOP
+
+    def _standing(self, record: TrialRecord, epoch: float) -> Standing:
+        return Standing(record.number, self._loss(record.rungs[epoch]), self._spent(record))
+
+    def _loss(self, score: float) -> float:
+        return -score if self._score.direction == MAXIMIZE else score
+
+    def _spent(self, record: TrialRecord) -> float:
+        """The cost as a rule sees it: known before training, or the same for all."""
+        counts = self.records.origin(record.number).counts
+        return self._cost.seen(counts[self._cost.name]) if self._cost.known and self._cost.name in counts else 0.0
+
+    def _close_hopeless(self) -> None:
+        for number in self._ladder.hopeless if self._ladder else ():
+            self.finish(number, stopped=True)
+            self._closed.append(number)
 
     def _without_room(self, lacking: str) -> Idle:
-        """Those that run may leave room when they end. Where none does, the search is over for now."""
+        """Those that run may leave room when they end, and those that wait if they are given up, the worst first.
+
+        Where neither does, the search is over for now.
+        """
         if self._active:
+            return WAIT
+        if self._ladder and (waiting := self._ladder.waiting[1:]):
+            self.finish(waiting[-1], stopped=True)
+            self._closed.append(waiting[-1])
             return WAIT
         self._halted, self.note = True, lacking
         return DONE
@@ -378,14 +457,22 @@ class Search:
         return any(self.records.origin(record.number).coordinates for record in self.records.all())
 
     def _know(self, record: TrialRecord) -> None:
-        if record.configuration and record.reference is None:
+        if record.reference is not None:
+            return
+        if record.configuration:
             self._twins.setdefault(record.configuration.key, record.number)
-
-    def _others(self, epoch: float) -> list[float]:
-        """The scores that the trials of the budget have at a rung."""
-        return [
-            record.rungs[epoch] for record in self.records.all() if record.reference is None and epoch in record.rungs
-        ]
+        if self._ladder is not None:
+            passed = [record.rungs[rung] for rung in self._ladder.rule.rungs if rung in record.rungs]
+            finite = [self._loss(score) for score in passed if math.isfinite(score)]
+            held = record.state in (State.PAUSED, State.PRUNED)  # at the last of these
+            self._ladder.know(
+                record.number,
+                finite,
+                self._spent(record),
+                level=max(0, len(finite) - held),
+                waits=record.state is State.PAUSED,
+                runs=record.state is State.RUNNING,
+            )
 
     def _count(self, configuration: Configuration) -> Mapping[str, float]:
         key = configuration.design.key

@@ -281,7 +281,7 @@ class Room:
                 continue
             folder = TrialFolder(self.folder, record.number)
             folder.drop_interrupted()
-            if record.state is not State.RUNNING:
+            if not record.state.open:
                 folder.drop_states()
                 if record.state is not State.COMPLETE:
                     folder.drop("result")

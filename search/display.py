@@ -21,6 +21,7 @@ from search.record import State, TrialRecord
 _WORDS: Final[Mapping[State, str]] = {
     State.COMPLETE: "finished",
     State.RUNNING: "running",
+    State.PAUSED: "waiting at a rung",
     State.PRUNED: "stopped early",
     State.FAIL: "failed",
 }
@@ -31,7 +32,7 @@ class Display:
 
     `records` gives all trials, `front` the non-dominated ones by cost, `told` what the worker of a trial
     said last; `budget` is the number of trials asked for, beside the references, `at_once` how many run
-    side by side.
+    side by side, `epochs` what all of them come to, where that is known.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Display:
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
         told: Callable[[int], str] = lambda number: "",
+        epochs: float | None = None,
     ) -> None:
         self.study, self.budget, self.at_once, self.score = study, budget, at_once, score
         self.console = console or Console()
         self._records, self._front, self._told = records, front, told
-        self._began = time.monotonic()
+        self._began, self._epochs, self._trained = time.monotonic(), epochs, _trained(records())
         self._live: Live | None = None
         self._reached: dict[int, str] = {}
         self._lock = threading.Lock()  # the live table is drawn from a thread of its own
@@ -109,6 +111,10 @@ class Display:
         """A trial's process died."""
         self.say(f"the worker process of trial {record.number} died; another one goes on from its last milestone")
 
+    def paused(self, record: TrialRecord) -> None:
+        """A trial waits for its promotion."""
+        self._line(record, "waits: others are ahead at this rung")
+
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""
         if record.state is State.COMPLETE and record.measurements:
@@ -127,10 +133,16 @@ class Display:
 
     def _progress(self) -> str:
         records = self._records()
-        over = sum(record.state is not State.RUNNING and record.reference is None for record in records)
-        left = _left(records, self.budget, self.at_once)
+        over = sum(not record.state.open and record.reference is None for record in records)
+        left = self._left(records)
         expected = "" if left is None else f", about {_clock(left)} left"
         return f"{self._clock(expected)} {over}/{self.budget}"
+
+    def _left(self, records: Sequence[TrialRecord]) -> float | None:
+        if self._epochs is None:
+            return _left(records, self.budget, self.at_once)
+        trained = _trained(records)
+        return _left_of_epochs(trained - self._trained, self._epochs - trained, time.monotonic() - self._began)
 
     def _clock(self, expected: str = "") -> str:
         return f"[{_clock(time.monotonic() - self._began)}{expected}]"
@@ -141,14 +153,14 @@ class Display:
             reached = dict(self._reached)
         trials = [record for record in records if record.reference is None]
         states = Counter(record.state for record in records)
-        over = sum(record.state is not State.RUNNING for record in trials)
+        over = sum(not record.state.open for record in trials)
         elapsed = time.monotonic() - self._began
         head = Text.assemble(
             (self.study, "bold"),
             f"  {over}/{self.budget} trials  ",
             "  ".join(f"{states[state]} {word}" for state, word in _WORDS.items() if states[state]),
             f"  {_clock(elapsed)} elapsed",
-            f", about {_clock(left)} left" if (left := _left(records, self.budget, self.at_once)) is not None else "",
+            f", about {_clock(left)} left" if (left := self._left(records)) is not None else "",
         )
         running = Table.grid(padding=(0, 2))
         for record in records:
@@ -191,6 +203,19 @@ def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | 
     running = sum(record.state is State.RUNNING and record.reference is None for record in records)
     waiting = max(0, budget - len(spans) - running)
     return sum(spans) / len(spans) * (waiting + running / 2) / at_once
+
+
+def _trained(records: Sequence[TrialRecord]) -> float:
+    """The epochs that all trials have behind them, as far as they are on record."""
+    trials = [record for record in records if record.reference is None]
+    return sum(
+        record.measurements.epochs if record.measurements else max(record.rungs, default=0.0) for record in trials
+    )
+
+
+def _left_of_epochs(trained: float, left: float, seconds: float) -> float | None:
+    """Seconds for the epochs that are left, at the pace of those that were trained."""
+    return max(0.0, left) / trained * seconds if trained > 0 else None
 
 
 def _clock(seconds: float) -> str:

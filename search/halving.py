@@ -1,30 +1,73 @@
 """Rung rules: which trials are worth their full budget. Pure decisions on recorded scores.
 
-A rung is a number of epochs, fractions allowed. At each one below the full budget a trial reports
-its score, and the rule says whether it goes on. Nothing is kept here: a decision depends on the
-scores at that rung alone, so a search that is restarted decides as it would have.
+A rung is a number of epochs, fractions allowed, below the full budget. At each one a trial reports its
+score. Two kinds of rules decide what that means:
+
+- a stopping rule says at once whether the trial goes on or ends: `Never`, `Asha`, `ParetoAsha`, `Dominated`;
+- Pareto halving (`Halving`, played by a `Ladder`) lets it wait, and hands out promotions to those that wait.
+
+Nothing is kept that is not on record: a decision depends on what the trials have reached alone, so a search
+that is restarted decides as it would have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Final, Protocol
 
-from search.pareto import MAXIMIZE
+import numpy as np
+
+from search.pareto import MINIMIZE, ranks
+
+_BOTH: Final = (MINIMIZE, MINIMIZE)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial at a rung. Both values are losses: smaller is better. Where the cost is not known yet it is 0."""
+
+    number: int
+    score: float
+    cost: float = 0.0
+
+
+def best(standings: Sequence[Standing], taken: Collection[int] = ()) -> Standing:
+    """The one that is next to go on, after those that are `taken`.
+
+    It is of the first non-dominated rank that has one left. Within the rank the best score comes first, then
+    the one that is farthest from all of the rank that are taken: the front is covered, not its middle.
+    Raises ValueError where none is left.
+    """
+    open_ = np.array([standing.number not in taken for standing in standings], dtype=bool)
+    if not open_.any():
+        raise ValueError("all standings are taken")
+    values = np.array([(standing.score, standing.cost) for standing in standings])
+    rank = ranks(values, _BOTH)
+    layer = np.flatnonzero(rank == rank[open_].min())
+    points = values[layer] - values[layer].min(axis=0)
+    points /= np.where(points.max(axis=0) > 0, points.max(axis=0), 1.0)
+    there, left = points[~open_[layer]], np.flatnonzero(open_[layer])
+    if len(there):
+        apart = np.linalg.norm(points[left][:, None] - there[None], axis=2).min(axis=1)
+        keys = np.lexsort((points[left, 0], -apart))
+    else:
+        keys = np.lexsort((points[left, 1], points[left, 0]))
+    return standings[int(layer[left[keys[0]]])]
 
 
 class Rule(Protocol):
-    """A rung rule."""
+    """A stopping rule."""
 
     @property
     def rungs(self) -> tuple[float, ...]:
         """The epochs at which it decides, ascending, all below the full budget."""
         ...
 
-    def goes_on(self, score: float, others: Sequence[float], direction: str) -> bool:
-        """Whether a trial with this score goes on, beside the `others` recorded at the same rung so far."""
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Whether a trial goes on, beside the `others` recorded at the same rung so far. All scores are finite."""
         ...
 
 
@@ -32,25 +75,16 @@ class Rule(Protocol):
 class Never:
     """Every trial gets its full budget."""
 
-    @property
-    def rungs(self) -> tuple[float, ...]:
-        """None."""
-        return ()
+    rungs: ClassVar[tuple[float, ...]] = ()
 
-    def goes_on(self, score: float, others: Sequence[float], direction: str) -> bool:
-        """Always, unless it has diverged."""
-        return math.isfinite(score)
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Always."""
+        return True
 
 
 @dataclass(frozen=True)
-class Asha:
-    """Asynchronous successive halving, stopping type (Li et al., MLSys 2020), on the score alone.
-
-    At the rungs first, first x eta, first x eta² ... a trial goes on if it is among the best 1/eta of
-    all scores recorded there so far, itself included and at least one. Equal scores are equally good.
-
-    Raises ValueError, naming the rule and the value.
-    """
+class _Geometric:
+    """Rungs at first, first x eta, first x eta² ... Raises ValueError, naming the rule and the value."""
 
     epochs: float
     eta: float = 3.0
@@ -64,7 +98,7 @@ class Asha:
         if not 0 < self.first < math.inf:
             raise ValueError(f"first, the first rung in epochs, is positive; received {self.first}")
 
-    @property
+    @cached_property
     def rungs(self) -> tuple[float, ...]:
         """The first rung and its multiples by eta."""
         levels: list[float] = []
@@ -74,13 +108,171 @@ class Asha:
             level *= self.eta
         return tuple(levels)
 
-    def goes_on(self, score: float, others: Sequence[float], direction: str) -> bool:
-        """Whether the score is among the best 1/eta. One that is not finite never is."""
-        if not math.isfinite(score):
-            return False
-        peers = [other for other in others if math.isfinite(other)]
-        better = sum(other > score if direction == MAXIMIZE else other < score for other in peers)
-        return better < max(1, int((len(peers) + 1) / self.eta))
+    def share(self, peers: int) -> int:
+        """How many of so many go on: 1/eta of them, at least one."""
+        return max(1, int(peers / self.eta))
+
+
+@dataclass(frozen=True)
+class Asha(_Geometric):
+    """Asynchronous successive halving, stopping type (Li et al., MLSys 2020), on the score alone.
+
+    A trial goes on if it is among the best 1/eta of all scores recorded at the rung so far, itself included.
+    Equal scores are equally good.
+    """
+
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Whether its score is among the best 1/eta."""
+        return sum(other.score < own.score for other in others) < self.share(len(others) + 1)
+
+
+@dataclass(frozen=True)
+class ParetoAsha(_Geometric):
+    """The same on both objectives: non-dominated rank, and within one the spread over the front (see `best`)."""
+
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Whether it is among the first 1/eta."""
+        everyone, taken = [*others, own], set[int]()
+        for _ in range(self.share(len(everyone))):
+            taken.add(best(everyone, taken).number)
+        return own.number in taken
+
+
+@dataclass(frozen=True)
+class Dominated(_Geometric):
+    """A trial ends where more than half of its peers dominate it."""
+
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Whether at most half of the others are at least as good in both objectives and better in one."""
+        above = sum(
+            other.score <= own.score and other.cost <= own.cost and (other.score, other.cost) != (own.score, own.cost)
+            for other in others
+        )
+        return above <= len(others) / 2
+
+
+@dataclass(frozen=True)
+class Halving(_Geometric):
+    """Pareto halving by promotion: one in eta goes on from each rung, the others wait.
+
+    It knows the budget: of `trials` so many are trained to each rung as `quotas` says, and at least `least`
+    in full, or all where there are fewer. The quotas are filled in `waves`: with one wave every trial reaches
+    the first rung before any goes beyond, which is synchronous halving; with many, full scores are known early,
+    from which a sampler learns. None: as many as have eta^rungs trials each.
+    """
+
+    trials: int = 0
+    waves: int | None = None
+    least: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("trials", self.trials), ("least", self.least)):
+            if value < 0:
+                raise ValueError(f"{name} is at least 0; received {value}")
+        if self.waves is not None and self.waves < 1:
+            raise ValueError(f"waves is at least 1; received {self.waves}")
+
+    @cached_property
+    def quotas(self) -> tuple[int, ...]:
+        """How many trials are trained at all, beyond the first rung, the second ..., and so in full."""
+        kept = (round(self.trials / self.eta**level) for level in range(len(self.rungs) + 1))
+        return tuple(max(quota, min(self.least, self.trials), 0) for quota in kept)
+
+    @cached_property
+    def targets(self) -> tuple[tuple[int, int, int], ...]:
+        """What is to be done, in order: (level, how many are to have entered it, and the level below it by then).
+
+        Level 0 is to begin, level 1 to be let beyond the first rung.
+        """
+        waves = self.waves or max(1, int(self.trials / self.eta ** len(self.rungs)))
+        due = [[-(-quota * wave // waves) for quota in self.quotas] for wave in range(1, waves + 1)]
+        return tuple((level, row[level], row[max(level - 1, 0)]) for row in due for level in range(len(row)))
+
+    @property
+    def total(self) -> float:
+        """The epochs that all trials come to."""
+        ends = (*self.rungs, self.epochs)
+        return sum(quota * (end - begin) for quota, begin, end in zip(self.quotas, (0.0, *ends), ends, strict=False))
+
+
+NEW: Final = -1  # begin another trial
+
+
+class Ladder:
+    """Where the trials of a halving stand, and whose turn it is. See `next`."""
+
+    def __init__(self, rule: Halving) -> None:
+        self.rule = rule
+        levels = len(rule.rungs) + 1
+        self._at: list[dict[int, Standing]] = [{} for _ in rule.rungs]
+        self._waiting: list[set[int]] = [set() for _ in rule.rungs]
+        self._under_way: list[set[int]] = [set() for _ in range(levels)]  # in training at this level
+        self._entered = [0] * levels
+        self._levels: dict[int, int] = {}  # trial -> the level that it was let into
+
+    def know(
+        self, number: int, scores: Sequence[float], cost: float, *, level: int, waits: bool = False, runs: bool = False
+    ) -> None:
+        """A trial as it is now; replaces what was known of it.
+
+        `scores` are its losses at the first rungs, finite; `level` is how many rungs it was let beyond. It `waits`
+        at the next one, `runs`, or has ended.
+        """
+        for entered in range(self._levels.get(number, -1) + 1, level + 1):
+            self._entered[entered] += 1
+        self._levels[number] = level
+        for rung, score in enumerate(scores):
+            self._at[rung][number] = Standing(number, score, cost)
+        for rung, waiting in enumerate(self._waiting):
+            (waiting.add if waits and rung == level else waiting.discard)(number)
+        for at, under_way in enumerate(self._under_way):
+            (under_way.add if runs and at == level else under_way.discard)(number)
+
+    def next(self, *, fresh: bool) -> int | None:
+        """The waiting trial to promote, or NEW; None where all depends on those that run. `fresh`: NEW is possible.
+
+        The targets are filled in their order, each when as many have reported as its wave needs. Rather than to
+        leave a worker idle the best of those that have reported so far is promoted.
+        """
+        unmet = [(level, due) for level, target, due in self.rule.targets if self._entered[level] < target]
+        for settled in (True, False):
+            for level, due in unmet:
+                if level == 0:
+                    if fresh:
+                        return NEW
+                elif self._waiting[level - 1] and (not settled or self._arrived(level - 1) >= due):
+                    return self._best(level)
+        return None
+
+    @property
+    def hopeless(self) -> list[int]:
+        """Waiting trials that cannot be promoted any more: all that their level takes have entered it."""
+        return sorted(
+            number
+            for rung, waiting in enumerate(self._waiting)
+            if self._entered[rung + 1] >= self.rule.quotas[rung + 1]
+            for number in waiting
+        )
+
+    @property
+    def waiting(self) -> list[int]:
+        """The paused trials, the most promising first: beyond most rungs, then by the order of promotion."""
+        order: list[int] = []
+        for rung in reversed(range(len(self._waiting))):
+            left = set(self._waiting[rung])
+            while left:
+                order.append(best(list(self._at[rung].values()), self._at[rung].keys() - left).number)
+                left.discard(order[-1])
+        return order
+
+    def _arrived(self, level: int) -> int:
+        """How many have entered a level and are through with it, failed ones included."""
+        return self._entered[level] - len(self._under_way[level])
+
+    def _best(self, level: int) -> int:
+        at, waiting = self._at[level - 1], self._waiting[level - 1]
+        return best(list(at.values()), at.keys() - waiting).number
 
 
 def _none(epochs: float, **options: Any) -> Rule:
@@ -89,13 +281,21 @@ def _none(epochs: float, **options: Any) -> Rule:
     return Never()
 
 
-RULES: Final[Mapping[str, Callable[..., Rule]]] = {"none": _none, "asha": Asha}
+RULES: Final[Mapping[str, Callable[..., Rule | Halving]]] = {
+    "none": _none,
+    "asha": Asha,
+    "pareto-asha": ParetoAsha,
+    "dominated": Dominated,
+    "halving": Halving,
+}
 
 
-def rule(name: str, epochs: float, **options: Any) -> Rule:
-    """The rule of this name for trials of `epochs` epochs. Raises ValueError for what it does not take."""
+def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Halving:
+    """The rule of this name for `trials` trials of `epochs` epochs. Raises ValueError for what it does not take."""
     if name not in RULES:
         raise ValueError(f"a scheduler is one of {', '.join(RULES)}; received {name!r}")
+    if RULES[name] is Halving:
+        options["trials"] = trials
     try:
         return RULES[name](epochs, **options)
     except TypeError as error:

@@ -7,6 +7,7 @@ whether it is to "minimize" or "maximize".
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
@@ -31,11 +32,17 @@ def front(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
 def ranks(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.int64]:
     """The non-dominated sort: 0 on the front, 1 on the front of what is left, and so on.
 
-    Equal rows have the same rank. Rows with a NaN come after all others.
+    Equal rows have the same rank. Rows with a NaN come after all others. Two objectives take n log n.
     """
     losses = _losses(values, directions)
     rank = np.zeros(len(losses), dtype=np.int64)
     left = np.flatnonzero(~np.isnan(losses).any(axis=1))
+    if losses.shape[1] == 2 and len(left):
+        distinct, which = np.unique(losses[left], axis=0, return_inverse=True)
+        layers = _layers(distinct[:, 1])
+        rank[left] = layers[which.reshape(-1)]
+        rank[np.isnan(losses).any(axis=1)] = layers.max() + 1
+        return rank
     level = 0
     while len(left):
         points = losses[left]
@@ -46,6 +53,20 @@ def ranks(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.int64]:
         left = left[dominated]
         level += 1
     rank[np.isnan(losses).any(axis=1)] = level
+    return rank
+
+
+def _layers(second: _Floats) -> NDArray[np.int64]:
+    """The rank of each of distinct points in lexicographic order, by their second values.
+
+    Whoever comes earlier is no worse in the first; so a layer dominates a point if its lowest second value,
+    which is also its latest, is no higher. Those values ascend from layer to layer.
+    """
+    lowest: list[float] = []
+    rank = np.empty(len(second), dtype=np.int64)
+    for index, value in enumerate(second.tolist()):
+        layer = rank[index] = bisect_right(lowest, value)
+        lowest[layer : layer + 1] = [value]
     return rank
 
 

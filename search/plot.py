@@ -78,7 +78,8 @@ class _View:
         self.score, self.cost = score.name, cost.name
         self.upward = score.direction == MAXIMIZE
         self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
-        self.stopped = [(x, y) for t in study.trials if t.state is State.PRUNED for x, y in self._at(t)]
+        unfinished = (State.PRUNED, State.PAUSED)
+        self.stopped = [(x, y) for t in study.trials if t.state in unfinished for x, y in self._at(t)]
         self.members = [(x, y) for t in front for x, y in self._at(t)]
         self.references = [
             (trial, value)

@@ -50,6 +50,10 @@ class Publisher:
     def restarted(self, record: TrialRecord) -> None:
         """Nothing: the run goes on."""
 
+    def paused(self, record: TrialRecord) -> None:
+        """The run waits; what it was trained stays on the disk."""
+        self._tell(self._record(record))
+
     def ended(self, record: TrialRecord) -> None:
         """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
         self._tell(*self._whole(record))

@@ -51,6 +51,9 @@ class Listener(Protocol):
     def restarted(self, record: TrialRecord) -> None:
         """The trial's process died; another one goes on from the last milestone."""
 
+    def paused(self, record: TrialRecord) -> None:
+        """The trial waits for its promotion, without a worker."""
+
     def ended(self, record: TrialRecord) -> None:
         """The trial is COMPLETE, PRUNED or FAIL."""
 
@@ -86,6 +89,7 @@ class Bridge:
         except Exception as error:  # also what a space of the user's own raises; running trials still end
             self.error = error
             return str(Searcher.FINISHED)
+        self._tell_closed()
         if decision is DONE:
             return str(Searcher.FINISHED)
         if decision is WAIT:
@@ -112,13 +116,18 @@ class Bridge:
         if self.cut_off:
             return True
         try:
-            goes_on = self._take_in(self._numbers[tune_id], report)
-            if not goes_on:
+            decision = self._take_in(self._numbers[tune_id], report)
+            if decision is Decision.STOP:
                 self._end(tune_id, stopped=True)
+            elif decision is Decision.PAUSE:  # to Tune that is an end: its promotion is another trial of Tune's
+                number = self._numbers.pop(tune_id)
+                for listener in self.listeners:
+                    listener.paused(self.search.records.get(number))
+                self._tell_closed()
         except _NO_RECORDS as error:
             self._cut_off(error)
             return True
-        return goes_on
+        return decision is Decision.CONTINUE
 
     def progressed(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Whether a report, which has all of a trial's validations, has one that none before had."""
@@ -161,7 +170,7 @@ class Bridge:
     def _cut_off(self, error: Exception) -> None:
         self.error, self.cut_off = error, True
 
-    def _take_in(self, number: int, report: Mapping[str, Any]) -> bool:
+    def _take_in(self, number: int, report: Mapping[str, Any]) -> Decision:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
         decisions = [
             self.search.report(number, validation["epoch"], validation["scores"][self.score])
@@ -169,13 +178,19 @@ class Bridge:
         ]
         for listener in self.listeners:
             listener.reported(self.search.records.get(number), report)
-        return Decision.STOP not in decisions
+        return next((decision for decision in decisions if decision is not Decision.CONTINUE), Decision.CONTINUE)
 
     def _end(self, tune_id: str, **outcome: Any) -> None:
         number = self._numbers.pop(tune_id)
         self.search.finish(number, **outcome)
         for listener in self.listeners:
             listener.ended(self.search.records.get(number))
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        for record in self.search.take_closed():
+            for listener in self.listeners:
+                listener.ended(record)
 
 
 class _Searcher(Searcher):

@@ -53,12 +53,18 @@ _OBJECTIVES: Final = "objectives"
 
 
 class State(StrEnum):
-    """Optuna's words for the life of a trial."""
+    """Optuna's words for the life of a trial, and PAUSED, which is RUNNING to Optuna."""
 
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"  # waits at a rung for its promotion, and needs no worker
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"  # stopped by the rung rule: never complete, never on the front
     FAIL = "FAIL"
+
+    @property
+    def open(self) -> bool:
+        """Whether the trial may still be trained."""
+        return self in (State.RUNNING, State.PAUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +268,8 @@ class Records:
         self._records.append(_record(created))
         return self._records[-1]
 
-    def rung(self, number: int, epoch: float, score: float, *, stop: bool = False) -> None:
-        """Keep the score that a running trial reached, and whether the rule stops it there.
+    def rung(self, number: int, epoch: float, score: float, *, stop: bool = False, pause: bool = False) -> None:
+        """Keep the score that a running trial reached, and whether the rule stops it there, or has it wait.
 
         A rung that is known already stays as it is.
         """
@@ -279,9 +285,18 @@ class Records:
             {
                 "rungs": list(rungs.items()),
                 "stopped_at": epoch if stop else self.stopped_at(number),
+                "paused": pause,
             },
         )
         self._read(number)
+
+    def promote(self, number: int) -> TrialRecord:
+        """A trial that waits is RUNNING again. Raises RecordsError for another one."""
+        record = self.get(number)
+        if record.state is not State.PAUSED:
+            raise RecordsError(f"a paused trial is promoted; trial {number} is {record.state}")
+        self._write(number, "progress", {"rungs": list(record.rungs.items()), "stopped_at": None, "paused": False})
+        return self._read(number)
 
     def close(
         self,
@@ -295,10 +310,10 @@ class Records:
         Raises RecordsError for a COMPLETE trial without a finite score and cost.
         """
         record = self.get(number)
-        if record.state is not State.RUNNING:
+        if not record.state.open:
             return record
-        if state is State.RUNNING:
-            raise RecordsError("a trial ends COMPLETE, PRUNED or FAIL; received RUNNING")
+        if state.open:
+            raise RecordsError(f"a trial ends COMPLETE, PRUNED or FAIL; received {state}")
         if state is State.COMPLETE:
             self._values(number, measurements)
         outcome = {
@@ -459,16 +474,17 @@ def _study_id(storage: BaseStorage, name: str) -> int:
 
 def _record(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
-    outcome = attributes.get("outcome", {})
+    outcome, progress = attributes.get("outcome", {}), attributes.get("progress", {})
+    state = State(trial.state.name)
     configuration, measurements = attributes["configuration"], outcome.get("measurements")
     return TrialRecord(
         number=trial.number,
-        state=State(trial.state.name),
+        state=State.PAUSED if state is State.RUNNING and progress.get("paused") else state,
         configuration=Configuration.from_dict(configuration) if configuration else None,
         params=attributes["params"],
         reference=attributes["reference"],
         name=attributes["name"],
-        rungs={at: float(score) for at, score in attributes.get("progress", {}).get("rungs", ())},
+        rungs={at: float(score) for at, score in progress.get("rungs", ())},
         measurements=Measurements.from_dict(measurements) if measurements else None,
         failure=outcome.get("failure"),
         started=_seconds(trial.datetime_start),

@@ -34,6 +34,7 @@ _NAMES: Final[Mapping[State, str]] = {
     State.PRUNED: "stopped early",
     State.FAIL: "failed",
     State.RUNNING: "running",
+    State.PAUSED: "waiting at a rung",
 }
 
 

@@ -107,7 +107,7 @@ def tell(
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values. A stopped one has its last rung's score and, where its cost was
+    A complete trial has its values. A stopped or waiting one has its last rung's score and, where its cost was
     not known before training, the median one. A failed one has the worst score of the study, and so
     has a proposal outside the limits, with how far it is outside. An aside that means what another
     trial means has that trial's values. References, and trials that were stopped before their first
@@ -125,7 +125,7 @@ def tell(
         reached = _score(record, score)
         counts = records.origin(record.number).counts
         spent = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
-        if spent is None and record.state is State.PRUNED:
+        if spent is None and record.state in (State.PRUNED, State.PAUSED):
             spent = usual_cost  # it was stopped for its score
         return (
             score.seen(worst_score if reached is None else reached),
@@ -166,7 +166,7 @@ def _score(record: TrialRecord, score: Objective) -> float | None:
     """What the trial is known to reach: measured, or at its last rung."""
     if record.state is State.COMPLETE:
         return _measured(record, score)
-    if record.state is State.PRUNED and record.rungs:
+    if record.state in (State.PRUNED, State.PAUSED) and record.rungs:
         return record.rungs[max(record.rungs)]
     return None
 

@@ -36,6 +36,7 @@ from search.database import driving, is_postgresql
 from search.delivery import Delivery, patiently
 from search.disk import GB, Held, Room, needs, require_room, written
 from search.display import Display
+from search.halving import Halving
 from search.home import FullDiskError, StoreError, artifact_root, database_url, home, store_uri
 from search.journal import Journal
 from search.mirror import Mirror, keep_at, mirror_of
@@ -343,6 +344,7 @@ def _display(config: StudyConfig, records: Records, console: Console) -> Display
         lambda: _front(records),
         console,
         lambda number: TrialFolder(_folder(config.study), number).told(),
+        config.rule.total if isinstance(config.rule, Halving) else None,
     )
 
 
@@ -362,8 +364,9 @@ def _search(
             raise KeyboardInterrupt
         if search.note:
             display.say(search.note)
-        elif search.counted < config.trials:
-            display.say(f"the budget of {config.budget.hours:g} hours is spent after {search.counted} trials")
+        elif search.counted < config.trials or search.waiting:
+            waiting = f", {search.waiting} of them wait at a rung" if search.waiting else ""
+            display.say(f"the budget of {config.budget.hours:g} hours is spent after {search.counted} trials{waiting}")
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
@@ -409,7 +412,7 @@ def _unfinished(config: StudyConfig, records: Records) -> bool:
     """Whether there may be work for Ray."""
     everything = records.all()
     return (
-        any(record.state is State.RUNNING for record in everything)
+        any(record.state.open for record in everything)
         or sum(record.reference is None for record in everything) < config.trials
         or not set(config.references) <= {record.reference for record in everything}
         or bool(_untested(config, records))
@@ -501,7 +504,7 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
             hours=config.budget.hours or math.inf,
             concurrent=cluster.room(config.resources),
         ),
-        rule=config.scheduler.rule(config.fixed_training.epochs),
+        rule=config.rule,
         limits=config.constraints,
         sampler=config.sampler.name,
         seed=config.sampler.seed,

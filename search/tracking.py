@@ -57,6 +57,7 @@ from search.record import State, TrialRecord
 
 STATUS: Final[Mapping[State, str]] = {
     State.RUNNING: "RUNNING",
+    State.PAUSED: "SCHEDULED",
     State.COMPLETE: "FINISHED",
     State.PRUNED: "KILLED",
     State.FAIL: "FAILED",
@@ -278,7 +279,7 @@ class Tracker:
             _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
         status = STATUS[record.state]
         if child.status != status:
-            if record.state is State.RUNNING:
+            if record.state.open:
                 self._client.update_run(child.run_id, status=status)
             else:
                 self._client.set_terminated(child.run_id, status, _milliseconds(record.ended))

@@ -20,6 +20,7 @@ ALONE = (
     "test_study_text.py",
     "test_lists.py",
     "test_gang.py",
+    "test_pausing.py",
     "test_record.py",
     "test_database.py",
     "test_jobs.py",

@@ -11,6 +11,7 @@ from studies import study
 
 from petl import tasks
 from search.config import ConfigError, load_config
+from search.halving import Halving
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "spaces" / "studies").rglob("*.yaml"))
@@ -318,3 +319,13 @@ def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
         load_config({**content, "task": "sst2"})
     with pytest.raises(ConfigError, match=r"task\.paths\.train: .* received None"):
         load_config({**content, "task": {"name": "words", "paths": {"train": None}}})
+
+
+def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_nothing(tmp_path: Path) -> None:
+    given = {"budget": {"trials": 60, "epochs": 9}, "scheduler": {"name": "halving"}}
+    rules = [load_config(study(tmp_path, **given, sampler={"name": name})).rule for name in ("random", "tpe")]
+    assert all(isinstance(rule, Halving) and rule.quotas == (60, 20, 8) for rule in rules)
+    assert [getattr(rule, "waves", 0) for rule in rules] == [1, None]
+    asked = load_config(study(tmp_path, **{**given, "scheduler": {"name": "halving", "waves": 3, "least": 2}}))
+    assert isinstance(asked.rule, Halving)
+    assert (asked.rule.waves, asked.rule.quotas) == (3, (60, 20, 7))

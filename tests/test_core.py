@@ -18,7 +18,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search import core
 from search.core import DONE, WAIT, Budget, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
-from search.halving import Asha, Never
+from search.halving import Asha, Halving, Never, Rule
 from search.record import Records, State, TrialRecord
 from spaces.space import SPACES, encode, resolve
 
@@ -74,6 +74,8 @@ def train(search: Search, record: TrialRecord, after: Callable[[], None] = lambd
         decision = search.report(record.number, epoch, score(record.configuration, epoch))
         if not known:  # else a search that is killed after every call would never get further
             after()
+        if decision is Decision.PAUSE:
+            return
         if decision is Decision.STOP:
             search.finish(record.number, measured(record.configuration, epochs=epoch), stopped=True)
             return after()
@@ -307,6 +309,67 @@ def test_asha_stops_what_is_not_among_the_best_third() -> None:
     assert [record.rungs for record in search.records.all()] == [{1.0: value} for value in scores]
 
 
+def test_halving_lets_trials_wait_promotes_the_best_and_closes_the_rest() -> None:
+    """Four trials, two beyond epoch 1, in two waves."""
+    rule = Halving(epochs=2, eta=2, first=1, trials=4, least=1)
+    search = Search(Records.in_memory(), plan(rule=rule, budget=Budget(trials=4)))
+    for number, reached in enumerate((0.5, 0.6)):
+        step = search.next(1)
+        assert isinstance(step, Start)
+        assert search.report(number, 1.0, reached) is (Decision.PAUSE if number == 0 else Decision.CONTINUE)
+    assert search.records.get(0).state is State.PAUSED
+    assert search.active == {1}
+    search.finish(1, measured(step.record.configuration, accuracy=0.9))
+    for number, reached in ((2, 0.4), (3, 0.3)):
+        assert isinstance(search.next(1), Start)
+        assert search.report(number, 1.0, reached) is Decision.PAUSE
+        assert search.report(number, 1.0, reached) is Decision.PAUSE  # told again
+    promoted = search.next(1)
+    assert isinstance(promoted, Resume)
+    assert promoted.record.state is State.RUNNING
+    assert search.report(promoted.record.number, 1.0, 0.0) is Decision.CONTINUE  # what it had reported
+    closed = {record.number: record.state for record in search.take_closed()}
+    assert closed == dict.fromkeys({0, 2, 3} - {promoted.record.number}, State.PRUNED)
+    assert search.take_closed() == []
+    assert search.next(1) is WAIT
+    search.finish(promoted.record.number, measured(promoted.record.configuration))
+    assert search.next(1) is DONE
+
+
+def test_what_waits_when_the_hours_are_over_goes_on_when_there_are_more() -> None:
+    now = [0.0]
+    records = Records.in_memory()
+    rule = Halving(epochs=3, eta=2, first=1, trials=4, waves=1, least=1)
+    chosen = plan(rule=rule, budget=Budget(trials=4, hours=1.0))
+    search = Search(records, chosen, clock=lambda: now[0])
+    for number in range(2):
+        assert isinstance(search.next(1), Start)
+        assert search.report(number, 1.0, 0.5) is Decision.PAUSE
+    now[0] = 3600.0
+    assert search.next(1) is DONE
+    assert search.waiting == 2
+    done = run(Search(records, replace(chosen, budget=Budget(trials=4, hours=2.0)), clock=lambda: now[0]))
+    assert [record.state for record in done].count(State.COMPLETE) == 1
+    assert [record.state for record in done].count(State.PRUNED) == 3
+
+
+def test_where_there_is_no_room_the_worst_that_wait_are_given_up() -> None:
+    room = [""]
+    rule = Halving(epochs=3, eta=3, first=1, trials=6, waves=1, least=1)
+    search = Search(Records.in_memory(), plan(rule=rule, budget=Budget(trials=6)), lacking=lambda *asked: room[0])
+    for number, reached in enumerate((0.5, 0.1, 0.6)):
+        assert isinstance(search.next(1), Start)
+        assert search.report(number, 1.0, reached) is Decision.PAUSE
+    room[0] = "no room"
+    given_up = []
+    while search.next(1) is WAIT:
+        given_up += [record.number for record in search.take_closed()]
+    assert search.note == "no room"
+    assert len(given_up) == 2
+    assert set(given_up) < {0, 1, 2}
+    room[0] = ""
+
+
 def test_a_rung_is_recognised_by_its_value() -> None:
     search = Search(Records.in_memory(), plan(rule=Asha(epochs=1, eta=3, first=1 / 9)))
     assert isinstance(search.next(1), Start)
@@ -348,13 +411,17 @@ def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tup
         return search.records, resumes
 
 
+RULES = (Asha(epochs=3, eta=2, first=0.75), Halving(epochs=3, eta=2, first=0.75, trials=14, least=2))
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_restarts_lose_nothing_and_repeat_nothing(sampler: str, every: int) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=["asha", "halving"])
+def test_restarts_lose_nothing_and_repeat_nothing(rule: Rule | Halving, sampler: str, every: int) -> None:
     """One worker, so that no order of arrival differs: the interrupted study equals the other exactly."""
     chosen = plan(
         sampler=sampler,
-        rule=Asha(epochs=3, eta=2, first=0.75),
+        rule=rule,
         limits={"stored_parameters": 2_000.0},
         references={"majority": None, "head_only": Configuration(Design(), TRAINING)},
         enqueued=[Enqueued("lora", Configuration(parse("lora:rank=4"), TRAINING))],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from petl.configuration import Configuration
@@ -63,6 +65,21 @@ def test_expected_time_is_the_pace_of_what_is_over() -> None:
     records = [DONE, FAILED, STOPPED, LORA, replace(LORA, number=5)]
     assert _left(records, 24, 2) == 60 * (19 + 1) / 2
     assert _left(records[:2], 24, 2) is None
+
+
+def test_expected_time_of_a_halving_is_the_pace_of_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of forty epochs were there before; ten more took 60 s."""
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    records = [replace(LORA, rungs={10.0: 0.5}), replace(MAJORITY, rungs={5.0: 0.5})]
+    out = io.StringIO()
+    display = Display("demo", 24, 2, "loss", lambda: records, lambda: [], Console(file=out, width=120), epochs=40)
+    now[0] += 60
+    records[0] = replace(LORA, state=State.PAUSED, rungs={10.0: 0.5, 20.0: 0.6})
+    display.paused(records[0])
+    assert out.getvalue() == (
+        "[0:01:00, about 0:02:00 left] 0/24  trial 1 (lora query,value 8 x2) waits: others are ahead at this rung\n"
+    )
 
 
 def test_what_a_worker_says_is_shown_while_it_trains_and_while_it_scores() -> None:

@@ -198,6 +198,25 @@ while True:
 """
 
 
+def test_a_trial_that_waits_is_paused_until_it_is_promoted(url: str) -> None:
+    records = Records.create_study(url, "demo", OBJECTIVES)
+    records.create(CONFIGURATION)
+    records.rung(0, 1.0, 0.5, pause=True)
+    again = Records.open_study(url, "demo")
+    assert again.get(0).state is State.PAUSED
+    with pytest.raises(RecordsError, match="reported by a running trial; trial 0 is PAUSED"):
+        again.rung(0, 2.0, 0.6)
+    assert again.promote(0).state is State.RUNNING
+    assert again.get(0).rungs == {1.0: 0.5}
+    with pytest.raises(RecordsError, match="a paused trial is promoted; trial 0 is RUNNING"):
+        again.promote(0)
+    again.rung(0, 2.0, 0.6, pause=True)
+    with pytest.raises(RecordsError, match="received PAUSED"):
+        again.close(0, State.PAUSED)
+    assert again.close(0, State.PRUNED).state is State.PRUNED
+    assert Records.open_study(url, "demo").get(0).rungs == {1.0: 0.5, 2.0: 0.6}
+
+
 def test_a_killed_writer_leaves_a_whole_study(url: str) -> None:
     """What it had said was finished is there; at most the last trial is open, and it is whole."""
     Records.create_study(url, "demo", OBJECTIVES)
