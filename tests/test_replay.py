@@ -1,0 +1,93 @@
+"""The search on a simulated clock, against times and choices that are worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from test_core import TRAINING, facts, measured, plan, score
+
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search.core import Budget, Decision, Search
+from search.halving import Asha, Halving, Never, Rule
+from search.record import Records, State, TrialRecord
+from search.replay import Clock, Event, replay
+
+
+class Slower:
+    """Trial n takes n + 1 seconds an epoch."""
+
+    def score(self, record: TrialRecord, epoch: float) -> float:
+        assert record.configuration
+        return score(record.configuration, epoch)
+
+    def measured(self, record: TrialRecord) -> Measurements:
+        return replace(measured(record.configuration), seconds=3.0 * (record.number + 1))
+
+
+def replayed(workers: int = 1, epochs: float = math.inf, **changes: object) -> tuple[Records, list[Event], Clock]:
+    records, clock = Records.in_memory(), Clock()
+    search = Search(records, plan(**changes), clock)
+    return records, replay(search, Slower(), workers=workers, clock=clock, epochs=epochs), clock
+
+
+def test_workers_share_the_trials_as_they_become_free() -> None:
+    """3, 6, 9 and 12 seconds: one worker has the first and the third, the other the second and the fourth."""
+    records, events, clock = replayed(workers=2, budget=Budget(trials=4, concurrent=2), rule=Never())
+    assert [(event.seconds, event.trial) for event in events] == [(3, 0), (6, 1), (12, 2), (18, 3)]
+    assert [event.epochs for event in events] == [6, 9, 12, 12]
+    assert clock.seconds == 18
+    assert {record.state for record in records.all()} == {State.COMPLETE}
+
+
+def test_a_reference_without_training_takes_no_time() -> None:
+    records, _, clock = replayed(
+        references={"majority": None, "head_only": Configuration(Design(), TRAINING)}, budget=Budget(trials=0)
+    )
+    assert [record.state for record in records.all()] == [State.COMPLETE] * 2
+    assert clock.seconds == 6
+
+
+def test_hours_are_those_of_the_simulated_clock() -> None:
+    records, _, _ = replayed(budget=Budget(trials=8, hours=20 / 3600))
+    assert len(records.all()) == 4  # begun after 0, 3, 9 and 18 seconds
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_more_epochs_are_trained_than_allowed(workers: int) -> None:
+    chosen = {"budget": Budget(trials=8, concurrent=workers), "rule": Asha(epochs=3, eta=2)}
+    _, whole, _ = replayed(workers, **chosen)
+    records, events, _ = replayed(workers, epochs=10, **chosen)
+    assert events[-1].epochs == 10
+    assert events[-1].epochs < whole[-1].epochs
+    assert sum(max(record.rungs, default=0.0) for record in records.all()) <= 10
+    assert any(record.state is State.RUNNING for record in records.all())
+
+
+RULES = (Never(), Asha(epochs=3, eta=2), Halving(epochs=3, eta=2, trials=8, least=2))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["none", "asha", "halving"])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_it_is_a_function_of_seed_and_workers_and_survives_restarts(rule: Rule | Halving, workers: int) -> None:
+    """A limit cuts it anywhere; another search over the same records, with one worker, goes on as the first would."""
+    chosen = {"budget": Budget(trials=8, concurrent=workers), "rule": rule}
+    whole, events, _ = replayed(workers, **chosen)
+    again, repeated, _ = replayed(workers, **chosen)
+    assert repeated == events
+    assert facts(again) == facts(whole)
+    if workers == 1:
+        cut, _, _ = replayed(epochs=7, **chosen)
+        replay(Search(cut, plan(**chosen)), Slower())
+        assert facts(cut) == facts(whole)
+
+
+def test_a_trial_that_waited_is_charged_for_what_it_trains_only() -> None:
+    """Quotas 8 - 4 - 2 of 1, 2 and 3 epochs: 8 + 4 + 2."""
+    records, events, _ = replayed(budget=Budget(trials=8), rule=Halving(epochs=3, eta=2, trials=8, least=2, waves=1))
+    assert events[-1].epochs == 8 + 4 + 2
+    assert [event.decision for event in events].count(Decision.PAUSE) > 0
+    assert sum(record.state is State.COMPLETE for record in records.all()) == 2
