@@ -33,7 +33,7 @@ from search import address
 from search.halving import Halving, Rule, rule
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
-from search.samplers import SAMPLERS
+from search.samplers import NAMES
 from spaces.space import resolve as resolve_space
 
 CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
@@ -110,7 +110,7 @@ class SamplerConfig(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(SAMPLERS, value)
+        return _one_of(NAMES, value)
 
 
 class SchedulerConfig(_Section):

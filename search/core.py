@@ -169,6 +169,7 @@ class Search:
             space=plan.space,
             backbone=plan.backbone,
             objectives=records.objectives,
+            count=self._count,
             limits=plan.limits,
             sampler=plan.sampler,
             seed=plan.seed,

@@ -17,17 +17,20 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search import front
 from search.objectives import Objective
 from search.record import Origin, Records, State, TrialRecord, quiet
-from spaces.space import Point, Space, point
+from spaces.space import Point, Space, decode, point
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from petl.backbones import Backbone
+    from petl.configuration import Configuration
 
 POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
 ASIDES: Final = 100  # the latest, that a sampler is told: enough to learn a limit from, and bounded
+DRAWN: Final = 200  # at random for one proposal of `front`, before one outside the limits is proposed
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
 
@@ -48,29 +51,34 @@ SAMPLERS: Final[Mapping[str, Callable[[int, int], BaseSampler]]] = {  # (seed, t
     "gp": lambda seed, told: GPSampler(seed=seed, warn_independent_sampling=False),
     "auto": lambda seed, told: SAMPLERS["gp" if told <= GP_TRIALS else "tpe"](seed, told),
 }
+FRONT: Final = "front"
+NAMES: Final = (*SAMPLERS, FRONT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposer:
     """Asks a sampler for points of a space, in view of the records.
 
-    `limits` are upper limits on values known before training. `seed` is the study's.
+    `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's.
     Raises ValueError for a sampler that does not exist.
     """
 
     space: Space
     backbone: Backbone
     objectives: tuple[Objective, Objective]
+    count: Callable[[Configuration], Mapping[str, float]] = lambda configuration: {}
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"a sampler is one of {', '.join(SAMPLERS)}; received {self.sampler!r}")
+        if self.sampler not in NAMES:
+            raise ValueError(f"a sampler is one of {', '.join(NAMES)}; received {self.sampler!r}")
 
     def ask(self, records: Records, origin: Origin) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
+        if self.sampler == FRONT:
+            return self._of_front(records, origin)
         # telling costs about a millisecond a trial, and a random sampler does not listen
         told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits)
         with quiet():
@@ -81,6 +89,29 @@ class Proposer:
             study.add_trials([_frozen(row, index) for index, row in enumerate(told)])
             trial = study.ask()
             return point(trial, self.space(trial, self.backbone))
+
+    def _of_front(self, records: Records, origin: Origin) -> Point:
+        """The point of the largest expected gain, new and within the limits; a random such one at first."""
+        cost = self.objectives[1]
+        there = {record.configuration.key for record in records.all() if record.configuration and not record.reference}
+
+        def spent(configuration: Configuration) -> float | None:
+            counts = self.count(configuration)
+            if configuration.key in there or any(above > 0 for above in excess(counts, self.limits).values()):
+                return None
+            return cost.seen(counts[cost.name]) if cost.known else math.nan
+
+        drawn = self.draw(records, origin, DRAWN)
+        first = next(drawn)
+        if belief := front.believe(records, _dimensions(records) or first.distributions):
+            found = front.propose(
+                belief,
+                np.random.default_rng(self._seed(records, origin)),
+                lambda coordinates: spent(decode(self.space, coordinates, self.backbone).configuration),
+            )
+            if found is not None:
+                return decode(self.space, found, self.backbone)
+        return next((one for one in (first, *drawn) if spent(one.configuration) is not None), first)
 
     def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""
@@ -97,6 +128,14 @@ class Proposer:
         origins = [records.origin(record.number) for record in records.all()]
         asked = len(origin.asides) + sum(len(earlier.asides) + bool(earlier.coordinates) for earlier in origins)
         return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
+
+
+def _dimensions(records: Records) -> dict[str, BaseDistribution]:
+    """All that the trials have; a space that branches has more than any one of them."""
+    found: dict[str, BaseDistribution] = {}
+    for record in records.all():
+        found |= records.origin(record.number).distributions
+    return found
 
 
 def tell(

@@ -1,0 +1,409 @@
+"""The sampler `front`: quality is modelled, cost is counted, and what is proposed is to move the front the most.
+
+A Gaussian process over the coordinates and the logarithm of the epochs learns from every rung of every trial, so that
+trials which wait, were stopped, or still run teach as well as those that were trained in full. The cost of a design is
+known exactly before training. So the expected gain in hypervolume is a sum of one-dimensional expected improvements,
+one for each stretch of the cost axis on which the design would be affordable:
+
+    EHVI(x) = sum over stretches beyond cost(x) of  length x EI(mu(x), sigma(x); best quality known there)
+
+in logarithms, since far from the front it underflows (Ament et al., NeurIPS 2023). "Known" is what the model believes
+of the trials there are, at full epochs, those that run included: so noise is averaged out, and workers do not pile up
+on one idea. All that is here is a function of the records and a seed: a search made anew proposes the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import erfcx, log_ndtr, logsumexp
+
+from search.objectives import Objective
+from search.pareto import MAXIMIZE, MINIMIZE
+from search.pareto import front as non_dominated
+from search.record import Records, State, TrialRecord
+
+_Floats: TypeAlias = NDArray[np.float64]
+
+RANDOM: Final = 10  # points drawn at random before the model is asked
+_MOST: Final = 300  # observations that the model stands on
+_FITTED: Final = 120  # of them, those that its hyperparameters are fitted to
+_STEPS: Final = 15  # of that fit
+_CANDIDATES: Final = 400  # drawn anywhere, and as many near the believed front
+_COUNTED: Final = 12  # of them, the best, whose cost is counted
+_JITTER: Final = 1e-6
+
+
+# --- coordinates ---------------------------------------------------------------------------------
+
+
+class Encoding:
+    """Coordinates as rows of numbers: from 0 to 1 in each dimension, its index for a category."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        self.distributions = dict(sorted(distributions.items()))
+
+    def rows(self, points: Sequence[Mapping[str, Any]]) -> _Floats:
+        """n x dimensions; the middle of a dimension that a point does not have."""
+        table = np.full((len(points), len(self.distributions)), 0.5)
+        for column, (name, distribution) in enumerate(self.distributions.items()):
+            for row, point in enumerate(points):
+                if name in point:
+                    table[row, column] = _position(distribution, point[name])
+                elif isinstance(distribution, CategoricalDistribution):
+                    table[row, column] = 0.0
+        return table
+
+    def point(self, row: _Floats) -> dict[str, Any]:
+        """The coordinates of a row, each the nearest that its dimension has."""
+        return {
+            name: _value(distribution, float(position))
+            for position, (name, distribution) in zip(row, self.distributions.items(), strict=True)
+        }
+
+    def draw(self, random: np.random.Generator, count: int) -> _Floats:
+        """Rows anywhere."""
+        table = random.uniform(size=(count, len(self.distributions)))
+        return self._snapped(table * self._ends)
+
+    def near(self, random: np.random.Generator, rows: _Floats, count: int) -> _Floats:
+        """Rows beside these: about two dimensions are moved, a fifth of their length on average, or drawn anew."""
+        table = rows[random.integers(len(rows), size=count)]
+        moved = random.uniform(size=table.shape) < min(1.0, 2 / table.shape[1])
+        moved[np.arange(count), random.integers(table.shape[1], size=count)] = True
+        step = np.clip(table + random.normal(scale=0.2, size=table.shape), 0.0, 1.0)
+        anew = random.uniform(size=table.shape) * self._ends
+        return self._snapped(np.where(moved, np.where(self._categorical, anew, step), table))
+
+    def features(self, rows: _Floats) -> _Floats:
+        """What the model sees: a category as one of several columns, so that all differ alike."""
+        columns = []
+        for column, distribution in enumerate(self.distributions.values()):
+            if isinstance(distribution, CategoricalDistribution):
+                columns.append(np.eye(len(distribution.choices))[rows[:, column].astype(int)] / math.sqrt(2))
+            else:
+                columns.append(rows[:, [column]])
+        return np.hstack(columns)
+
+    @cached_property
+    def _categorical(self) -> NDArray[np.bool_]:
+        return np.array([isinstance(each, CategoricalDistribution) for each in self.distributions.values()])
+
+    @cached_property
+    def _ends(self) -> _Floats:
+        """The upper end of each dimension's numbers; that of a category is not reached."""
+        return np.array(
+            [
+                len(each.choices) if isinstance(each, CategoricalDistribution) else 1.0
+                for each in self.distributions.values()
+            ]
+        )
+
+    def _snapped(self, table: _Floats) -> _Floats:
+        for column, distribution in enumerate(self.distributions.values()):
+            if isinstance(distribution, CategoricalDistribution):
+                table[:, column] = np.minimum(np.floor(table[:, column]), len(distribution.choices) - 1)
+            elif isinstance(distribution, IntDistribution) or distribution.step:  # type: ignore[attr-defined]
+                table[:, column] = [
+                    _position(distribution, _value(distribution, position)) for position in table[:, column]
+                ]
+        return table
+
+
+def _position(distribution: BaseDistribution, value: Any) -> float:
+    if isinstance(distribution, CategoricalDistribution):
+        return float(distribution.choices.index(value))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high, value = (_scaled(distribution, each) for each in (distribution.low, distribution.high, value))
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _value(distribution: BaseDistribution, position: float) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(position)]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high = (_scaled(distribution, each) for each in (distribution.low, distribution.high))
+    value = low + position * (high - low)
+    value = math.exp(value) if distribution.log else value
+    if distribution.step:
+        value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+    value = min(max(value, distribution.low), distribution.high)
+    return round(value) if isinstance(distribution, IntDistribution) else float(value)
+
+
+def _scaled(distribution: IntDistribution | FloatDistribution, value: float) -> float:
+    return math.log(value) if distribution.log else float(value)
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+class Surrogate:
+    """A Gaussian process with a Matern-5/2 kernel and a length scale a column (MAP estimate).
+
+    `inputs` n x columns, `values` n, about standardised. Length scales have a log-normal prior around 0.5 x
+    sqrt(columns), the variances around 1 and, for noise, around 0.01. `fitted` rows decide on them.
+    """
+
+    def __init__(
+        self,
+        inputs: _Floats,
+        values: _Floats,
+        fitted: NDArray[np.intp] | None = None,
+        *,
+        parameters: _Floats | None = None,
+        mean: float | None = None,
+    ) -> None:
+        self._inputs, self._values = inputs, values
+        self._mean = float(values.mean()) if mean is None else mean
+        chosen = np.arange(len(values)) if fitted is None else fitted
+        self.parameters = _fit(inputs[chosen], values[chosen] - self._mean) if parameters is None else parameters
+        kernel = _matern(inputs, inputs, self.parameters)
+        kernel[np.diag_indices_from(kernel)] += math.exp(self.parameters[-1]) + _JITTER
+        self._factor = cho_factor(kernel, lower=True)
+        self._weights = cho_solve(self._factor, values - self._mean)
+
+    def with_believed(self, inputs: _Floats) -> Surrogate:
+        """The same, as if what it expects at these inputs had been observed: less uncertain there."""
+        if not len(inputs):
+            return self
+        values = np.concatenate([self._values, self.predict(inputs)[0]])
+        return Surrogate(np.vstack([self._inputs, inputs]), values, parameters=self.parameters, mean=self._mean)
+
+    def predict(self, inputs: _Floats) -> tuple[_Floats, _Floats]:
+        """Mean and standard deviation at m x columns, without noise."""
+        kernel = _matern(inputs, self._inputs, self.parameters)
+        spread = solve_triangular(self._factor[0], kernel.T, lower=True)
+        variance = math.exp(self.parameters[-2]) - (spread**2).sum(axis=0)
+        return kernel @ self._weights + self._mean, np.sqrt(np.maximum(variance, 1e-10))
+
+
+def _matern(one: _Floats, other: _Floats, parameters: _Floats) -> _Floats:
+    scales = np.exp(parameters[:-2])
+    one, other = one / scales, other / scales
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * one @ other.T
+    distance = np.sqrt(5 * np.maximum(squares, 0.0))
+    kernel: _Floats = math.exp(parameters[-2]) * (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return kernel
+
+
+def _fit(inputs: _Floats, values: _Floats) -> _Floats:
+    """The logarithms of the length scales, the variance and the noise, by `_STEPS` of L-BFGS from the prior's means."""
+    count, columns = inputs.shape
+    centre = np.array([math.log(0.5 * math.sqrt(columns))] * columns + [0.0, math.log(0.01)])
+    width = np.array([0.75] * columns + [1.0, 1.5])
+    squares = (inputs[:, None] - inputs[None]) ** 2  # n x n x columns
+
+    def loss(parameters: _Floats) -> tuple[float, _Floats]:
+        scaled = squares / np.exp(2 * parameters[:-2])
+        distance = np.sqrt(5 * scaled.sum(axis=2))
+        decay = math.exp(parameters[-2]) * np.exp(-distance)
+        kernel = decay * (1 + distance + distance**2 / 3)
+        noise = math.exp(parameters[-1])
+        factor = cho_factor(kernel + (noise + _JITTER) * np.eye(count), lower=True)
+        weights = cho_solve(factor, values)
+        inner = cho_solve(factor, np.eye(count)) - np.outer(weights, weights)  # of the gradient's trace
+        by_scale = np.einsum("ij,ijc->c", inner * decay * (1 + distance) * (5 / 3), scaled)
+        gradient = 0.5 * np.array([*by_scale, (inner * kernel).sum(), noise * np.trace(inner)])
+        fit = 0.5 * values @ weights + np.log(np.diag(factor[0])).sum()
+        prior = (parameters - centre) / width
+        return float(fit + 0.5 * prior @ prior), gradient + prior / width
+
+    bounds = [(middle - 4 * each, middle + 4 * each) for middle, each in zip(centre, width, strict=True)]
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+    return np.asarray(found.x)
+
+
+# --- improvement ---------------------------------------------------------------------------------
+
+
+def log_improvement(mean: _Floats, deviation: _Floats, best: _Floats) -> _Floats:
+    """The logarithm of the expected improvement below `best`, also where it underflows; shapes broadcast."""
+    u = (best - mean) / deviation
+    log_density = -0.5 * u**2 - 0.5 * math.log(2 * math.pi)
+    near = np.maximum(u, -1.0)
+    direct = np.log(np.exp(-0.5 * near**2) / math.sqrt(2 * math.pi) + near * np.exp(log_ndtr(near)))
+    far = np.minimum(u, -1.0)
+    # 1 - |u| x Mills' ratio, which is about 1/u² where it cancels
+    rest = 1 + far * math.sqrt(math.pi / 2) * erfcx(-far / math.sqrt(2))
+    tail = log_density + np.where(far > -1e3, np.log(np.maximum(rest, 1e-300)), -2 * np.log(-far))
+    found: _Floats = np.where(u > -1.0, direct, tail) + np.log(deviation)
+    return found
+
+
+def log_ehvi(
+    mean: _Floats, deviation: _Floats, cost: _Floats, front: _Floats, reference: tuple[float, float]
+) -> _Floats:
+    """The logarithm of the expected hypervolume improvement of n candidates with exactly known costs.
+
+    `front` is k x 2, (loss, cost); only its non-dominated points within the reference (loss, cost) count.
+    """
+    inside = front[(front < reference).all(axis=1)]
+    order = inside[np.argsort(inside[:, 1], kind="stable")]
+    best = np.minimum.accumulate(np.array([reference[0], *order[:, 0]]))  # on the stretch right of each point
+    edges = np.array([-np.inf, *order[:, 1], reference[1]])
+    length = np.clip(edges[None, 1:] - np.maximum(edges[None, :-1], cost[:, None]), 0.0, None)
+    with np.errstate(divide="ignore"):
+        terms = np.log(length) + log_improvement(mean[:, None], deviation[:, None], best[None])
+    return np.asarray(logsumexp(terms, axis=1))
+
+
+# --- what the records teach ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Observation:
+    trial: int
+    share: float  # of the full epochs
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The trials that have coordinates, and what is known of them."""
+
+    records: list[TrialRecord]
+    coordinates: list[Mapping[str, Any]]
+    costs: _Floats
+    observations: list[_Observation]
+
+
+def _known(records: Records, score: Objective, cost: Objective) -> _Known:
+    """Costs are as a sampler sees them: known before training, or measured, or the usual one."""
+    sign = -1.0 if score.direction == MAXIMIZE else 1.0
+    trials: list[TrialRecord] = []
+    costs: list[float] = []
+    observations: list[_Observation] = []
+    failed: list[int] = []
+    for record in records.all():
+        origin = records.origin(record.number)
+        if record.reference or not origin.coordinates or record.configuration is None:
+            continue
+        full = record.configuration.training.epochs
+        reached = {epoch: value for epoch, value in record.rungs.items() if math.isfinite(value)}
+        if record.state is State.COMPLETE and record.measurements:
+            reached[full] = score.value(record.measurements) or 0.0
+        if record.state is State.FAIL:
+            failed.append(len(trials))
+        else:
+            observations += [
+                _Observation(len(trials), epoch / full, sign * value) for epoch, value in sorted(reached.items())
+            ]
+        spent = origin.counts.get(cost.name) if cost.known else None
+        if spent is None and record.measurements:
+            spent = cost.value(record.measurements)
+        trials.append(record)
+        costs.append(math.nan if spent is None else cost.seen(spent))
+    worst = max([each.loss for each in observations], default=0.0)
+    observations += [_Observation(index, 1.0, worst) for index in failed]
+    spent_ = np.array(costs)
+    usual = float(np.nanmedian(spent_)) if np.isfinite(spent_).any() else 0.0
+    coordinates = [records.origin(record.number).coordinates for record in trials]
+    return _Known(trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
+
+
+class Belief:
+    """What the model makes of the trials of a study; see `believe`."""
+
+    def __init__(self, known: _Known, encoding: Encoding, score: Objective, cost: Objective) -> None:
+        self.known, self.encoding = known, encoding
+        self.rows = encoding.rows(known.coordinates)
+        kept = sorted(known.observations, key=lambda each: (-each.share, -each.trial))[:_MOST]
+        kept.sort(key=lambda each: (each.trial, each.share))
+        shares = np.array([each.share for each in kept])
+        self._first = math.log(shares.min())
+        losses = np.array([each.loss for each in kept]) + self._gains(kept)
+        values = self._scaled(losses)
+        inputs = self._inputs(self.rows[[each.trial for each in kept]], shares)
+        fitted = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _FITTED)).astype(int))
+        full = np.flatnonzero(shares > 1 - 1e-6)[-_FITTED // 2 :]
+        model = Surrogate(inputs, values, np.union1d(fitted, full))
+        running = [index for index, record in enumerate(known.records) if record.state is State.RUNNING]
+        under_way = self.rows[running[-_MOST:]]
+        self.model = model.with_believed(self._inputs(under_way, np.ones(len(under_way))))
+        self.mean, self.deviation = self.predict(self.rows)
+        self.reference = (float(np.quantile(values, 0.9)), float(known.costs.max()) + 1e-9)
+
+    def predict(self, rows: _Floats) -> tuple[_Floats, _Floats]:
+        """The loss at full epochs, scaled, and its standard deviation."""
+        return self.model.predict(self._inputs(rows, np.ones(len(rows))))
+
+    def members(self) -> _Floats:
+        """The rows of the believed front."""
+        values = np.column_stack([self.mean, self.known.costs])
+        return self.rows[non_dominated(values, (MINIMIZE, MINIMIZE))]
+
+    def _inputs(self, rows: _Floats, shares: _Floats) -> _Floats:
+        time = np.log(shares) / self._first if self._first < 0 else np.zeros(len(shares))
+        return np.column_stack([self.encoding.features(rows), time])
+
+    def _gains(self, kept: Sequence[_Observation]) -> _Floats:
+        """What a trial is expected to gain between each observation and its full epochs, as those that went on did."""
+        by_trial: dict[int, dict[float, float]] = {}
+        for each in kept:
+            by_trial.setdefault(each.trial, {})[each.share] = each.loss
+        steps = sorted({each.share for each in kept})
+        gain = {steps[-1]: 0.0}
+        for earlier, later in reversed(list(pairwise(steps))):
+            apart = [
+                reached[later] - reached[earlier] for reached in by_trial.values() if {earlier, later} <= {*reached}
+            ]
+            gain[earlier] = gain[later] + (float(np.median(apart)) if apart else 0.0)
+        return np.array([gain[each.share] for each in kept])
+
+    def _scaled(self, losses: _Floats) -> _Floats:
+        """Standardised by median and quartiles, those worse than the median in logarithms: outliers teach little."""
+        middle = float(np.median(losses))
+        spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35 or float(losses.std()) or 1.0
+        values = (losses - middle) / spread
+        return np.where(values > 0, np.log1p(np.maximum(values, 0.0)), values)
+
+
+def believe(records: Records, distributions: Mapping[str, BaseDistribution]) -> Belief | None:
+    """What is believed of a study's trials, once RANDOM of them have shown something."""
+    score, cost = records.objectives
+    known = _known(records, score, cost)
+    if len({each.trial for each in known.observations}) < RANDOM:
+        return None
+    return Belief(known, Encoding(distributions), score, cost)
+
+
+def propose(
+    belief: Belief, random: np.random.Generator, spent: Callable[[Mapping[str, Any]], float | None]
+) -> Mapping[str, Any] | None:
+    """The coordinates of the largest expected gain.
+
+    `spent` counts the cost, as a sampler sees it, of coordinates: NaN where only training tells, None where they
+    are not to be proposed.
+    """
+    encoding = belief.encoding
+    rows = np.vstack([encoding.draw(random, _CANDIDATES), encoding.near(random, belief.members(), _CANDIDATES)])
+    mean, deviation = belief.predict(rows)
+    front = np.column_stack([belief.mean, belief.known.costs])
+
+    def gain(mean: _Floats, deviation: _Floats, cost: _Floats) -> _Floats:
+        return log_ehvi(mean, deviation, cost, front, belief.reference)
+
+    seen, costs = belief.rows[-_FITTED:], belief.known.costs[-_FITTED:]
+    about, _ = Surrogate(encoding.features(seen), costs).predict(encoding.features(rows))
+    order = np.argsort(-gain(mean, deviation, about), kind="stable")[: 4 * _COUNTED]
+    allowed: list[tuple[float, Mapping[str, Any]]] = []
+    for index in order:
+        point = encoding.point(rows[index])
+        cost = spent(point)
+        if cost is not None:
+            own, exact = slice(index, index + 1), np.array([about[index] if math.isnan(cost) else cost])
+            allowed.append((float(gain(mean[own], deviation[own], exact)[0]), point))
+        if len(allowed) == _COUNTED:
+            break
+    return max(allowed, key=lambda each: each[0])[1] if allowed else None

@@ -1,0 +1,172 @@
+"""Searches on LCBench's learning curves: which rung rule and which sampler find the best front for 1,440 epochs.
+
+A surrogate gives the validation error of any of seven hyperparameters after 1 to 52 epochs on 34 tasks; the other
+objective is a size that is known before training. A method's share is the hypervolume of what it trained in full, by
+that of 243 random configurations trained in full (11.4 % of whose training it may spend): more than 1 is possible for
+those that propose configurations of their own. Reference point: the pool's largest size and its 90 % quantile of error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from shares import Method, Problem, Result, collect, parser, show
+
+from search.halving import Standing, best
+from search.pareto import MINIMIZE, hypervolume
+
+DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "lcbench"
+EPOCHS, POOL, FIRST = 52, 243, 2
+LEFT_OUT: Final = ("3945", "167083")
+NAMES: Final = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
+RUNGS: Final = {"eta": 3, "first": FIRST}
+SYNCHRONOUS: Final = "synchronous"
+
+METHODS: Final = {
+    "random": Method(trials=27),
+    "tpe": Method("tpe", trials=27),
+    "gp": Method("gp", trials=27),
+    "nsga2": Method("nsga2", trials=27),
+    "asha": Method(scheduler="asha", trials=POOL, options=RUNGS),
+    "pareto-asha": Method(scheduler="pareto-asha", trials=POOL, options=RUNGS),
+    "dominated": Method(scheduler="dominated", trials=POOL, options=RUNGS),
+    "halving": Method(scheduler="halving", trials=POOL, options={**RUNGS, "waves": 1}),
+    "front": Method("front", trials=27),
+    "halving+front": Method("front", "halving", POOL, RUNGS),
+    "halving+tpe": Method("tpe", "halving", POOL, RUNGS),
+}
+ALL: Final = (SYNCHRONOUS, *METHODS)
+
+
+class Surrogate:
+    """The validation error on one task, in percent."""
+
+    def __init__(self, data: Path, task: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(data / "model.onnx"), options)
+        self._task = json.loads((data / "encoding.json").read_text())["OpenML_task_id"][task]
+        self._known: dict[tuple[Any, ...], list[float]] = {}
+
+    def curve(self, point: tuple[Any, ...]) -> list[float]:
+        """The error after each epoch."""
+        if point not in self._known:
+            numbers = np.array([[epoch, *point] for epoch in range(1, EPOCHS + 1)], np.float32)
+            tasks = np.full((EPOCHS, 1), self._task, np.int32)
+            [found] = self._session.run(None, {"x_cat": tasks, "x_cont": numbers})
+            self._known[point] = [100.0 - float(accuracy) for accuracy in found[:, 1]]
+        return self._known[point]
+
+
+def suggest(trial: Any, space: dict[str, dict[str, Any]]) -> tuple[Any, ...]:
+    """A point, in the order of NAMES."""
+    return tuple(
+        (trial.suggest_int if space[name]["type"] == "uniform_int" else trial.suggest_float)(
+            name, space[name]["lower"], space[name]["upper"], log=space[name]["log"]
+        )
+        for name in NAMES
+    )
+
+
+def size(point: tuple[Any, ...]) -> float:
+    """A proxy for the parameters of the network."""
+    layers, units = point[NAMES.index("num_layers")], point[NAMES.index("max_units")]
+    return float(layers * units**2 + 100 * units)
+
+
+def draw(space: dict[str, dict[str, Any]], seed: int) -> list[tuple[Any, ...]]:
+    """The pool of a seed, the same for all tasks and methods."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [suggest(study.ask(), space) for _ in range(POOL)]
+
+
+def synchronous(pool: Sequence[tuple[Any, ...]], surrogate: Surrogate) -> list[tuple[Any, ...]]:
+    """243 - 81 - 27 - 9, each rung when all have reached it."""
+    left = list(pool)
+    for epoch, count in ((2, 81), (6, 27), (18, 9)):
+        at = [Standing(n, surrogate.curve(point)[epoch - 1], math.log(size(point))) for n, point in enumerate(left)]
+        taken: list[int] = []
+        while len(taken) < count:
+            taken.append(best(at, taken).number)
+        left = [left[number] for number in taken]
+    return left
+
+
+def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, budget: float) -> list[Result]:
+    """All methods on one task with one seed."""
+    task, seed = job
+    listed = json.loads((data / "config_space.json").read_text())["hyperparameters"]
+    space = {each["name"]: each for each in listed}
+    surrogate, pool = Surrogate(data, task), draw(space, seed)
+
+    def volume(points: Sequence[tuple[Any, ...]]) -> float:
+        values = [(math.log10(size(point)), surrogate.curve(point)[-1]) for point in points]
+        return hypervolume(values, reference, (MINIMIZE, MINIMIZE)) if values else 0.0
+
+    reference = (
+        max(math.log10(size(point)) for point in pool),
+        float(np.quantile([surrogate.curve(point)[-1] for point in pool], 0.9)),
+    )
+    whole, results = volume(pool), []
+    for name in methods:
+        if name == SYNCHRONOUS:
+            trained, proposals, ms = synchronous(pool, surrogate), POOL, 0.0
+        else:
+            problem = Problem(
+                partial(suggest, space=space),
+                size,
+                lambda point, epoch: 1 - surrogate.curve(point)[round(epoch) - 1] / 100,
+                EPOCHS,
+                "accuracy",
+            )
+            records, ms = problem.search(METHODS[name], seed, workers, budget, pool)
+            trained, proposals = problem.complete(records), len(records.all())
+        results.append(Result(name, task, seed, volume(trained) / whole, proposals, ms))
+    return results
+
+
+def main() -> None:
+    """The command."""
+    arguments = parser(
+        __doc__ or "",
+        "example: python tests/benchmarks/lcbench.py --tasks 7593 34539 --seeds 2 --methods synchronous halving asha",
+        ALL,
+    )
+    arguments.add_argument(
+        "--data", type=Path, default=DATA, help="the folder of the surrogate; default ../shared/data/lcbench"
+    )
+    arguments.add_argument(
+        "--tasks", nargs="+", default=["first16"], help="OpenML's numbers, first16 (the default), others (of the list)"
+    )
+    arguments.add_argument("--budget", type=float, default=1440, help="epochs; default 1440")
+    given = arguments.parse_args()
+    try:
+        listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
+    except OSError:
+        sys.exit(f"the surrogate is model.onnx, encoding.json and config_space.json in one folder; not in {given.data}")
+    names = [name for name in listed[0]["choices"] if name not in LEFT_OUT]
+    sets = {"first16": names[:16], "others": names[16:]}
+    tasks = [task for name in given.tasks for task in sets.get(name, [name])]
+    if unknown := [task for task in tasks if task not in listed[0]["choices"]]:
+        sys.exit(f"a task is one of {', '.join(names)}, first16 or others; received {', '.join(unknown)}")
+    jobs = [(task, seed) for task in tasks for seed in range(given.seeds)]
+    work = partial(run, data=given.data, methods=given.methods, workers=given.workers, budget=given.budget)
+    show(collect(jobs, work, given.processes), given.methods, SYNCHRONOUS, given.format)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""What the benchmarks of the search have in common: methods, shares of a hypervolume, paired comparisons, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from petl.backbones import Backbone
+from petl.configuration import Configuration, Training
+from petl.measurements import Measurements
+from petl.presets import lora
+from search.core import Budget, Enqueued, Plan, Search
+from search.halving import rule
+from search.record import Records, State, TrialRecord
+from search.replay import Clock, replay
+
+_NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; no table has a model
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to search: a sampler, None for the pool in its order, and a rung rule with its options."""
+
+    sampler: str | None = None
+    scheduler: str = "none"
+    trials: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Result(NamedTuple):
+    """One method on one task with one seed."""
+
+    method: str
+    task: str
+    seed: int
+    share: float
+    proposals: int
+    ms: float  # a proposal
+
+
+class Problem:
+    """Points of a table or surrogate as configurations of ours.
+
+    `suggest` asks an Optuna trial for a point; `size` is known before training. A point becomes a design of ours
+    with its index as LoRA rank, so that the search sees distinct ones.
+    """
+
+    def __init__(
+        self,
+        suggest: Callable[[Any], tuple[Any, ...]],
+        size: Callable[[tuple[Any, ...]], float],
+        score: Callable[[tuple[Any, ...], float], float],
+        epochs: float,
+        objective: str,
+    ) -> None:
+        self.suggest, self.size, self.reached, self.epochs, self.objective = suggest, size, score, epochs, objective
+        self.points: list[tuple[Any, ...]] = []
+        self._index: dict[tuple[Any, ...], int] = {}
+
+    def configuration(self, point: tuple[Any, ...]) -> Configuration:
+        """The one of this point."""
+        if point not in self._index:
+            self._index[point] = len(self.points)
+            self.points.append(point)
+        return Configuration(lora(rank=self._index[point] + 1), Training(epochs=self.epochs))
+
+    def point(self, configuration: Configuration) -> tuple[Any, ...]:
+        """The way back."""
+        return self.points[configuration.design.modifications[0].size - 1]
+
+    def score(self, record: TrialRecord, epoch: float) -> float:
+        """What the search is told."""
+        assert record.configuration
+        return self.reached(self.point(record.configuration), epoch)
+
+    def measured(self, record: TrialRecord) -> Measurements:
+        """At the end; an epoch takes a second."""
+        assert record.configuration
+        return Measurements(
+            **{self.objective: self.score(record, self.epochs)},
+            stored_parameters=round(self.size(self.point(record.configuration))),
+            epochs=self.epochs,
+            seconds=self.epochs,
+        )
+
+    def search(
+        self, method: Method, seed: int, workers: int, budget: float, pool: Sequence[tuple[Any, ...]] = ()
+    ) -> tuple[Records, float]:
+        """The records that the method leaves, and its milliseconds a proposal."""
+        records, clock = Records.in_memory((self.objective, "stored_parameters")), Clock()
+        listed = [] if method.sampler else pool[: method.trials]
+        spent: list[float] = []
+        plan = Plan(
+            space=lambda trial, backbone: self.configuration(self.suggest(trial)),
+            backbone=_NOWHERE,
+            count=lambda configuration: {
+                "stored_parameters": self.size(self.point(configuration)) if configuration.design.modifications else 0
+            },
+            budget=Budget(trials=method.trials, concurrent=workers),
+            rule=rule(method.scheduler, self.epochs, method.trials, **method.options),
+            sampler=method.sampler or "random",
+            seed=seed,
+            enqueued=[Enqueued(str(index), self.configuration(point)) for index, point in enumerate(listed)],
+        )
+        search = Search(records, plan, clock)
+        ask = search._proposer.ask if method.sampler else None
+        if ask:
+
+            def timed(*arguments: Any) -> Any:
+                began = time.perf_counter()
+                found = ask(*arguments)
+                spent.append(time.perf_counter() - began)
+                return found
+
+            object.__setattr__(search._proposer, "ask", timed)
+        replay(search, self, workers=workers, clock=clock, epochs=budget)
+        return records, 1000 * fmean(spent) if spent else 0.0
+
+    def complete(self, records: Records) -> list[tuple[Any, ...]]:
+        """The points that were trained in full."""
+        done = [record.configuration for record in records.all() if record.state is State.COMPLETE]
+        return [self.point(configuration) for configuration in done if configuration]
+
+
+def collect(jobs: Sequence[Any], run: Callable[[Any], list[Result]], processes: int) -> list[Result]:
+    """The results of all jobs, with a line to stderr for each that is done."""
+    results: list[Result] = []
+    began = time.monotonic()
+
+    def take(found: list[Result]) -> None:
+        results.extend(found)
+        done = len({(result.task, result.seed) for result in results})
+        print(f"{time.monotonic() - began:6.0f} s: {done}/{len(jobs)}", file=sys.stderr, flush=True)
+
+    if processes == 1:
+        for job in jobs:
+            take(run(job))
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            for future in as_completed([pool.submit(run, job) for job in jobs]):
+                take(future.result())
+    return results
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean, and its 95 % confidence interval by Student's t."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row for each method and task; intervals over seeds."""
+    table = []
+    for method, task in sorted({(result.method, result.task) for result in results}):
+        found = [result for result in results if (result.method, result.task) == (method, task)]
+        share, low, high = interval([result.share for result in found])
+        table.append(
+            {
+                "method": method,
+                "task": task,
+                "share": round(share, 4),
+                "low": round(low, 4),
+                "high": round(high, 4),
+                "proposals": fmean(result.proposals for result in found),
+                "ms_per_proposal": round(fmean(result.ms for result in found), 2),
+            }
+        )
+    return table
+
+
+def show(results: Sequence[Result], methods: Sequence[str], peer: str, form: str) -> None:
+    """Prints rows as JSON, or a line a method: its share, and the paired difference to the `peer`'s."""
+    if form == "json":
+        print(json.dumps(rows(results), indent=1))
+        return
+    share = {(result.method, result.task, result.seed): result.share for result in results}
+    print(f"{'method':18}{'share':>8}  {'95 %':15}{'ms':>7}  against {peer}: difference, 95 %, wins/ties/losses")
+    for method in methods:
+        own = [result for result in results if result.method == method]
+        mean, low, high = interval([result.share for result in own])
+        line = f"{method:18}{mean:8.4f}  {low:.4f}-{high:.4f}  {fmean(result.ms for result in own):6.1f}"
+        if method != peer and peer in methods:
+            apart = [result.share - share[peer, result.task, result.seed] for result in own]
+            difference, least, most = interval(apart)
+            wins, losses = sum(each > 1e-9 for each in apart), sum(each < -1e-9 for each in apart)
+            line += f"  {difference:+.4f}  {least:+.4f} to {most:+.4f}  {wins}/{len(apart) - wins - losses}/{losses}"
+        print(line)
+
+
+def parser(description: str, example: str, methods: Sequence[str], seeds: int = 10) -> argparse.ArgumentParser:
+    """The arguments that every one of these benchmarks has."""
+    arguments = argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--seeds", type=int, default=seeds, help=f"how many; default {seeds}")
+    arguments.add_argument("--workers", type=int, default=4, help="simulated ones; default 4")
+    arguments.add_argument(
+        "--methods", nargs="+", default=list(methods), choices=methods, metavar="METHOD", help=", ".join(methods)
+    )
+    arguments.add_argument("--processes", type=int, default=1, help="that share the work; default 1")
+    arguments.add_argument("--format", choices=("text", "json"), default="text", help="json: only a list of rows")
+    return arguments
