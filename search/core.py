@@ -329,8 +329,8 @@ class Search:
     def _in_time(self) -> bool:
         return self._clock() < self.plan.budget.hours * 3600
 
-    def _turn(self) -> int | None:
-        """Whose turn it is: NEW, a waiting trial's, or nobody's."""
+    def _turn(self, news: TrialRecord | None = None) -> int | None:
+        """Whose turn it is: NEW, a waiting trial's, or nobody's. `news` is not on record yet."""
         if not self._in_time():
             return None
         fresh = bool(self._proposed) or (
@@ -338,7 +338,7 @@ class Search:
         )
         if self._references or self._ladder is None:
             return NEW if fresh or self._references else None
-        return self._ladder.next(fresh=fresh)
+        return self._ladder.next(fresh=fresh, beliefs=partial(self._proposer.beliefs, self.records, news))
 
     def _promoted(self, number: int) -> Step:
         if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
@@ -355,7 +355,7 @@ class Search:
             assert self._ladder is not None
             waiting = replace(record, state=State.PAUSED, rungs={**record.rungs, epoch: score})
             self._know(waiting)
-            return Decision.CONTINUE if self._turn() == record.number else Decision.PAUSE
+            return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
         own = self._standing(replace(record, rungs={epoch: score}), epoch)
         peers = [peer for peer in self.records.all() if peer.reference is None and epoch in peer.rungs]
         others = [self._standing(peer, epoch) for peer in peers if math.isfinite(peer.rungs[epoch])]

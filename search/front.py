@@ -28,7 +28,6 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr, logsumexp
 
-from search.objectives import Objective
 from search.pareto import MAXIMIZE, MINIMIZE
 from search.pareto import front as non_dominated
 from search.record import Records, State, TrialRecord
@@ -199,9 +198,23 @@ def _matern(one: _Floats, other: _Floats, parameters: _Floats) -> _Floats:
 
 def _fit(inputs: _Floats, values: _Floats) -> _Floats:
     """The logarithms of the length scales, the variance and the noise, by `_STEPS` of L-BFGS from the prior's means."""
-    count, columns = inputs.shape
+    centre, width = _prior(inputs.shape[1])
+    bounds = [(middle - 4 * each, middle + 4 * each) for middle, each in zip(centre, width, strict=True)]
+    loss = _loss(inputs, values)
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+    return np.asarray(found.x)
+
+
+def _prior(columns: int) -> tuple[_Floats, _Floats]:
+    """Means and standard deviations of the parameters."""
     centre = np.array([math.log(0.5 * math.sqrt(columns))] * columns + [0.0, math.log(0.01)])
-    width = np.array([0.75] * columns + [1.0, 1.5])
+    return centre, np.array([0.75] * columns + [1.0, 1.5])
+
+
+def _loss(inputs: _Floats, values: _Floats) -> Callable[[_Floats], tuple[float, _Floats]]:
+    """The negative logarithm of the posterior density of the parameters, up to a constant, and its gradient."""
+    count, columns = inputs.shape
+    centre, width = _prior(columns)
     squares = (inputs[:, None] - inputs[None]) ** 2  # n x n x columns
 
     def loss(parameters: _Floats) -> tuple[float, _Floats]:
@@ -219,9 +232,7 @@ def _fit(inputs: _Floats, values: _Floats) -> _Floats:
         prior = (parameters - centre) / width
         return float(fit + 0.5 * prior @ prior), gradient + prior / width
 
-    bounds = [(middle - 4 * each, middle + 4 * each) for middle, each in zip(centre, width, strict=True)]
-    found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
-    return np.asarray(found.x)
+    return loss
 
 
 # --- improvement ---------------------------------------------------------------------------------
@@ -278,14 +289,16 @@ class _Known:
     observations: list[_Observation]
 
 
-def _known(records: Records, score: Objective, cost: Objective) -> _Known:
+def _known(records: Records, news: TrialRecord | None) -> _Known:
     """Costs are as a sampler sees them: known before training, or measured, or the usual one."""
+    score, cost = records.objectives
     sign = -1.0 if score.direction == MAXIMIZE else 1.0
     trials: list[TrialRecord] = []
     costs: list[float] = []
     observations: list[_Observation] = []
     failed: list[int] = []
-    for record in records.all():
+    for kept in records.all():
+        record = news if news and news.number == kept.number else kept
         origin = records.origin(record.number)
         if record.reference or not origin.coordinates or record.configuration is None:
             continue
@@ -315,7 +328,7 @@ def _known(records: Records, score: Objective, cost: Objective) -> _Known:
 class Belief:
     """What the model makes of the trials of a study; see `believe`."""
 
-    def __init__(self, known: _Known, encoding: Encoding, score: Objective, cost: Objective) -> None:
+    def __init__(self, known: _Known, encoding: Encoding) -> None:
         self.known, self.encoding = known, encoding
         self.rows = encoding.rows(known.coordinates)
         kept = sorted(known.observations, key=lambda each: (-each.share, -each.trial))[:_MOST]
@@ -369,13 +382,14 @@ class Belief:
         return np.where(values > 0, np.log1p(np.maximum(values, 0.0)), values)
 
 
-def believe(records: Records, distributions: Mapping[str, BaseDistribution]) -> Belief | None:
-    """What is believed of a study's trials, once RANDOM of them have shown something."""
-    score, cost = records.objectives
-    known = _known(records, score, cost)
+def believe(
+    records: Records, distributions: Mapping[str, BaseDistribution], news: TrialRecord | None = None
+) -> Belief | None:
+    """What is believed of a study's trials, once RANDOM of them have shown something. `news` is not on record yet."""
+    known = _known(records, news)
     if len({each.trial for each in known.observations}) < RANDOM:
         return None
-    return Belief(known, Encoding(distributions), score, cost)
+    return Belief(known, Encoding(distributions))
 
 
 def propose(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol
 
@@ -229,8 +229,10 @@ class Ladder:
         for at, under_way in enumerate(self._under_way):
             (under_way.add if runs and at == level else under_way.discard)(number)
 
-    def next(self, *, fresh: bool) -> int | None:
+    def next(self, *, fresh: bool, beliefs: Callable[[], Mapping[int, float]] = dict[int, float]) -> int | None:
         """The waiting trial to promote, or NEW; None where all depends on those that run. `fresh`: NEW is possible.
+
+        Trials are compared by the scores that they have at the rung, or by the `beliefs` in what they come to.
 
         The targets are filled in their order, each when as many have reported as its wave needs. Rather than to
         leave a worker idle the best of those that have reported so far is promoted.
@@ -242,7 +244,7 @@ class Ladder:
                     if fresh:
                         return NEW
                 elif self._waiting[level - 1] and (not settled or self._arrived(level - 1) >= due):
-                    return self._best(level)
+                    return self._best(level, beliefs())
         return None
 
     @property
@@ -270,9 +272,12 @@ class Ladder:
         """How many have entered a level and are through with it, failed ones included."""
         return self._entered[level] - len(self._under_way[level])
 
-    def _best(self, level: int) -> int:
+    def _best(self, level: int, beliefs: Mapping[int, float]) -> int:
         at, waiting = self._at[level - 1], self._waiting[level - 1]
-        return best(list(at.values()), at.keys() - waiting).number
+        standings = list(at.values())
+        if at.keys() <= beliefs.keys():
+            standings = [replace(standing, score=beliefs[standing.number]) for standing in standings]
+        return best(standings, at.keys() - waiting).number
 
 
 def _none(epochs: float, **options: Any) -> Rule:

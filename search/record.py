@@ -140,6 +140,7 @@ class Records:
         self._records: list[TrialRecord] = []
         self._origins: list[Origin] = []
         self._stops: dict[int, float] = {}
+        self.changes = 0  # to the trials, through this object
         self.objectives: tuple[Objective, Objective] = objectives(*self._info[_OBJECTIVES])
         trials = self.persist(lambda: storage.get_all_trials(study_id))
         for trial in sorted(trials, key=lambda trial: trial.number):
@@ -266,6 +267,7 @@ class Records:
         created = self.persist(lambda: self._storage.get_trial(trial_id))
         self._origins.append(origin)
         self._records.append(_record(created))
+        self.changes += 1
         return self._records[-1]
 
     def rung(self, number: int, epoch: float, score: float, *, stop: bool = False, pause: bool = False) -> None:
@@ -384,6 +386,7 @@ class Records:
         trial = self.persist(lambda: self._storage.get_trial(self._id(number)))
         self._stops |= _stop(trial)
         self._records[number] = _record(trial)
+        self.changes += 1
         return self._records[number]
 
     def _values(self, number: int, measurements: Measurements | None) -> tuple[float, float]:

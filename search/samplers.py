@@ -66,10 +66,11 @@ class Proposer:
     space: Space
     backbone: Backbone
     objectives: tuple[Objective, Objective]
-    count: Callable[[Configuration], Mapping[str, float]] = lambda configuration: {}
+    count: Callable[[Configuration], Mapping[str, float]]
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
+    _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sampler not in NAMES:
@@ -90,6 +91,23 @@ class Proposer:
             trial = study.ask()
             return point(trial, self.space(trial, self.backbone))
 
+    def beliefs(self, records: Records, news: TrialRecord | None = None) -> Mapping[int, float]:
+        """What the trials come to at full epochs, as the sampler's model has it; smaller is better.
+
+        Empty where there is no such model, or not yet. `news` replaces what is on record of its trial.
+        """
+        belief = self._believed(records, news) if self.sampler == FRONT else None
+        if belief is None:
+            return {}
+        return dict(zip((record.number for record in belief.known.records), belief.mean.tolist(), strict=True))
+
+    def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
+        key = (records.changes, news)
+        if self._latest.get("key") != key:
+            self._latest.update(key=key, belief=front.believe(records, _dimensions(records), news))
+        belief: front.Belief | None = self._latest["belief"]
+        return belief
+
     def _of_front(self, records: Records, origin: Origin) -> Point:
         """The point of the largest expected gain, new and within the limits; a random such one at first."""
         cost = self.objectives[1]
@@ -103,7 +121,7 @@ class Proposer:
 
         drawn = self.draw(records, origin, DRAWN)
         first = next(drawn)
-        if belief := front.believe(records, _dimensions(records) or first.distributions):
+        if belief := self._believed(records):
             found = front.propose(
                 belief,
                 np.random.default_rng(self._seed(records, origin)),

@@ -17,7 +17,7 @@ from petl.presets import parse
 from search import samplers
 from search.objectives import objectives
 from search.record import Aside, Origin, Records, State
-from search.samplers import ASIDES, GP_TRIALS, SAMPLERS, Proposer, Told, tell
+from search.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, Proposer, Told, tell
 from spaces.space import Point, decode, resolve
 
 BACKBONE = tiny.described(BertConfig(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4))
@@ -76,7 +76,15 @@ def finished(count: int) -> Records:
 
 
 def proposer(name: str, seed: int = 0, **limits: float) -> Proposer:
-    return Proposer(space=SPACE, backbone=BACKBONE, objectives=OBJECTIVES, sampler=name, seed=seed, limits=limits)
+    return Proposer(
+        space=SPACE,
+        backbone=BACKBONE,
+        objectives=OBJECTIVES,
+        count=lambda configuration: {"stored_parameters": size(configuration)},
+        sampler=name,
+        seed=seed,
+        limits=limits,
+    )
 
 
 def test_a_sampler_is_told_what_a_study_is_worth() -> None:
@@ -129,7 +137,7 @@ def test_only_the_latest_asides_are_told() -> None:
     assert len(told) == 3 + ASIDES
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_records_give_the_same_point_and_others_another(name: str) -> None:
     records, few = finished(12), finished(5)
     first = proposer(name).ask(records, Origin())
@@ -141,7 +149,7 @@ def test_the_same_records_give_the_same_point_and_others_another(name: str) -> N
     assert proposer(name).ask(records, nothing_new).coordinates != first.coordinates
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_proposals_are_of_the_space_and_distinct_from_the_first_on(name: str) -> None:
     records = Records.in_memory()
     for number in range(4):
@@ -153,7 +161,7 @@ def test_proposals_are_of_the_space_and_distinct_from_the_first_on(name: str) ->
     assert len({record.configuration.key for record in records.all() if record.configuration}) == 4
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_running_stopped_failed_and_refused_trials_are_digested(name: str) -> None:
     records = finished(12)
     for number, (state, failure) in enumerate(
@@ -232,7 +240,7 @@ def test_optuna_stays_as_loud_as_it_was(capfd: pytest.CaptureFixture[str], recwa
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of random, tpe, nsga2, gp, auto; received 'cmaes'"):
+    with pytest.raises(ValueError, match="one of random, tpe, nsga2, gp, auto, front; received 'cmaes'"):
         proposer("cmaes")
 
 

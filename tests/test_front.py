@@ -1,0 +1,213 @@
+"""The sampler `front` against other libraries, sampling, and brute force."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.optimize import approx_fprime
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from test_core import BACKBONE, OPTIONS, TRAINING, count, measured, plan, score
+
+from petl.measurements import Measurements
+from search import front
+from search.core import Budget, Search, Start
+from search.front import Encoding, Surrogate, believe, log_ehvi, log_improvement, propose
+from search.halving import Halving
+from search.pareto import hypervolume
+from search.record import Records, State
+from search.replay import Clock, replay
+from spaces.space import decode, resolve
+
+DISTRIBUTIONS = {
+    "rate": FloatDistribution(1e-4, 1e-1, log=True),
+    "share": FloatDistribution(-1.0, 3.0),
+    "half": FloatDistribution(0.0, 2.0, step=0.5),
+    "units": IntDistribution(16, 512, log=True),
+    "layers": IntDistribution(1, 5),
+    "even": IntDistribution(2, 10, step=2),
+    "only": IntDistribution(3, 3),
+    "form": CategoricalDistribution(("a", None, 3)),
+}
+
+
+def test_what_is_drawn_is_of_the_space_and_stays_where_it_is() -> None:
+    encoding, random = Encoding(DISTRIBUTIONS), np.random.default_rng(0)
+    drawn = encoding.draw(random, 300)
+    near = encoding.near(random, drawn[:5], 300)
+    for rows in (drawn, near):
+        points = [encoding.point(row) for row in rows]
+        for point in points:
+            for name, distribution in DISTRIBUTIONS.items():
+                assert distribution._contains(distribution.to_internal_repr(point[name]))
+        assert encoding.rows(points) == pytest.approx(rows, abs=1e-9)
+    for name, distribution in DISTRIBUTIONS.items():
+        seen = {encoding.point(row)[name] for row in drawn}
+        if isinstance(distribution, CategoricalDistribution):
+            assert seen == {"a", None, 3}
+        if name in ("layers", "even", "half"):
+            assert len(seen) == 5
+    # beside a row: something moves, but most of it stays
+    moved = (near[:, None] != drawn[None, :5]).sum(axis=2).min(axis=1)
+    assert 1 <= np.median(moved) <= 3
+
+
+def test_categories_lie_equally_far_apart_and_what_is_absent_lies_in_the_middle() -> None:
+    encoding = Encoding(DISTRIBUTIONS)
+    point = encoding.point(encoding.draw(np.random.default_rng(0), 1)[0])
+    features = encoding.features(encoding.rows([{**point, "form": form} for form in ("a", None, 3)]))
+    apart = [np.linalg.norm(features[one] - features[other]) for one, other in ((0, 1), (0, 2), (1, 2))]
+    assert apart == pytest.approx([1, 1, 1])
+    [row] = encoding.rows([{}])
+    assert row.tolist() == [0.5, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[Any, Any]:
+    random = np.random.default_rng(3)
+    inputs = random.uniform(size=(40, 3))
+    return inputs, np.sin(4 * inputs[:, 0]) + inputs[:, 1] + 0.1 * random.normal(size=40)
+
+
+def test_predictions_are_those_of_scikit_learn(sample: tuple[Any, Any]) -> None:
+    inputs, values = sample
+    surrogate = Surrogate(inputs, values)
+    *scales, variance, noise = np.exp(surrogate.parameters)
+    kernel = ConstantKernel(variance, "fixed") * Matern(scales, "fixed", nu=2.5)
+    peer = GaussianProcessRegressor(kernel, alpha=noise + 1e-6, optimizer=None).fit(inputs, values - values.mean())
+    at = np.random.default_rng(4).uniform(size=(50, 3))
+    mean, deviation = surrogate.predict(at)
+    expected, spread = peer.predict(at, return_std=True)
+    assert mean == pytest.approx(expected + values.mean(), abs=1e-8)
+    assert deviation == pytest.approx(spread, abs=1e-6)
+    # it learned which column matters, and how much is noise
+    assert scales[0] < scales[2]
+    assert 0.003 < noise < 0.04
+
+
+def test_the_fit_follows_the_gradient_downhill(sample: tuple[Any, Any]) -> None:
+    inputs, values = sample
+    loss = front._loss(inputs, values - values.mean())
+    start = front._prior(3)[0] + np.array([0.1, -0.2, 0.3, 0.2, -0.4])
+    assert loss(start)[1] == pytest.approx(approx_fprime(start, lambda at: loss(at)[0], 1e-6), abs=1e-3)
+    assert loss(Surrogate(inputs, values).parameters)[0] < loss(front._prior(3)[0])[0] - 1
+
+
+def test_what_is_believed_to_come_makes_it_certain_not_different(sample: tuple[Any, Any]) -> None:
+    inputs, values = sample
+    surrogate, at = Surrogate(inputs, values), np.array([[1.5, 1.5, 1.5], [0.5, 0.5, 0.5]])
+    later = surrogate.with_believed(at[:1])
+    (mean, deviation), (before, wide) = later.predict(at), surrogate.predict(at)
+    assert mean == pytest.approx(before, abs=1e-6)
+    assert deviation[0] < 0.5 * wide[0]
+
+
+@pytest.mark.parametrize("u", [-1e5, -1e4, -1001.0, -999.0, -100.0, -38.0, -9.0, -2.0, -1.0, -0.5, 0.0, 3.0, 30.0])
+def test_log_improvement_is_exact_where_the_plain_one_underflows(u: float) -> None:
+    with mpmath.workdps(50):
+        at = mpmath.mpf(u)
+        density = mpmath.exp(-at * at / 2) / mpmath.sqrt(2 * mpmath.pi)
+        below = mpmath.erfc(-at / mpmath.sqrt(2)) / 2
+        # far below zero: the asymptotic series, since 50 digits cancel too
+        exact = mpmath.log(density + at * below) if u > -1e3 else mpmath.log(density / at**2 * (1 - 3 / at**2))
+        expected = float(exact + mpmath.log(0.5))
+    found = log_improvement(np.array([1.0]), np.array([0.5]), np.array([1.0 + 0.5 * u]))
+    assert found[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("cost", [-1.0, 0.4, 1.0, 2.5, 3.9])
+def test_expected_gain_is_that_of_sampling(cost: float) -> None:
+    known = np.array([[0.2, 2.0], [0.8, 1.0], [0.9, 1.5], [2.0, 0.2], [-0.5, 9.0]])  # two of them do not count
+    reference, mean, deviation = (1.0, 4.0), 0.3, 0.4
+    draws = np.random.default_rng(0).normal(mean, deviation, 4_000)
+    inside = known[:2]
+    before = hypervolume(inside, reference, ("minimize", "minimize"))
+    gains = [
+        hypervolume([*inside, (draw, cost)], reference, ("minimize", "minimize")) - before for draw in draws.tolist()
+    ]
+    found = log_ehvi(np.array([mean]), np.array([deviation]), np.array([cost]), known, reference)
+    error = 4 * np.std(gains) / math.sqrt(len(gains))
+    assert math.exp(found[0]) == pytest.approx(np.mean(gains), abs=error)
+
+
+def test_beyond_the_reference_nothing_is_gained() -> None:
+    nothing = log_ehvi(np.array([0.0]), np.array([1.0]), np.array([5.0]), np.empty((0, 2)), (1.0, 4.0))
+    assert nothing[0] == -math.inf
+
+
+# --- on a study ----------------------------------------------------------------------------------
+
+
+def searched(trials: int, **changes: Any) -> Records:
+    class Curve:
+        def score(self, record: Any, epoch: float) -> float:
+            return score(record.configuration, epoch)
+
+        def measured(self, record: Any) -> Measurements:
+            return measured(record.configuration)
+
+    records, clock = Records.in_memory(), Clock()
+    replay(Search(records, plan(budget=Budget(trials=trials), **changes), clock), Curve(), clock=clock)
+    return records
+
+
+def test_the_model_foresees_what_waiting_trials_come_to() -> None:
+    """From 12 trials in full and 24 that wait at the first rung: their order, and about their values."""
+    rule = Halving(epochs=3, eta=3, first=1, trials=36, waves=1)
+    records = searched(36, rule=rule)
+    belief = believe(records, records.origin(0).distributions)
+    assert belief is not None
+    waiting = [index for index, record in enumerate(belief.known.records) if record.state is State.PRUNED]
+    truth = [-score(belief.known.records[index].configuration, 3) for index in waiting]  # type: ignore[arg-type]
+    assert len(waiting) == 24
+    assert np.corrcoef(belief.mean[waiting], truth)[0, 1] > 0.95
+
+
+def test_it_finds_more_than_chance() -> None:
+    """The same number of trials in full; the volume that the front adds, on three seeds."""
+
+    def volume(sampler: str, seed: int) -> float:
+        done = [record.measurements for record in searched(30, sampler=sampler, seed=seed).all()]
+        values = [(each.accuracy, math.log1p(each.stored_parameters)) for each in done if each]
+        return hypervolume(values, (0.3, math.log1p(1e5)), ("maximize", "minimize"))
+
+    ours, chance = ([volume(sampler, seed) for seed in range(3)] for sampler in ("front", "random"))
+    assert np.mean(ours) > np.mean(chance) * 1.01
+    assert min(np.subtract(ours, chance)) > 0
+
+
+def test_workers_do_not_pile_up_on_one_idea() -> None:
+    records = searched(20, sampler="front")
+    search = Search(records, plan(sampler="front", budget=Budget(trials=24, concurrent=4)))
+    steps = [search.next(4) for _ in range(4)]
+    assert all(isinstance(step, Start) for step in steps)
+    rows = Encoding(records.origin(0).distributions).rows(
+        [records.origin(step.record.number).coordinates for step in steps if isinstance(step, Start)]
+    )
+    apart = [np.linalg.norm(rows[one] - rows[other]) for one in range(4) for other in range(one)]
+    assert min(apart) > 0.05
+
+
+def test_nothing_that_is_not_to_be_proposed_is() -> None:
+    records, random = searched(12), np.random.default_rng(0)
+    belief = believe(records, records.origin(0).distributions)
+    assert belief is not None
+    assert propose(belief, random, lambda point: None) is None
+    space = resolve("unified", OPTIONS, TRAINING)
+
+    def small(point: Any) -> float | None:
+        stored = count(decode(space, point, BACKBONE).configuration)["stored_parameters"]
+        return math.log1p(stored / 1e3) if stored <= 800 else None
+
+    for _ in range(5):
+        assert small(propose(belief, random, small) or {}) is not None
+
+
+def test_a_few_trials_are_not_a_model() -> None:
+    records = searched(front.RANDOM - 1)
+    assert believe(records, records.origin(0).distributions) is None
