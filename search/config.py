@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -137,12 +138,18 @@ class SchedulerConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """`trials` counts proposed and enqueued designs, not references; a list of designs sets it. After
-    `hours` no trial starts. A trial trains for `epochs`, or for so many `steps` instead.
+    """`trials` counts proposed and enqueued designs, not references; a list of designs sets it. A trial trains for
+    `epochs`, or for so many `steps` instead.
+
+    The search ends, for a resume with more to go on, after `hours`; when its trials have held devices, GPUs or else
+    CPUs, for `device_hours`; and when at `price_per_device_hour` those come to `money`.
     """
 
     trials: PositiveInt | None = None
     hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    money: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    price_per_device_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     steps: PositiveInt | None = None
 
@@ -159,7 +166,15 @@ class BudgetConfig(_Section):
             raise ValueError(
                 f"give epochs or steps, and null for the other; received epochs {self.epochs:g}, steps {self.steps}"
             )
+        if self.money is not None and self.price_per_device_hour is None:
+            raise ValueError(f"money needs a price_per_device_hour; received money {self.money:g} alone")
         return self
+
+    @property
+    def most_device_hours(self) -> float:
+        """By device_hours or by money, whichever is less; infinite for no limit."""
+        bought = self.money / self.price_per_device_hour if self.money and self.price_per_device_hour else math.inf
+        return min(self.device_hours or math.inf, bought)
 
 
 class DesignConfig(_Section):
@@ -226,6 +241,11 @@ class ResourcesConfig(_Section):
             )
         check_offload(self.zero_stage, self.offload)
         return self
+
+    @property
+    def devices(self) -> float:
+        """How many a trial holds: GPUs, or CPUs where it has none."""
+        return self.gpus_per_trial or self.each["CPU"] * self.workers_per_trial
 
     @property
     def each(self) -> dict[str, float]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
 DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
 DIVERGED: Final = "diverged"
+_DEVICE_SECONDS: Final = "device_seconds"
 
 
 class SearchError(ValueError):
@@ -48,7 +49,7 @@ class Decision(StrEnum):
     """What a report means for its trial."""
 
     CONTINUE = "continue"
-    PAUSE = "pause"  # the trial waits for its promotion, and its worker is free
+    PAUSE = "pause"  # the trial waits for its promotion, or for more budget, and its worker is free
     STOP = "stop"
 
 
@@ -84,17 +85,20 @@ Step: TypeAlias = Start | Resume | Idle
 class Budget:
     """When to stop.
 
-    `trials` counts what was sampled and enqueued, whatever became of it; references are free.
-    After `hours` on the search's clock nothing new starts. At most `concurrent` trials run at once.
+    `trials` counts what was sampled and enqueued, whatever became of it; references are free. After `hours` on the
+    search's clock, or when trials have held `devices` each for `device_hours` together, nothing starts, and what runs
+    is left at its next report, for a search with more to go on with. At most `concurrent` trials run at once.
     Raises ValueError, naming the rule and the value.
     """
 
     trials: int
     hours: float = math.inf
+    device_hours: float = math.inf
+    devices: float = 1.0
     concurrent: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 0), ("hours", 0), ("concurrent", 1)):
+        for name, least in (("trials", 0), ("hours", 0), ("device_hours", 0), ("devices", 0), ("concurrent", 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is at least {least}; received {getattr(self, name)}")
 
@@ -163,6 +167,8 @@ class Search:
         self.plan = plan
         self.note = ""
         self._clock = clock or (lambda: time.monotonic() - started)
+        self._device_seconds = float(records.info(_DEVICE_SECONDS, 0.0))
+        self._ticked = self._clock()
         self._score, self._cost = records.objectives
         self._counts: dict[str, Mapping[str, float]] = {}  # by design key
         self._proposer = Proposer(
@@ -213,9 +219,27 @@ class Search:
         return sum(record.reference is None for record in self.records.all())
 
     @property
+    def device_hours(self) -> float:
+        """What the trials have held devices for, over all searches of these records."""
+        now = self._clock()
+        self._device_seconds += len(self._active) * self.plan.budget.devices * (now - self._ticked)
+        self._ticked = now
+        return self._device_seconds / 3600
+
+    @property
+    def spent(self) -> str:
+        """Which hard limit is reached, in words; "" for none."""
+        budget = self.plan.budget
+        if self._clock() >= budget.hours * 3600:
+            return f"{budget.hours:g} hours"
+        if self.device_hours >= budget.device_hours:
+            return f"{budget.device_hours:g} device-hours"
+        return ""
+
+    @property
     def waiting(self) -> int:
-        """How many trials are paused at a rung."""
-        return sum(record.state is State.PAUSED for record in self.records.all())
+        """How many trials are neither finished nor handed out."""
+        return sum(record.state.open and record.number not in self._active for record in self.records.all())
 
     def rungs(self, number: int) -> tuple[float, ...]:
         """The epochs at which the trial must report before it goes on."""
@@ -269,10 +293,24 @@ class Search:
             self._know(self.records.get(number))
             self._close_hopeless()
         if self.records.get(number).state is State.PAUSED:
-            self._active.discard(number)
+            self._release(number)
             return Decision.PAUSE
-        running = self.records.get(number).state is State.RUNNING and self.records.stopped_at(number) is None
-        return Decision.CONTINUE if running else Decision.STOP
+        if self.records.get(number).state is not State.RUNNING or self.records.stopped_at(number) is not None:
+            return Decision.STOP
+        if self.spent and not self._is_over(number, epoch):
+            self._release(number)
+            return Decision.PAUSE
+        return Decision.CONTINUE
+
+    def _is_over(self, number: int, epoch: float) -> bool:
+        """Whether a trial has its full epochs behind it, and only its measurements are to come."""
+        configuration = self.records.get(number).configuration
+        return configuration is None or epoch >= configuration.training.epochs * (1 - 1e-6)
+
+    def _release(self, number: int) -> None:
+        """The trial holds no worker any more."""
+        self.records.set_info(_DEVICE_SECONDS, self.device_hours * 3600)
+        self._active.discard(number)
 
     def take_closed(self) -> list[TrialRecord]:
         """The trials that waited and were ended since this was asked last: all that go on were chosen."""
@@ -296,7 +334,7 @@ class Search:
         state, reason = self._outcome(record, measurements, failure, stopped)
         closed = self.records.close(number, state, measurements, reason)
         self._know(closed)
-        self._active.discard(number)
+        self._release(number)
         if number in self._resumable:
             self._resumable.remove(number)
         return closed
@@ -322,16 +360,13 @@ class Search:
 
     def _open(self) -> bool:
         """Whether anything is left to hand out, now or when what runs has reported."""
-        if self._halted:
+        if self._halted or self.spent:
             return False
         return bool(self._resumable) or self._turn() is not None
 
-    def _in_time(self) -> bool:
-        return self._clock() < self.plan.budget.hours * 3600
-
     def _turn(self, news: TrialRecord | None = None) -> int | None:
         """Whose turn it is: NEW, a waiting trial's, or nobody's. `news` is not on record yet."""
-        if not self._in_time():
+        if self.spent:
             return None
         fresh = bool(self._proposed) or (
             self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)

@@ -365,8 +365,14 @@ def _search(
         if search.note:
             display.say(search.note)
         elif search.counted < config.trials or search.waiting:
-            waiting = f", {search.waiting} of them wait at a rung" if search.waiting else ""
-            display.say(f"the budget of {config.budget.hours:g} hours is spent after {search.counted} trials{waiting}")
+            left = f", {search.waiting} of which are not finished" if search.waiting else ""
+            display.say(
+                f"the budget of {search.spent} is spent after {search.counted} trials{left}; a resume with more goes on"
+            )
+        if config.budget.most_device_hours < math.inf:
+            price = config.budget.price_per_device_hour
+            cost = f", {price * search.device_hours:.2f} of money" if price else ""
+            display.say(f"trials have held devices for {search.device_hours:.2f} hours{cost}")
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
@@ -502,6 +508,8 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
         budget=Budget(
             trials=config.trials,
             hours=config.budget.hours or math.inf,
+            device_hours=config.budget.most_device_hours,
+            devices=config.resources.devices,
             concurrent=cluster.room(config.resources),
         ),
         rule=config.rule,

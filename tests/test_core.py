@@ -230,21 +230,43 @@ def test_concurrency_is_capped_and_counts_running_trials() -> None:
     assert search.next(5) is DONE
 
 
-def test_nothing_starts_after_the_hours_and_running_trials_go_on() -> None:
+@pytest.mark.parametrize(
+    ("limit", "more", "said"),
+    [
+        ({"hours": 1.0}, {"hours": 2.0}, "1 hours"),
+        ({"device_hours": 8.0, "devices": 4.0}, {"device_hours": 16.0, "devices": 4.0}, "8 device-hours"),
+    ],
+)
+def test_a_limit_is_hard_and_more_of_it_goes_on(limit: dict[str, float], more: dict[str, float], said: str) -> None:
+    """Two trials at once on four devices each: eight device-hours are an hour."""
     now = [0.0]
     records = Records.in_memory()
-    budget = Budget(trials=8, hours=1.0, concurrent=2)
-    search = Search(records, plan(budget=budget, rule=Asha(epochs=3)), clock=lambda: now[0])
-    step = search.next(2)
-    assert isinstance(step, Start)
+
+    def searched(given: dict[str, float]) -> Search:
+        chosen = plan(budget=Budget(trials=3, concurrent=2, **given), rule=Asha(epochs=3))  # type: ignore[arg-type]
+        return Search(records, chosen, clock=lambda: now[0])
+
+    search = searched(limit)
+    assert isinstance(search.next(2), Start)
+    assert isinstance(search.next(1), Start)
+    now[0] = 3599.0
+    assert search.report(0, 1.0, 0.5) is Decision.CONTINUE
+    assert search.spent == ""
     now[0] = 3600.0
+    assert search.spent == said
     assert search.next(1) is WAIT
-    again = Search(records, plan(budget=budget, rule=Asha(epochs=3)), clock=lambda: now[0])
-    step = again.next(1)
-    assert isinstance(step, Resume)
-    train(again, step.record)
-    assert again.next(2) is DONE
-    assert [record.state for record in records.all()] == [State.COMPLETE]
+    assert search.report(0, 2.0, 0.5) is Decision.PAUSE
+    assert search.report(1, 3.0, 0.6) is Decision.CONTINUE  # it is at its end, and only has to say what it measured
+    search.finish(1, measured(records.get(1).configuration))
+    assert search.next(1) is DONE
+    assert search.waiting == 1
+    assert search.device_hours == pytest.approx(2.0 * limit.get("devices", 1))
+
+    assert searched(limit).next(1) is DONE
+    again = searched(more)
+    assert isinstance(again.next(1), Resume)
+    train(again, records.get(0))
+    assert [record.state for record in run(again)] == [State.COMPLETE] * 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
