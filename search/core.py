@@ -373,7 +373,7 @@ class Search:
         )
         if self._references or self._ladder is None:
             return NEW if fresh or self._references else None
-        return self._ladder.next(fresh=fresh, beliefs=partial(self._proposer.beliefs, self.records, news))
+        return self._ladder.next(fresh=fresh, choose=partial(self._proposer.most_promising, self.records, news))
 
     def _promoted(self, number: int) -> Step:
         if lacking := self._lacking(self.records.get(number).configuration, self._active, number):

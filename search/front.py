@@ -15,7 +15,7 @@ on one idea. All that is here is a function of the records and a seed: a search 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -33,11 +33,13 @@ from search.pareto import front as non_dominated
 from search.record import Records, State, TrialRecord
 
 _Floats: TypeAlias = NDArray[np.float64]
+_Number: TypeAlias = IntDistribution | FloatDistribution
 
 RANDOM: Final = 10  # points drawn at random before the model is asked
 _MOST: Final = 300  # observations that the model stands on
 _FITTED: Final = 120  # of them, those that its hyperparameters are fitted to
 _STEPS: Final = 15  # of that fit
+_SHOWN: Final = 60  # trials whose costs tell about those of candidates, until they are counted
 _CANDIDATES: Final = 400  # drawn anywhere, and as many near the believed front
 _COUNTED: Final = 12  # of them, the best, whose cost is counted
 _JITTER: Final = 1e-6
@@ -50,25 +52,30 @@ class Encoding:
     """Coordinates as rows of numbers: from 0 to 1 in each dimension, its index for a category."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        self.distributions = dict(sorted(distributions.items()))
+        self.distributions: dict[str, CategoricalDistribution | _Number] = dict(sorted(distributions.items()))  # type: ignore[arg-type]
 
     def rows(self, points: Sequence[Mapping[str, Any]]) -> _Floats:
         """n x dimensions; the middle of a dimension that a point does not have."""
-        table = np.full((len(points), len(self.distributions)), 0.5)
+        table = np.where(self._categorical, 0.0, np.full((len(points), len(self.distributions)), 0.5))
         for column, (name, distribution) in enumerate(self.distributions.items()):
-            for row, point in enumerate(points):
-                if name in point:
-                    table[row, column] = _position(distribution, point[name])
-                elif isinstance(distribution, CategoricalDistribution):
-                    table[row, column] = 0.0
+            there = [row for row, point in enumerate(points) if name in point]
+            values = [points[row][name] for row in there]
+            if isinstance(distribution, CategoricalDistribution):
+                table[there, column] = [distribution.choices.index(value) for value in values]
+            else:
+                table[there, column] = _positions(distribution, np.array(values, dtype=np.float64))
         return table
 
     def point(self, row: _Floats) -> dict[str, Any]:
         """The coordinates of a row, each the nearest that its dimension has."""
-        return {
-            name: _value(distribution, float(position))
-            for position, (name, distribution) in zip(row, self.distributions.items(), strict=True)
-        }
+        found: dict[str, Any] = {}
+        for position, (name, distribution) in zip(row, self.distributions.items(), strict=True):
+            if isinstance(distribution, CategoricalDistribution):
+                found[name] = distribution.choices[int(position)]
+            else:
+                value = float(_values(distribution, position))
+                found[name] = round(value) if isinstance(distribution, IntDistribution) else value
+        return found
 
     def draw(self, random: np.random.Generator, count: int) -> _Floats:
         """Rows anywhere."""
@@ -112,36 +119,28 @@ class Encoding:
         for column, distribution in enumerate(self.distributions.values()):
             if isinstance(distribution, CategoricalDistribution):
                 table[:, column] = np.minimum(np.floor(table[:, column]), len(distribution.choices) - 1)
-            elif isinstance(distribution, IntDistribution) or distribution.step:  # type: ignore[attr-defined]
-                table[:, column] = [
-                    _position(distribution, _value(distribution, position)) for position in table[:, column]
-                ]
+            elif distribution.step:
+                table[:, column] = _positions(distribution, _values(distribution, table[:, column]))
         return table
 
 
-def _position(distribution: BaseDistribution, value: Any) -> float:
-    if isinstance(distribution, CategoricalDistribution):
-        return float(distribution.choices.index(value))
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    low, high, value = (_scaled(distribution, each) for each in (distribution.low, distribution.high, value))
-    return (value - low) / (high - low) if high > low else 0.5
+def _positions(distribution: _Number, values: _Floats) -> _Floats:
+    low, high, values = (_scaled(distribution, each) for each in (distribution.low, distribution.high, values))
+    return (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
 
 
-def _value(distribution: BaseDistribution, position: float) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(position)]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
+def _values(distribution: _Number, positions: _Floats) -> _Floats:
     low, high = (_scaled(distribution, each) for each in (distribution.low, distribution.high))
-    value = low + position * (high - low)
-    value = math.exp(value) if distribution.log else value
+    values = low + positions * (high - low)
+    values = np.exp(values) if distribution.log else values
     if distribution.step:
-        value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
-    value = min(max(value, distribution.low), distribution.high)
-    return round(value) if isinstance(distribution, IntDistribution) else float(value)
+        values = distribution.low + np.round((values - distribution.low) / distribution.step) * distribution.step
+    return np.clip(values, distribution.low, distribution.high)
 
 
-def _scaled(distribution: IntDistribution | FloatDistribution, value: float) -> float:
-    return math.log(value) if distribution.log else float(value)
+def _scaled(distribution: _Number, values: Any) -> _Floats:
+    values = np.asarray(values, dtype=np.float64)
+    return np.asarray(np.log(values)) if distribution.log else values
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -356,6 +355,19 @@ class Belief:
         values = np.column_stack([self.mean, self.known.costs])
         return self.rows[non_dominated(values, (MINIMIZE, MINIMIZE))]
 
+    def most_promising(self, waiting: Collection[int], taken: Collection[int]) -> int | None:
+        """Of the trials that wait the one that is expected to add most to what those that were `taken` come to.
+
+        None where the model does not know them all.
+        """
+        place = {record.number: index for index, record in enumerate(self.known.records)}
+        if not place.keys() >= {*waiting, *taken}:
+            return None
+        own, there = ([place[number] for number in sorted(numbers)] for numbers in (waiting, taken))
+        front = np.column_stack([self.mean, self.known.costs])[there]
+        gain = log_ehvi(self.mean[own], self.deviation[own], self.known.costs[own], front, self.reference)
+        return sorted(waiting)[int(np.argmax(gain))]
+
     def _inputs(self, rows: _Floats, shares: _Floats) -> _Floats:
         time = np.log(shares) / self._first if self._first < 0 else np.zeros(len(shares))
         return np.column_stack([self.encoding.features(rows), time])
@@ -408,7 +420,7 @@ def propose(
     def gain(mean: _Floats, deviation: _Floats, cost: _Floats) -> _Floats:
         return log_ehvi(mean, deviation, cost, front, belief.reference)
 
-    seen, costs = belief.rows[-_FITTED:], belief.known.costs[-_FITTED:]
+    seen, costs = belief.rows[-_SHOWN:], belief.known.costs[-_SHOWN:]
     about, _ = Surrogate(encoding.features(seen), costs).predict(encoding.features(rows))
     order = np.argsort(-gain(mean, deviation, about), kind="stable")[: 4 * _COUNTED]
     allowed: list[tuple[float, Mapping[str, Any]]] = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol
 
@@ -229,10 +229,13 @@ class Ladder:
         for at, under_way in enumerate(self._under_way):
             (under_way.add if runs and at == level else under_way.discard)(number)
 
-    def next(self, *, fresh: bool, beliefs: Callable[[], Mapping[int, float]] = dict[int, float]) -> int | None:
+    def next(
+        self, *, fresh: bool, choose: Callable[[Collection[int], Collection[int]], int | None] = lambda *of: None
+    ) -> int | None:
         """The waiting trial to promote, or NEW; None where all depends on those that run. `fresh`: NEW is possible.
 
-        Trials are compared by the scores that they have at the rung, or by the `beliefs` in what they come to.
+        `choose` picks one of those that wait at a rung, beside those that have left it; where it has no opinion they
+        are compared by their scores there: see `best`.
 
         The targets are filled in their order, each when as many have reported as its wave needs. Rather than to
         leave a worker idle the best of those that have reported so far is promoted.
@@ -244,7 +247,7 @@ class Ladder:
                     if fresh:
                         return NEW
                 elif self._waiting[level - 1] and (not settled or self._arrived(level - 1) >= due):
-                    return self._best(level, beliefs())
+                    return self._best(level - 1, choose)
         return None
 
     @property
@@ -272,12 +275,11 @@ class Ladder:
         """How many have entered a level and are through with it, failed ones included."""
         return self._entered[level] - len(self._under_way[level])
 
-    def _best(self, level: int, beliefs: Mapping[int, float]) -> int:
-        at, waiting = self._at[level - 1], self._waiting[level - 1]
-        standings = list(at.values())
-        if at.keys() <= beliefs.keys():
-            standings = [replace(standing, score=beliefs[standing.number]) for standing in standings]
-        return best(standings, at.keys() - waiting).number
+    def _best(self, rung: int, choose: Callable[[Collection[int], Collection[int]], int | None]) -> int:
+        at, waiting = self._at[rung], self._waiting[rung]
+        taken = at.keys() - waiting
+        found = choose(waiting, taken)
+        return best(list(at.values()), taken).number if found is None else found
 
 
 def _none(epochs: float, **options: Any) -> Rule:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,15 +91,15 @@ class Proposer:
             trial = study.ask()
             return point(trial, self.space(trial, self.backbone))
 
-    def beliefs(self, records: Records, news: TrialRecord | None = None) -> Mapping[int, float]:
-        """What the trials come to at full epochs, as the sampler's model has it; smaller is better.
+    def most_promising(
+        self, records: Records, news: TrialRecord | None, waiting: Collection[int], taken: Collection[int]
+    ) -> int | None:
+        """Of the trials that wait at a rung the one to promote, after those that were `taken`, by the sampler's model.
 
-        Empty where there is no such model, or not yet. `news` replaces what is on record of its trial.
+        None where there is no such model, or not yet. `news` replaces what is on record of its trial.
         """
         belief = self._believed(records, news) if self.sampler == FRONT else None
-        if belief is None:
-            return {}
-        return dict(zip((record.number for record in belief.known.records), belief.mean.tolist(), strict=True))
+        return belief.most_promising(waiting, taken) if belief else None
 
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)

@@ -41,7 +41,7 @@ METHODS: Final = {
     "dominated": Method(scheduler="dominated", trials=POOL, options=RUNGS),
     "halving": Method(scheduler="halving", trials=POOL, options={**RUNGS, "waves": 1}),
     "front": Method("front", trials=27),
-    "halving+front": Method("front", "halving", POOL, RUNGS),
+    "halving+front": Method("front", "halving", 150, {**RUNGS, "least": 20}),
     "halving+tpe": Method("tpe", "halving", POOL, RUNGS),
 }
 ALL: Final = (SYNCHRONOUS, *METHODS)
