@@ -355,6 +355,72 @@ def export(
 
 
 @app.command()
+def export_table(
+    name: Name, file: Annotated[Path, typer.Argument(metavar="FILE.json", help="The table; replaced if it is there.")]
+) -> None:
+    """Write a study's fully trained trials as a table for `replay`.
+
+    It reads the study's own records, in $PETL_SEARCH_DATABASE or under $PETL_SEARCH_HOME.
+
+    Example: petl-search export-table demo demo.json
+    """
+    from search.home import database_url
+    from search.record import Records
+    from search.table import Table
+
+    table = Table.of(name, Records.open_study(database_url(), name))
+    table.write(file)
+    typer.echo(f"{len(table.rows)} trials in {file}")
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE.json", help="A table of export-table.")],
+    samplers: Annotated[
+        list[str] | None,
+        typer.Option("--sampler", help="Which to compare; may be repeated. Default: random, tpe, front."),
+    ] = None,
+    schedulers: Annotated[
+        list[str] | None,
+        typer.Option("--scheduler", help="Which to compare; may be repeated. Default: none, asha, halving."),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Of each search. Default: half as many as the table has.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Simulated ones.", min=1)] = 4,
+    seeds: Annotated[int, typer.Option(help="Searches of each kind.", min=1)] = 5,
+    eta: Annotated[float | None, typer.Option(help="Of the schedulers that have rungs.")] = None,
+    first: Annotated[float | None, typer.Option(help="Their first rung, in epochs.")] = None,
+    format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
+) -> None:
+    """Compare settings on what a finished study has shown, without training.
+
+    Every search is given the table's nearest trials for what it proposes. `share` is the hypervolume of the front it
+    finds, of that of the whole table; epochs and hours are those it would have trained.
+
+    Example: petl-search replay demo.json --scheduler none --scheduler halving --workers 16
+    """
+    from search.replays import compare, print_compared
+    from search.table import Table
+
+    table = Table.read(file)
+    options = {name: value for name, value in (("eta", eta), ("first", first)) if value is not None}
+    rows = compare(
+        table,
+        samplers or ["random", "tpe", "front"],
+        schedulers or ["none", "asha", "halving"],
+        trials=trials or max(1, len(table.rows) // 2),
+        workers=workers,
+        seeds=seeds,
+        options=options,
+    )
+    if format is CountFormat.JSON:
+        import json
+
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        print_compared(table, rows)
+
+
+@app.command()
 def count(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json, or package:NAME/path.")],
     design: Annotated[str, typer.Argument(metavar="DESIGN", help="A named design, with + for unions.")],

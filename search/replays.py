@@ -1,0 +1,73 @@
+"""Settings beside each other on one table: what `petl-search replay` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.progress import track
+
+from search.halving import RULES
+from search.report import add, console, new_table, say
+from search.samplers import NAMES
+from search.table import Table, TableError
+
+
+def compare(
+    table: Table,
+    samplers: Sequence[str],
+    schedulers: Sequence[str],
+    *,
+    trials: int,
+    workers: int,
+    seeds: int,
+    options: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """A row for each pair: means over the seeds, the best share first. Raises TableError for what there is not."""
+    for role, given, there in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
+        if unknown := [name for name in given if name not in there]:
+            raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
+    pairs = [(sampler, scheduler) for scheduler in schedulers for sampler in samplers]
+    rows = []
+    for sampler, scheduler in track(pairs, "replaying", console=console(), transient=True, disable=len(pairs) < 2):
+        found = [
+            table.search(
+                sampler=sampler,
+                scheduler=scheduler,
+                trials=trials,
+                workers=workers,
+                seed=seed,
+                options={} if scheduler == "none" else options,
+            )
+            for seed in range(seeds)
+        ]
+        shares = [each.share for each in found]
+        rows.append(
+            {
+                "sampler": sampler,
+                "scheduler": scheduler,
+                "share": fmean(shares),
+                "deviation": stdev(shares) if seeds > 1 else None,
+                "epochs": fmean(each.epochs for each in found),
+                "hours": fmean(each.seconds for each in found) / 3600,
+                "trials": fmean(each.trials for each in found),
+                "full": fmean(each.full for each in found),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def print_compared(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """As a table for people."""
+    out = console()
+    shown = new_table(f"replayed on the {len(table.rows)} trials of {table.study}")
+    for column in ("scheduler", "sampler", "share of the front", "±", "epochs", "hours", "trials", "in full"):
+        shown.add_column(column, justify="left" if column in ("scheduler", "sampler") else "right")
+    for row in rows:
+        spread = "" if row["deviation"] is None else f"{row['deviation']:.3f}"
+        numbers = (f"{row['epochs']:,.1f}", f"{row['hours']:.2f}", f"{row['trials']:.0f}", f"{row['full']:.0f}")
+        add(shown, row["scheduler"], row["sampler"], f"{row['share']:.3f}", spread, *numbers)
+    out.print(shown)
+    if len(table.rows) < 100:
+        say(out, f"a table of {len(table.rows)} trials says little about samplers: they are given its nearest trials")

@@ -1,0 +1,127 @@
+"""Tables of finished studies: written, read, and searched again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_core import BACKBONE, OPTIONS, TRAINING, measured, plan, score
+from typer.testing import CliRunner
+
+from search.cli import app
+from search.core import Budget, Search, Start
+from search.pareto import hypervolume
+from search.record import Records
+from search.table import Table, TableError
+from spaces.space import decode, resolve
+
+TRIALS = 30
+
+
+def study(records: Records) -> Records:
+    """Trials in full that reported after each epoch, an epoch of ten seconds each, and a failed one."""
+    search = Search(records, plan(budget=Budget(trials=TRIALS + 1), references={"majority": None}))
+    while isinstance(step := search.next(1), Start):
+        number, configuration = step.record.number, step.record.configuration
+        if number == 5:
+            search.finish(number, failure="out of memory")
+            continue
+        for epoch in (1.0, 2.0) if configuration else ():
+            assert configuration
+            search.report(number, epoch, score(configuration, epoch))
+        search.finish(number, measured(configuration, seconds=30.0) if configuration else measured(None))
+    return records
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    file = tmp_path_factory.mktemp("table") / "table.json"
+    Table.of("made-up", study(Records.in_memory())).write(file)
+    return Table.read(file)
+
+
+def test_a_table_has_what_was_trained_in_full(table: Table) -> None:
+    assert len(table.rows) == TRIALS
+    space = resolve("unified", OPTIONS, TRAINING)
+    for row in table.rows:
+        assert decode(space, row.coordinates, BACKBONE).configuration.key == row.configuration.key
+        assert row.curve == {epoch: score(row.configuration, epoch) for epoch in (1.0, 2.0, 3.0)}
+        assert table.count(row.configuration)["stored_parameters"] == row.measurements.stored_parameters
+
+
+def test_every_trial_searched_again_is_the_whole_front(table: Table) -> None:
+    """An exhaustive search finds all; its time is that of the trainings, shared by the workers."""
+    found = table.search(sampler="random", scheduler="none", trials=400, workers=1, seed=0, options={})
+    assert found.full == TRIALS
+    assert found.share == pytest.approx(1)
+    assert found.epochs == 3 * TRIALS
+    assert found.seconds == pytest.approx(30 * TRIALS)
+    shared = table.search(sampler="random", scheduler="none", trials=400, workers=3, seed=0, options={})
+    assert shared.seconds == pytest.approx(10 * TRIALS)
+
+
+def test_a_share_is_of_the_tables_hypervolume(table: Table) -> None:
+    values = [(row.measurements.accuracy or 0.0, row.measurements.stored_parameters) for row in table.rows]
+    seen = [(accuracy, math.log1p(stored / 1e3)) for accuracy, stored in values]
+    reference = (float(np.quantile([accuracy for accuracy, _ in seen], 0.1)), max(cost for _, cost in seen))
+    whole = hypervolume(seen, reference, ("maximize", "minimize"))
+    part = hypervolume(seen[:6], reference, ("maximize", "minimize"))
+    assert table.share_of([row.measurements for row in table.rows[:6]]) == pytest.approx(part / whole)
+    assert table.share_of([]) == 0
+    found = table.search(sampler="random", scheduler="none", trials=6, workers=1, seed=3, options={})
+    assert found.full == 6
+    assert 0 < found.share < 1
+
+
+def test_rungs_between_the_epochs_of_a_curve_are_interpolated(table: Table) -> None:
+    records = Records.in_memory()
+    row = table.rows[0]
+    record = records.create(row.configuration)
+    at = [table.score(record, epoch) for epoch in (0.5, 1.0, 1.5, 3.0)]
+    one, two, three = (score(row.configuration, epoch) for epoch in (1.0, 2.0, 3.0))
+    assert at == pytest.approx([one, one, (one + two) / 2, three])
+
+
+def test_the_command_compares_settings(table: Table, tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    table.write(file)
+    asked = ["replay", str(file), "--sampler", "random", "--sampler", "front", "--seeds", "2", "--trials", "12"]
+    shown = CliRunner().invoke(app, [*asked, "--scheduler", "none", "--scheduler", "halving", "--eta", "2"])
+    assert shown.exit_code == 0, shown.output
+    assert "replayed on the 30 trials of made-up" in shown.output
+    assert shown.output.count("halving") == 2
+    rows = json.loads(CliRunner().invoke(app, [*asked, "--scheduler", "halving", "--format", "json"]).output)
+    assert {row["sampler"] for row in rows} == {"random", "front"}
+    assert all(0 < row["share"] <= 1 and row["epochs"] < 36 for row in rows)
+
+
+def test_wrong_inputs_are_said(table: Table, tmp_path: Path) -> None:
+    for content, message in (
+        ("{", "not a table"),
+        ('{"format": 9}', "has format 9; this version reads 1"),
+        ('{"format": 1, "rows": 3}', "not a table"),
+    ):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(TableError, match=message):
+            Table.read(tmp_path / "bad.json")
+    with pytest.raises(TableError, match="cannot be read: No such file"):
+        Table.read(tmp_path / "gone.json")
+    with pytest.raises(TableError, match="study 'empty' has none"):
+        Table.of("empty", Records.in_memory())
+    file = tmp_path / "table.json"
+    table.write(file)
+    refused = CliRunner().invoke(app, ["replay", str(file), "--scheduler", "hyperband"])
+    assert isinstance(refused.exception, TableError)
+    assert "a scheduler is one of none, asha" in str(refused.exception)
+
+
+def test_a_study_is_exported_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETL_SEARCH_DATABASE", f"sqlite:///{tmp_path}/records.db")
+    study(Records.create_study(f"sqlite:///{tmp_path}/records.db", "kept", ("accuracy", "stored_parameters")))
+    done = CliRunner().invoke(app, ["export-table", "kept", str(tmp_path / "kept.json")])
+    assert done.exit_code == 0, done.output
+    assert "30 trials in" in done.output
+    assert len(Table.read(tmp_path / "kept.json").rows) == TRIALS
