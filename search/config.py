@@ -328,6 +328,7 @@ class StudyConfig(_Section):
     budget: BudgetConfig = BudgetConfig(epochs=3.0)
     references: dict[str, dict[str, Any]] = {}
     enqueue: tuple[str, ...] = ()
+    warm_start: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -493,6 +494,15 @@ class StudyConfig(_Section):
             raise ValueError(f"a list trains its designs in their order, so nothing is enqueued; received {value!r}")
         for text in value:
             presets.parse(text)
+        return value
+
+    @field_validator("warm_start")
+    @classmethod
+    def _earlier(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        if value and info.data.get("designs"):
+            raise ValueError(f"a list trains its designs alone, so nothing starts it; received {value!r}")
+        if info.data.get("study") in value:
+            raise ValueError(f"a study is started by others than itself; received {value!r}")
         return value
 
     @field_validator("budget")

@@ -45,8 +45,10 @@ from search.publisher import Publisher
 from search.query import Study, load_study
 from search.ray_tune import Bridge, run_trials
 from search.record import Records, State, TrialRecord
+from search.samplers import excess
 from search.store import StudyLock, TrialFolder, is_full
 from search.tracking import Tracker, discard, has_trials
+from search.warm import prior
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
@@ -117,6 +119,7 @@ def run(
             )
         resolved = _resolve(config)
         settled = _settled(config, resolved)
+        resolved["warm"] = _warm(settled, resolved)
         _rehearse(settled, resolved)
         _require_room(settled, resolved)
         # whatever is wrong is said before anything is made or deleted
@@ -490,6 +493,10 @@ def _require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
 def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
     backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
     space, enqueued = (_listed if config.designs else _searched)(config, backbone)
+    enqueued += [
+        Enqueued(item["name"], Configuration.from_dict(item["configuration"]), item["coordinates"])
+        for item in resolved.get("warm", ())  # which studies of earlier releases do not have
+    ]
 
     def counts(configuration: Configuration) -> dict[str, float]:
         counted = count(configuration.design, backbone, labels)
@@ -537,6 +544,30 @@ def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqu
         return Enqueued(text, Configuration(design, training, config.seed), coordinates)
 
     return space, [enqueued(text) for text in config.enqueue]
+
+
+def _warm(config: StudyConfig, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What earlier studies give this one to begin with. Raises StoreError where one is not there."""
+    if not config.warm_start:
+        return []
+    plan = _plan(config, {**resolved, "warm": []})
+    found = prior(
+        [load_study(name, config.tracking.uri) for name in config.warm_start],
+        space=config.space,
+        backbone=plan.backbone,
+        training=config.fixed_training,
+        seed=config.seed,
+        trials=config.trials,
+        allowed=lambda configuration: all(
+            above <= 0 for above in excess(plan.count(configuration), plan.limits).values()
+        ),
+    )
+    if not found:
+        raise StudyError(
+            f"warm_start: nothing on the fronts of {', '.join(config.warm_start)} is in this study's space and within "
+            "its constraints; leave it out, or widen the space"
+        )
+    return found
 
 
 def _listed(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:

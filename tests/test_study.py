@@ -22,6 +22,7 @@ from rich.console import Console
 from petl import storage
 from search import cluster
 from search.config import ConfigError, ResourcesConfig, load_config
+from search.home import StoreError
 from search.query import Study, load_study
 from search.record import Records, State
 from search.store import read_json
@@ -255,6 +256,20 @@ def test_changed_data_is_noticed(finished: tuple[Study, str], content: dict[str,
         resume("tiny", overrides=["budget.epochs=9"])
     with pytest.raises(StudyError, match="there are: tiny"):
         resume("tinny")
+
+
+def test_a_study_begins_with_what_was_on_an_earlier_front(finished: tuple[Study, str], content: dict[str, Any]) -> None:
+    rest = {"enqueue": [], "references": [], "budget": {"trials": 5, "epochs": 1}, "scheduler": {"name": "none"}}
+    warmed = run({**content, **rest, "study": "warmed", "warm_start": ["tiny"]}, console=Console(quiet=True))
+    best = finished[0].front().best()
+    assert best.design
+    first = warmed.trials[0]
+    assert first.design == best.design
+    assert first.name.endswith(f"(from tiny {best.trial})")
+    assert first.record.params  # it has coordinates, from which a sampler learns
+    assert not any("from tiny" in trial.name for trial in warmed.trials[1:])
+    with pytest.raises(StoreError, match="nowhere"):
+        run({**content, "study": "cold", "warm_start": ["nowhere"]}, console=Console(quiet=True))
 
 
 def test_exported_adapter_loads(finished: tuple[Study, str], tmp_path: Path) -> None:
