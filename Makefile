@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-slurm test-gpu chaos lint bench
+.PHONY: help setup demo test test-slurm test-gpu chaos lint bench bench-search
 help:
 	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
 	@echo "make test    the test suite"
@@ -14,6 +14,7 @@ help:
 	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; two hours; CHAOS='--help')"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
+	@echo "make bench-search  the search against its peers on LCBench and FCNet, and how it grows (three hours; each script has --help)"
 	@echo "make setup   .venv with everything in it"
 
 STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
@@ -49,3 +50,12 @@ lint: setup
 bench: setup
 	$(BIN)/python tests/benchmarks/bench_designs.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_data.py
+
+# As many workers as a study here, a small and a large cluster have.
+bench-search: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[bench]'
+	for workers in 4 1 16; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/lcbench.py --workers $$workers --processes 2 || exit 1; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/tables.py --processes 2
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/scale.py
