@@ -35,6 +35,7 @@ from search.halving import Halving, Rule, rule
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
 from search.samplers import NAMES
+from search.teaching import TEACHINGS
 from spaces.space import resolve as resolve_space
 
 CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
@@ -103,10 +104,18 @@ class ObjectivesConfig(_Section):
 
 
 class SamplerConfig(_Section):
-    """`auto` is gp up to 300 finished trials and tpe beyond."""
+    """`auto` is gp up to 300 finished trials and tpe beyond. `teaching`: what Optuna's samplers are told of trials that
+    are not finished, raw, pruned, corrected or model; `front` has a model of its own.
+    """
 
     name: str = "auto"
     seed: NonNegativeInt = 0
+    teaching: str = "raw"
+
+    @field_validator("teaching")
+    @classmethod
+    def _taught(cls, value: str) -> str:
+        return _one_of(TEACHINGS, value)
 
     @field_validator("name")
     @classmethod

@@ -129,6 +129,7 @@ class Plan:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
+    teaching: str = "raw"
     references: Mapping[str, Configuration | None] = field(default_factory=dict)
     enqueued: Sequence[Enqueued] = ()
 
@@ -179,6 +180,7 @@ class Search:
             limits=plan.limits,
             sampler=plan.sampler,
             seed=plan.seed,
+            teaching=plan.teaching,
         )
         self._check_limits()
         self._enqueued = deque(self._checked(plan.enqueued))

@@ -335,6 +335,7 @@ class Belief:
         shares = np.array([each.share for each in kept])
         self._first = math.log(shares.min())
         losses = np.array([each.loss for each in kept]) + self._gains(kept)
+        self._middle, self._spread = _location(losses)
         values = self._scaled(losses)
         inputs = self._inputs(self.rows[[each.trial for each in kept]], shares)
         fitted = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _FITTED)).astype(int))
@@ -387,11 +388,37 @@ class Belief:
         return np.array([gain[each.share] for each in kept])
 
     def _scaled(self, losses: _Floats) -> _Floats:
-        """Standardised by median and quartiles, those worse than the median in logarithms: outliers teach little."""
-        middle = float(np.median(losses))
-        spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35 or float(losses.std()) or 1.0
-        values = (losses - middle) / spread
+        """Standardised, those worse than the median in logarithms: outliers teach little."""
+        values = (losses - self._middle) / self._spread
         return np.where(values > 0, np.log1p(np.maximum(values, 0.0)), values)
+
+    def losses(self) -> _Floats:
+        """What the trials are believed to come to, in the unit of their losses."""
+        values = np.where(self.mean > 0, np.expm1(np.maximum(self.mean, 0.0)), self.mean)
+        return values * self._spread + self._middle
+
+
+def _location(losses: _Floats) -> tuple[float, float]:
+    """Median, and standard deviation by the quartiles."""
+    spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35
+    return float(np.median(losses)), spread or float(losses.std()) or 1.0
+
+
+def losses(records: Records) -> dict[int, float]:
+    """What each trial is believed to come to at full epochs; empty while too few have shown anything."""
+    belief = believe(records, dimensions(records))
+    if belief is None:
+        return {}
+    numbers = [record.number for record in belief.known.records]
+    return dict(zip(numbers, belief.losses().tolist(), strict=True))
+
+
+def dimensions(records: Records) -> dict[str, BaseDistribution]:
+    """All that the trials have; a space that branches has more than any one of them."""
+    found: dict[str, BaseDistribution] = {}
+    for record in records.all():
+        found |= records.origin(record.number).distributions
+    return found
 
 
 def believe(

@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search import front
 from search.objectives import Objective
 from search.record import Origin, Records, State, TrialRecord, quiet
+from search.teaching import TEACHINGS, unfinished
+from search.teaching import expected as teaching_of
 from spaces.space import Point, Space, decode, point
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ NAMES: Final = (*SAMPLERS, FRONT)
 class Proposer:
     """Asks a sampler for points of a space, in view of the records.
 
-    `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's.
+    `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's; `teaching`
+    is what Optuna's samplers are told of trials that are not finished: see `search.teaching`.
     Raises ValueError for a sampler that does not exist.
     """
 
@@ -70,18 +73,21 @@ class Proposer:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
+    teaching: str = "raw"
     _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sampler not in NAMES:
             raise ValueError(f"a sampler is one of {', '.join(NAMES)}; received {self.sampler!r}")
+        if self.teaching not in TEACHINGS:
+            raise ValueError(f"a teaching is one of {', '.join(TEACHINGS)}; received {self.teaching!r}")
 
     def ask(self, records: Records, origin: Origin) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
         if self.sampler == FRONT:
             return self._of_front(records, origin)
         # telling costs about a millisecond a trial, and a random sampler does not listen
-        told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits)
+        told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits, self.teaching)
         with quiet():
             study = optuna.create_study(
                 directions=[objective.direction for objective in self.objectives],
@@ -104,7 +110,7 @@ class Proposer:
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)
         if self._latest.get("key") != key:
-            self._latest.update(key=key, belief=front.believe(records, _dimensions(records), news))
+            self._latest.update(key=key, belief=front.believe(records, front.dimensions(records), news))
         belief: front.Belief | None = self._latest["belief"]
         return belief
 
@@ -148,23 +154,16 @@ class Proposer:
         return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
 
 
-def _dimensions(records: Records) -> dict[str, BaseDistribution]:
-    """All that the trials have; a space that branches has more than any one of them."""
-    found: dict[str, BaseDistribution] = {}
-    for record in records.all():
-        found |= records.origin(record.number).distributions
-    return found
-
-
 def tell(
     records: Records,
     origin: Origin,
     objectives: tuple[Objective, Objective],
     limits: Mapping[str, float],
+    teaching: str = "raw",
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values. A stopped or waiting one has its last rung's score and, where its cost was
+    A complete trial has its values. A stopped or waiting one has the score of its `teaching` and, where its cost was
     not known before training, the median one. A failed one has the worst score of the study, and so
     has a proposal outside the limits, with how far it is outside. An aside that means what another
     trial means has that trial's values. References, and trials that were stopped before their first
@@ -172,14 +171,19 @@ def tell(
     """
     score, cost = objectives
     all_records = records.all()
-    scores = {record.number: _score(record, score) for record in all_records if not record.reference}
+    expected = teaching_of(records, teaching)
+    scores = {
+        record.number: expected.get(record.number) if unfinished(record) else _score(record, score)
+        for record in all_records
+        if not record.reference
+    }
     worst_score = score.worst([value for value in scores.values() if value is not None])
     costs = [value for record in all_records if (value := _measured(record, cost)) is not None]
     worst_cost = cost.worst(costs)
     usual_cost = statistics.median(costs) if costs else worst_cost
 
     def values(record: TrialRecord) -> tuple[float, float] | None:
-        reached = _score(record, score)
+        reached = scores.get(record.number)
         counts = records.origin(record.number).counts
         spent = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
         if spent is None and record.state in (State.PRUNED, State.PAUSED):
@@ -193,7 +197,8 @@ def tell(
         return record.state is not State.RUNNING
 
     def silent(record: TrialRecord) -> bool:
-        return record.state is State.PRUNED and not record.rungs
+        stopped = record.state in (State.PRUNED, State.PAUSED)
+        return stopped and record.number not in expected
 
     rows: list[Told] = []
     forgotten = sum(len(records.origin(record.number).asides) for record in all_records) + len(origin.asides) - ASIDES
@@ -220,12 +225,8 @@ def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str
 
 
 def _score(record: TrialRecord, score: Objective) -> float | None:
-    """What the trial is known to reach: measured, or at its last rung."""
-    if record.state is State.COMPLETE:
-        return _measured(record, score)
-    if record.state in (State.PRUNED, State.PAUSED) and record.rungs:
-        return record.rungs[max(record.rungs)]
-    return None
+    """What the trial was measured to reach."""
+    return _measured(record, score) if record.state is State.COMPLETE else None
 
 
 def _measured(record: TrialRecord, objective: Objective) -> float | None:

@@ -523,6 +523,7 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
         limits=config.constraints,
         sampler=config.sampler.name,
         seed=config.sampler.seed,
+        teaching=config.sampler.teaching,
         references=config.reference_configurations(),
         enqueued=enqueued,
     )

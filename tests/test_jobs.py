@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ def space(trial, backbone, training):
 """
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Different ones: each is taken until all are known."""
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in taken]
 
 
 class Head:
@@ -53,7 +55,7 @@ class Head:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         pytest.importorskip("opencensus", reason="Ray Jobs need the extra petl-search[cluster]")
-        self.folder, self.port, self.dashboard = folder, free_port(), free_port()
+        self.folder, (self.port, self.dashboard, *self.others) = folder, free_ports(5)
         self.home = folder / "home"
         self.url = f"http://127.0.0.1:{self.dashboard}"
         self.environment = {
@@ -67,13 +69,14 @@ class Head:
         self.start()
 
     def start(self) -> None:
-        ports = [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "metrics-export")]
+        agent, metrics, client = self.others
+        ports = [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         # Ray's sockets have paths of at most 107 characters, shorter than pytest's folders leave
         self.temporary = Path(tempfile.mkdtemp(prefix="petl-", dir="/tmp"))
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         where = [f"--port={self.port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}"]
         local = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-        none = ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={free_port()}"]  # 0: any
+        none = ["--min-worker-port=0", "--max-worker-port=0", f"--ray-client-server-port={client}"]  # 0: any
         small = [*none, "--num-cpus=2", "--object-store-memory=200000000"]
         self.process = subprocess.Popen(
             [*command, *where, *local, *ports, *small],
@@ -220,7 +223,7 @@ def test_wrong_inputs(head: Head, tmp_path: Path) -> None:
 
 
 def test_no_cluster_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    began, url = time.monotonic(), f"http://127.0.0.1:{free_port()}"
+    began, url = time.monotonic(), f"http://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(AwayError, match=f"no Ray cluster answers at {url} .*refused"):
         Cluster(url)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", url)
@@ -276,7 +279,8 @@ def test_a_study_keeps_the_code_that_it_was_begun_with(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path / "head"))
-    monkeypatch.delenv("PETL_SEARCH_DATABASE", raising=False)
+    monkeypatch.setenv("PETL_SEARCH_DATABASE", "")  # so that what `arrive` sets does not outlive the test
+    monkeypatch.delenv("PETL_SEARCH_DATABASE")
     place = tmp_path / "head/submitted/tiny"
     first = pack(path, mounted=[tmp_path / "head"])
 

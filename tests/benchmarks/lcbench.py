@@ -42,7 +42,10 @@ METHODS: Final = {
     "halving": Method(scheduler="halving", trials=POOL, options={**RUNGS, "waves": 1}),
     "front": Method("front", trials=27),
     "halving+front": Method("front", "halving", 150, {**RUNGS, "least": 20}),
-    "halving+tpe": Method("tpe", "halving", POOL, RUNGS),
+    **{
+        f"halving+tpe {teaching}": Method("tpe", "halving", POOL, RUNGS, teaching)
+        for teaching in ("raw", "pruned", "corrected", "model")
+    },
 }
 ALL: Final = (SYNCHRONOUS, *METHODS)
 

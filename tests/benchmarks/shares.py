@@ -35,6 +35,7 @@ class Method:
     scheduler: str = "none"
     trials: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    teaching: str = "raw"
 
 
 class Result(NamedTuple):
@@ -110,6 +111,7 @@ class Problem:
             rule=rule(method.scheduler, self.epochs, method.trials, **method.options),
             sampler=method.sampler or "random",
             seed=seed,
+            teaching=method.teaching,
             enqueued=[Enqueued(str(index), self.configuration(point)) for index, point in enumerate(listed)],
         )
         search = Search(records, plan, clock)
