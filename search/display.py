@@ -113,7 +113,10 @@ class Display:
 
     def paused(self, record: TrialRecord) -> None:
         """A trial waits for its promotion."""
-        self._line(record, "waits: others are ahead at this rung")
+        behind = record.state is State.PAUSED
+        self._line(
+            record, "waits: others are ahead at this rung" if behind else "is left for a resume: the budget is spent"
+        )
 
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from statistics import median
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -334,7 +335,11 @@ class Belief:
         kept.sort(key=lambda each: (each.trial, each.share))
         shares = np.array([each.share for each in kept])
         self._first = math.log(shares.min())
-        losses = np.array([each.loss for each in kept]) + self._gains(kept)
+        curves: dict[int, dict[float, float]] = {}
+        for each in kept:
+            curves.setdefault(each.trial, {})[each.share] = each.loss
+        gained = gains(list(curves.values()))
+        losses = np.array([each.loss + gained[each.share] for each in kept])
         self._middle, self._spread = _location(losses)
         values = self._scaled(losses)
         inputs = self._inputs(self.rows[[each.trial for each in kept]], shares)
@@ -373,20 +378,6 @@ class Belief:
         time = np.log(shares) / self._first if self._first < 0 else np.zeros(len(shares))
         return np.column_stack([self.encoding.features(rows), time])
 
-    def _gains(self, kept: Sequence[_Observation]) -> _Floats:
-        """What a trial is expected to gain between each observation and its full epochs, as those that went on did."""
-        by_trial: dict[int, dict[float, float]] = {}
-        for each in kept:
-            by_trial.setdefault(each.trial, {})[each.share] = each.loss
-        steps = sorted({each.share for each in kept})
-        gain = {steps[-1]: 0.0}
-        for earlier, later in reversed(list(pairwise(steps))):
-            apart = [
-                reached[later] - reached[earlier] for reached in by_trial.values() if {earlier, later} <= {*reached}
-            ]
-            gain[earlier] = gain[later] + (float(np.median(apart)) if apart else 0.0)
-        return np.array([gain[each.share] for each in kept])
-
     def _scaled(self, losses: _Floats) -> _Floats:
         """Standardised, those worse than the median in logarithms: outliers teach little."""
         values = (losses - self._middle) / self._spread
@@ -396,6 +387,16 @@ class Belief:
         """What the trials are believed to come to, in the unit of their losses."""
         values = np.where(self.mean > 0, np.expm1(np.maximum(self.mean, 0.0)), self.mean)
         return values * self._spread + self._middle
+
+
+def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
+    """What is gained between each epoch and the last one: the medians of those that went on, step by step."""
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    found = {epochs[-1]: 0.0} if epochs else {}
+    for earlier, later in reversed(list(pairwise(epochs))):
+        apart = [curve[later] - curve[earlier] for curve in curves if earlier in curve and later in curve]
+        found[earlier] = found[later] + (median(apart) if apart else 0.0)
+    return found
 
 
 def _location(losses: _Floats) -> tuple[float, float]:

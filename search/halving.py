@@ -132,9 +132,15 @@ class ParetoAsha(_Geometric):
 
     def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
         """Whether it is among the first 1/eta."""
-        everyone, taken = [*others, own], set[int]()
-        for _ in range(self.share(len(everyone))):
-            taken.add(best(everyone, taken).number)
+        everyone, share = [*others, own], self.share(len(others) + 1)
+        rank = ranks([(each.score, each.cost) for each in everyone], _BOTH)
+        layer = [each for each, level in zip(everyone, rank, strict=True) if level == rank[-1]]
+        left = share - int((rank < rank[-1]).sum())  # for those of its own rank
+        if left >= len(layer):
+            return True
+        taken: set[int] = set()
+        for _ in range(left):
+            taken.add(best(layer, taken).number)
         return own.number in taken
 
 

@@ -22,6 +22,7 @@ from search.objectives import Objective
 from search.record import Origin, Records, State, TrialRecord, quiet
 from search.teaching import TEACHINGS, unfinished
 from search.teaching import expected as teaching_of
+from spaces.dimensions import SpaceError
 from spaces.space import Point, Space, decode, point
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ class Proposer:
         cost = self.objectives[1]
         there = {record.configuration.key for record in records.all() if record.configuration and not record.reference}
 
-        def spent(configuration: Configuration) -> float | None:
+        def spent(coordinates: Mapping[str, Any]) -> float | None:
+            try:
+                configuration = decode(self.space, coordinates, self.backbone).configuration
+            except SpaceError:  # of a space that branches: it asks for more here than it has shown yet
+                return None
             counts = self.count(configuration)
             if configuration.key in there or any(above > 0 for above in excess(counts, self.limits).values()):
                 return None
@@ -128,14 +133,10 @@ class Proposer:
         drawn = self.draw(records, origin, DRAWN)
         first = next(drawn)
         if belief := self._believed(records):
-            found = front.propose(
-                belief,
-                np.random.default_rng(self._seed(records, origin)),
-                lambda coordinates: spent(decode(self.space, coordinates, self.backbone).configuration),
-            )
+            found = front.propose(belief, np.random.default_rng(self._seed(records, origin)), spent)
             if found is not None:
                 return decode(self.space, found, self.backbone)
-        return next((one for one in (first, *drawn) if spent(one.configuration) is not None), first)
+        return next((one for one in (first, *drawn) if spent(one.coordinates) is not None), first)
 
     def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""

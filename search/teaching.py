@@ -10,9 +10,6 @@ Optuna's samplers know one score a trial. For a trial that was stopped, or waits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from statistics import median
 from typing import Final
 
 from search import front
@@ -39,7 +36,7 @@ def expected(records: Records, teaching: str) -> dict[int, float]:
         believed = front.losses(records)
         sign = -1 if records.objectives[0].direction == MAXIMIZE else 1
         return {number: sign * believed[number] if number in believed else score for number, score in last.items()}
-    gained = gains([reached(records, record) for record in trials])
+    gained = front.gains([reached(records, record) for record in trials])
     return {number: score + gained.get(max(records.get(number).rungs), 0.0) for number, score in last.items()}
 
 
@@ -51,13 +48,3 @@ def reached(records: Records, record: TrialRecord) -> dict[float, float]:
         if score is not None:
             curve[record.configuration.training.epochs] = score
     return curve
-
-
-def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
-    """What is gained between each epoch and the last one: the medians of those that went on, step by step."""
-    epochs = sorted({epoch for curve in curves for epoch in curve})
-    found = {epochs[-1]: 0.0} if epochs else {}
-    for earlier, later in reversed(list(pairwise(epochs))):
-        apart = [curve[later] - curve[earlier] for curve in curves if earlier in curve and later in curve]
-        found[earlier] = found[later] + (median(apart) if apart else 0.0)
-    return found

@@ -511,9 +511,10 @@ def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None
         return Configuration(Design((part,)), TRAINING)
 
     monkeypatch.setattr(core, "branching", branching, raising=False)
-    for sampler in ("gp", "tpe", "nsga2"):
-        chosen = plan(space=resolve("search.core:branching", {"most": 400}), sampler=sampler, rule=Never())
-        assert len(run(Search(Records.in_memory(), chosen))) == 8
+    for sampler, trials in (("gp", 8), ("tpe", 8), ("nsga2", 8), ("front", 14)):  # which has a model after ten
+        space, budget = resolve("search.core:branching", {"most": 400}), Budget(trials=trials)
+        chosen = plan(space=space, sampler=sampler, rule=Never(), budget=budget)
+        assert len(run(Search(Records.in_memory(), chosen))) == trials
 
 
 def test_every_space_of_ours_runs() -> None:

@@ -80,6 +80,8 @@ def test_expected_time_of_a_halving_is_the_pace_of_its_epochs(monkeypatch: pytes
     assert out.getvalue() == (
         "[0:01:00, about 0:02:00 left] 0/24  trial 1 (lora query,value 8 x2) waits: others are ahead at this rung\n"
     )
+    display.paused(replace(records[0], state=State.RUNNING))
+    assert out.getvalue().endswith("is left for a resume: the budget is spent\n")
 
 
 def test_what_a_worker_says_is_shown_while_it_trains_and_while_it_scores() -> None:

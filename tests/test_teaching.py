@@ -10,10 +10,11 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
 from search.core import Budget, Search, Start
+from search.front import gains
 from search.halving import Halving
 from search.record import Origin, Records, State
 from search.samplers import tell
-from search.teaching import TEACHINGS, expected, gains
+from search.teaching import TEACHINGS, expected
 
 CURVES = {0: (0.5, 0.7, 0.8), 1: (0.4, 0.5, 0.55), 2: (0.3, 0.5), 3: (0.6,), 4: (), 5: (0.2,)}
 
