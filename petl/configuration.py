@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Final
 
 from petl.design import Design
@@ -113,7 +114,7 @@ class Configuration:
         """The inverse of `to_dict`."""
         return cls(Design.from_dict(data["design"]), Training(**data["training"]), int(data["seed"]))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A stable short hash: two configurations with one key train to the same result."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

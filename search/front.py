@@ -42,7 +42,7 @@ _FITTED: Final = 120  # of them, those that its hyperparameters are fitted to
 _STEPS: Final = 15  # of that fit
 _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until they are counted
 _CANDIDATES: Final = 400  # drawn anywhere, and as many near the believed front
-_COUNTED: Final = 12  # of them, the best, whose cost is counted
+_COUNTED: Final = 8  # of them, the best, whose cost is counted
 _JITTER: Final = 1e-6
 
 
@@ -189,11 +189,15 @@ class Surrogate:
 
 def _matern(one: _Floats, other: _Floats, parameters: _Floats) -> _Floats:
     scales = np.exp(parameters[:-2])
-    one, other = one / scales, other / scales
-    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * one @ other.T
-    distance = np.sqrt(5 * np.maximum(squares, 0.0))
+    distance = _distances(one / scales, other / scales)
     kernel: _Floats = math.exp(parameters[-2]) * (1 + distance + distance**2 / 3) * np.exp(-distance)
     return kernel
+
+
+def _distances(one: _Floats, other: _Floats) -> _Floats:
+    """Between all pairs of rows, times the square root of 5, as the kernel wants them."""
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * one @ other.T
+    return np.asarray(np.sqrt(5 * np.maximum(squares, 0.0)))
 
 
 def _fit(inputs: _Floats, values: _Floats) -> _Floats:
@@ -215,18 +219,19 @@ def _loss(inputs: _Floats, values: _Floats) -> Callable[[_Floats], tuple[float, 
     """The negative logarithm of the posterior density of the parameters, up to a constant, and its gradient."""
     count, columns = inputs.shape
     centre, width = _prior(columns)
-    squares = (inputs[:, None] - inputs[None]) ** 2  # n x n x columns
 
     def loss(parameters: _Floats) -> tuple[float, _Floats]:
-        scaled = squares / np.exp(2 * parameters[:-2])
-        distance = np.sqrt(5 * scaled.sum(axis=2))
+        scaled = inputs / np.exp(parameters[:-2])
+        distance = _distances(scaled, scaled)
         decay = math.exp(parameters[-2]) * np.exp(-distance)
         kernel = decay * (1 + distance + distance**2 / 3)
         noise = math.exp(parameters[-1])
         factor = cho_factor(kernel + (noise + _JITTER) * np.eye(count), lower=True)
         weights = cho_solve(factor, values)
         inner = cho_solve(factor, np.eye(count)) - np.outer(weights, weights)  # of the gradient's trace
-        by_scale = np.einsum("ij,ijc->c", inner * decay * (1 + distance) * (5 / 3), scaled)
+        pull = inner * decay * (1 + distance) * (5 / 3)
+        # the sum of pull x (difference in a column)² over all pairs, without an array of pairs and columns
+        by_scale = 2 * ((scaled**2).T @ pull.sum(axis=1) - (scaled * (pull @ scaled)).sum(axis=0))
         gradient = 0.5 * np.array([*by_scale, (inner * kernel).sum(), noise * np.trace(inner)])
         fit = 0.5 * values @ weights + np.log(np.diag(factor[0])).sum()
         prior = (parameters - centre) / width
@@ -443,7 +448,8 @@ def propose(
     encoding = belief.encoding
     rows = np.vstack([encoding.draw(random, _CANDIDATES), encoding.near(random, belief.members(), _CANDIDATES)])
     mean, deviation = belief.predict(rows)
-    front = np.column_stack([belief.mean, belief.known.costs])
+    everyone = np.column_stack([belief.mean, belief.known.costs])
+    front = everyone[non_dominated(everyone, (MINIMIZE, MINIMIZE))]
 
     def gain(mean: _Floats, deviation: _Floats, cost: _Floats) -> _Floats:
         return log_ehvi(mean, deviation, cost, front, belief.reference)

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -130,13 +131,13 @@ class Proposer:
                 return None
             return cost.seen(counts[cost.name]) if cost.known else math.nan
 
-        drawn = self.draw(records, origin, DRAWN)
-        first = next(drawn)
         if belief := self._believed(records):
             found = front.propose(belief, np.random.default_rng(self._seed(records, origin)), spent)
             if found is not None:
                 return decode(self.space, found, self.backbone)
-        return next((one for one in (first, *drawn) if spent(one.coordinates) is not None), first)
+        drawn = self.draw(records, origin, DRAWN)
+        first = next(drawn)
+        return next((one for one in chain([first], drawn) if spent(one.coordinates) is not None), first)
 
     def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""

@@ -194,7 +194,7 @@ def test_workers_do_not_pile_up_on_one_idea() -> None:
 
 
 def test_nothing_that_is_not_to_be_proposed_is() -> None:
-    records, random = searched(12), np.random.default_rng(0)
+    records, random = searched(12, limits={"stored_parameters": 800.0}), np.random.default_rng(0)
     belief = believe(records, records.origin(0).distributions)
     assert belief is not None
     assert propose(belief, random, lambda point: None) is None
