@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 
 from petl.backbones import Backbone
 from petl.configuration import Configuration
@@ -227,12 +234,9 @@ def _values(pair: tuple[Objective, Objective], measured: Measurements) -> tuple[
     return (math.nan if score is None else score), pair[1].seen(math.nan if cost is None else cost)
 
 
-def _suggested(trial: Any, name: str, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    options: dict[str, Any] = distribution._asdict()
-    suggest: Callable[..., Any] = (
-        trial.suggest_int if type(distribution).__name__.startswith("Int") else trial.suggest_float
-    )
-    low, high, step, log = options["low"], options["high"], options["step"], options["log"]
-    return suggest(name, low, high, log=log) if log else suggest(name, low, high, step=step)
+def _suggested(trial: Any, name: str, of: BaseDistribution) -> Any:
+    if isinstance(of, CategoricalDistribution):
+        return trial.suggest_categorical(name, of.choices)
+    assert isinstance(of, IntDistribution | FloatDistribution)
+    suggest = trial.suggest_int if isinstance(of, IntDistribution) else trial.suggest_float
+    return suggest(name, of.low, of.high, step=of.step, log=of.log)
