@@ -367,7 +367,7 @@ def _search(
             raise KeyboardInterrupt
         if search.note:
             display.say(search.note)
-        elif search.counted < config.trials or search.waiting:
+        elif search.spent and (search.counted < config.trials or search.waiting):
             left = f", {search.waiting} of which are not finished" if search.waiting else ""
             display.say(
                 f"the budget of {search.spent} is spent after {search.counted} trials{left}; a resume with more goes on"
