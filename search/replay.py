@@ -56,6 +56,7 @@ class Event:
     epochs: float
     trial: int
     epoch: float
+    score: float | None  # None where its end measured none
     decision: Decision | None  # None at its end
 
 
@@ -64,8 +65,8 @@ def replay(
 ) -> list[Event]:
     """Runs the search to its end; what happened, in order.
 
-    `clock` is the search's. `epochs` is a hard limit on what all trials train together: no piece of training that
-    would exceed it begins, and its trial stays open.
+    `clock` is the search's. `epochs` is a hard limit on what all trials train together: the first piece of training
+    that would exceed it does not begin, and none after it. What is under way ends, and the others' trials stay open.
     """
     clock = clock or Clock()
     under_way: list[tuple[float, int, int, float]] = []  # (when it is there, order of beginning, trial, epoch)
@@ -98,13 +99,16 @@ def replay(
             return events
         clock.seconds, _, number, epoch = heapq.heappop(under_way)
         record = search.records.get(number)
-        decision = None
-        if epoch in search.rungs(number):
-            decision = search.report(number, epoch, curve.score(record, epoch))
-        events.append(Event(clock.seconds, spent, number, epoch, decision))
-        if decision is None:
-            search.finish(number, curve.measured(record))
-        elif decision is Decision.STOP:
+        if epoch not in search.rungs(number):
+            measurements = curve.measured(record)
+            reached = search.records.objectives[0].value(measurements)
+            events.append(Event(clock.seconds, spent, number, epoch, reached, None))
+            search.finish(number, measurements)
+            continue
+        score = curve.score(record, epoch)
+        decision = search.report(number, epoch, score)
+        events.append(Event(clock.seconds, spent, number, epoch, score, decision))
+        if decision is Decision.STOP:
             search.finish(number, stopped=True)
         elif decision is Decision.CONTINUE and not over:
             begin(search.records.get(number))

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_core import TRAINING, facts, measured, plan, score
+from test_core import TRAINING, facts, measured, plan, run, score
 
 from petl.configuration import Configuration
 from petl.design import Design
@@ -15,6 +15,8 @@ from search.core import Budget, Decision, Search
 from search.halving import Asha, Halving, Never, Rule
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, Event, replay
+
+RULES = (Never(), Asha(epochs=3, eta=2), Halving(epochs=3, eta=2, trials=8, least=2))
 
 
 class Slower:
@@ -43,6 +45,42 @@ def test_workers_share_the_trials_as_they_become_free() -> None:
     assert {record.state for record in records.all()} == {State.COMPLETE}
 
 
+class Even(Slower):
+    """All trials take three seconds."""
+
+    def measured(self, record: TrialRecord) -> Measurements:
+        return replace(measured(record.configuration), seconds=3.0)
+
+
+def test_of_those_that_arrive_together_the_one_begun_first_is_first() -> None:
+    clock = Clock()
+    chosen = plan(budget=Budget(trials=6, concurrent=3), rule=Asha(epochs=3, eta=3))
+    events = replay(Search(Records.in_memory(), chosen, clock), Even(), workers=3, clock=clock)
+    assert [event.trial for event in events if event.epoch == 1] == [0, 1, 2, 3, 4, 5]
+    assert [event.seconds for event in events[:3]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("rule", RULES, ids=["none", "asha", "halving"])
+def test_one_worker_is_a_plain_loop(rule: Rule | Halving, sampler: str) -> None:
+    plain, chosen = Records.in_memory(), {"rule": rule, "sampler": sampler, "budget": Budget(trials=8)}
+    run(Search(plain, plan(**chosen)))
+    records, events, _ = replayed(**chosen)
+
+    def without_time(record: TrialRecord) -> Measurements | None:
+        return replace(record.measurements, seconds=0.0) if record.measurements else None
+
+    for own, other in zip(records.all(), plain.all(), strict=True):
+        assert (own.state, own.configuration, own.rungs) == (other.state, other.configuration, other.rungs)
+        assert own.state is State.PRUNED or without_time(own) == without_time(other)
+    ends = {event.trial: event.score for event in events if event.decision is None}
+    assert ends == {
+        record.number: record.measurements.accuracy
+        for record in records.all()
+        if record.state is State.COMPLETE and record.measurements
+    }
+
+
 def test_a_reference_without_training_takes_no_time() -> None:
     records, _, clock = replayed(
         references={"majority": None, "head_only": Configuration(Design(), TRAINING)}, budget=Budget(trials=0)
@@ -65,9 +103,6 @@ def test_no_more_epochs_are_trained_than_allowed(workers: int) -> None:
     assert events[-1].epochs < whole[-1].epochs
     assert sum(max(record.rungs, default=0.0) for record in records.all()) <= 10
     assert any(record.state is State.RUNNING for record in records.all())
-
-
-RULES = (Never(), Asha(epochs=3, eta=2), Halving(epochs=3, eta=2, trials=8, least=2))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=["none", "asha", "halving"])
