@@ -4,6 +4,7 @@ A surrogate gives the validation error of any of seven hyperparameters after 1 t
 objective is a size that is known before training. A method's share is the hypervolume of what it trained in full, by
 that of 243 random configurations trained in full (11.4 % of whose training it may spend): more than 1 is possible for
 those that propose configurations of their own. Reference point: the pool's largest size and its 90 % quantile of error.
+Every task has pools of its own, so that pairs of task and seed are independent, as the intervals take them to be.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any, Final
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shares import Method, Problem, Result, collect, parser, show
+from numpy.typing import NDArray
+from shares import Method, Problem, Result, collect, parser, seed_of, show
 
-from search.halving import Standing, best
-from search.pareto import MINIMIZE, hypervolume
+from search.pareto import MINIMIZE, hypervolume, ranks
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "lcbench"
+FILES: Final = ("model.onnx", "encoding.json", "config_space.json")
 EPOCHS, POOL, FIRST = 52, 243, 2
 LEFT_OUT: Final = ("3945", "167083")
 NAMES: Final = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
@@ -89,7 +91,7 @@ def size(point: tuple[Any, ...]) -> float:
 
 
 def draw(space: dict[str, dict[str, Any]], seed: int) -> list[tuple[Any, ...]]:
-    """The pool of a seed, the same for all tasks and methods."""
+    """The pool of a seed, the same for all methods."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -98,15 +100,33 @@ def draw(space: dict[str, dict[str, Any]], seed: int) -> list[tuple[Any, ...]]:
 
 
 def synchronous(pool: Sequence[tuple[Any, ...]], surrogate: Surrogate) -> list[tuple[Any, ...]]:
-    """243 - 81 - 27 - 9, each rung when all have reached it."""
+    """243 - 81 - 27 - 9, each rung when all have reached it; shares no code of choosing with `search.halving`."""
     left = list(pool)
     for epoch, count in ((2, 81), (6, 27), (18, 9)):
-        at = [Standing(n, surrogate.curve(point)[epoch - 1], math.log(size(point))) for n, point in enumerate(left)]
-        taken: list[int] = []
-        while len(taken) < count:
-            taken.append(best(at, taken).number)
-        left = [left[number] for number in taken]
+        values = np.array([(surrogate.curve(point)[epoch - 1], math.log(size(point))) for point in left])
+        left = [left[index] for index in first(values, count)]
     return left
+
+
+def first(values: NDArray[np.float64], count: int) -> list[int]:
+    """The first so many by non-dominated rank, and within one by spread."""
+    rank = ranks(values, (MINIMIZE, MINIMIZE))
+    order: list[int] = []
+    while len(order) < count:
+        order += spread(values, np.flatnonzero(rank == rank[np.setdiff1d(np.arange(len(rank)), order)].min()))
+    return order[:count]
+
+
+def spread(values: NDArray[np.float64], layer: NDArray[np.int64]) -> list[int]:
+    """A rank's members: the best score, then always the one farthest from all before it, both objectives in [0, 1]."""
+    points = values[layer] - values[layer].min(axis=0)
+    points /= np.maximum(points.max(axis=0), 1e-12)
+    order = [min(range(len(layer)), key=lambda index: tuple(points[index]))]
+    while len(order) < len(layer):
+        nearest = np.linalg.norm(points[:, None] - points[order][None], axis=2).min(axis=1)
+        nearest[order] = -1.0
+        order.append(int(nearest.argmax()))
+    return [int(layer[index]) for index in order]
 
 
 def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, budget: float) -> list[Result]:
@@ -114,7 +134,8 @@ def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, 
     task, seed = job
     listed = json.loads((data / "config_space.json").read_text())["hyperparameters"]
     space = {each["name"]: each for each in listed}
-    surrogate, pool = Surrogate(data, task), draw(space, seed)
+    own = seed_of(task, seed)
+    surrogate, pool = Surrogate(data, task), draw(space, own)
 
     def volume(points: Sequence[tuple[Any, ...]]) -> float:
         values = [(math.log10(size(point)), surrogate.curve(point)[-1]) for point in points]
@@ -136,7 +157,7 @@ def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, 
                 EPOCHS,
                 "accuracy",
             )
-            records, ms = problem.search(METHODS[name], seed, workers, budget, pool)
+            records, ms = problem.search(METHODS[name], own, workers, budget, pool)
             trained, proposals = problem.complete(records), len(records.all())
         results.append(Result(name, task, seed, volume(trained) / whole, proposals, ms))
     return results
@@ -157,10 +178,9 @@ def main() -> None:
     )
     arguments.add_argument("--budget", type=float, default=1440, help="epochs; default 1440")
     given = arguments.parse_args()
-    try:
-        listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
-    except OSError:
-        sys.exit(f"the surrogate is model.onnx, encoding.json and config_space.json in one folder; not in {given.data}")
+    if lacking := [name for name in FILES if not (given.data / name).is_file()]:
+        sys.exit(f"the surrogate is {', '.join(FILES)} in one folder; {given.data} lacks {', '.join(lacking)}")
+    listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
     names = [name for name in listed[0]["choices"] if name not in LEFT_OUT]
     sets = {"first16": names[:16], "others": names[16:]}
     tasks = [task for name in given.tasks for task in sets.get(name, [name])]
