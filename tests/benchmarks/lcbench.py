@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from numpy.typing import NDArray
-from shares import Method, Problem, Result, collect, parser, seed_of, show
+from shares import Method, Problem, Result, best_of, collect, parser, seed_of, show
 
 from search.pareto import MINIMIZE, hypervolume, ranks
 
@@ -188,7 +188,8 @@ def main() -> None:
         sys.exit(f"a task is one of {', '.join(names)}, first16 or others; received {', '.join(unknown)}")
     jobs = [(task, seed) for task in tasks for seed in range(given.seeds)]
     work = partial(run, data=given.data, methods=given.methods, workers=given.workers, budget=given.budget)
-    show(collect(jobs, work, given.processes), given.methods, SYNCHRONOUS, given.format)
+    results = collect(jobs, work, given.processes)
+    show(results, given.methods, best_of(results, [SYNCHRONOUS]), given.format)
 
 
 if __name__ == "__main__":

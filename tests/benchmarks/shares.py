@@ -193,19 +193,38 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     return table
 
 
-def show(results: Sequence[Result], methods: Sequence[str], peer: str, form: str) -> None:
-    """Prints rows as JSON, or a line a method: its share, and the paired difference to the `peer`'s."""
+def best_of(results: Sequence[Result], methods: Sequence[str]) -> dict[str, str]:
+    """For each task the one of these methods with the best mean share; none of a task on which none of them ran.
+
+    Chosen by the same results that it is then compared on, it has luck on its side.
+    """
+    found: dict[str, str] = {}
+    for task in dict.fromkeys(result.task for result in results):
+        shares = {
+            method: fmean(own)
+            for method in methods
+            if (own := [result.share for result in results if (result.method, result.task) == (method, task)])
+        }
+        if shares:
+            found[task] = max(shares, key=lambda method: shares[method])
+    return found
+
+
+def show(results: Sequence[Result], methods: Sequence[str], peers: Mapping[str, str], form: str) -> None:
+    """Prints rows as JSON, or a line a method: its share, and the paired difference to that of its task's peer."""
     if form == "json":
         print(json.dumps(rows(results), indent=1))
         return
     share = {(result.method, result.task, result.seed): result.share for result in results}
-    print(f"{'method':18}{'share':>8}  {'95 %':15}{'ms':>7}  against {peer}: difference, 95 %, wins/ties/losses")
+    against = " or ".join(dict.fromkeys(peers.values()))
+    head = f"  against {against}: difference, 95 %, wins/ties/losses" if against else ""
+    print(f"{'method':18}{'share':>8}  {'95 %':15}{'ms':>7}{head}")
     for method in methods:
         own = [result for result in results if result.method == method]
         mean, low, high = interval([result.share for result in own])
         line = f"{method:18}{mean:8.4f}  {low:.4f}-{high:.4f}  {fmean(result.ms for result in own):6.1f}"
-        if method != peer and peer in methods:
-            apart = [result.share - share[peer, result.task, result.seed] for result in own]
+        if peers and any(peer != method for peer in peers.values()):
+            apart = [result.share - share[peers[result.task], result.task, result.seed] for result in own]
             difference, least, most = interval(apart)
             wins, losses = sum(each > 1e-9 for each in apart), sum(each < -1e-9 for each in apart)
             line += f"  {difference:+.4f}  {least:+.4f} to {most:+.4f}  {wins}/{len(apart) - wins - losses}/{losses}"
