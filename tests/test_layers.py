@@ -23,7 +23,7 @@ def allowed(path: Path) -> set[str]:
         package
     ]
     if package == "search":
-        names = names | {"optuna"} if module in ("samplers", "record") else names
+        names = names | {"optuna"} if module in ("samplers", "record", "front", "table") else names
         names = (
             names | {"ray"}
             if module in ("ray_tune", "worker", "gang", "study", "cluster", "authentication", "jobs")
