@@ -754,8 +754,10 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
     else:
         for name, value in _IMPATIENT.items():
             os.environ.setdefault(name, value)
-        if file := sqlite_file(address):
+        if (file := sqlite_file(address)) and not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
+            with _OPENING:
+                _make(file)
     if is_postgresql(address):
         require_database(address, None if create else "experiments")
         address = reaching(address)
@@ -764,6 +766,22 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
             client = MlflowClient(_with_credentials(address))
         client.search_experiments(max_results=1)
     return client
+
+
+def _make(file: Path) -> None:
+    """A new sqlite store that is there as a whole or not at all.
+
+    Its tables are made by migrations that take seconds; where they were cut off, MLflow can never open the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="petl-mlflow-") as scratch:
+        made, new = Path(scratch) / file.name, file.with_name(f"{file.name}.{os.getpid()}")
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        try:
+            shutil.copyfile(made, new)
+            if not file.exists():  # nobody else made it meanwhile
+                new.rename(file)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _with_credentials(address: str) -> str:

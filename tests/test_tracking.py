@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +70,22 @@ def study(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def tracker(uri: str, study: str, tmp_path: Path) -> Iterator[Tracker]:
     return Tracker.open(uri, study, tmp_path / "artifacts", INFO)
+
+
+def test_a_store_whose_making_was_killed_is_made(tmp_path: Path) -> None:
+    """MLflow's migrations of a new sqlite file take seconds, and cannot be repeated from where they were."""
+    scratch, home = tmp_path / "scratch", tmp_path / "home"
+    scratch.mkdir()
+    command = f"from search.tracking import Tracker; Tracker.open('sqlite:///{home}/mlflow.db', 'demo', None, {INFO!r})"
+    made = subprocess.Popen([sys.executable, "-c", command], env={**os.environ, "TMPDIR": str(scratch)})
+    while not any(file.stat().st_size > 100_000 for file in tmp_path.rglob("*.db")):  # half of the tables are there
+        assert made.poll() is None
+        time.sleep(0.01)
+    made.kill()
+    made.wait()
+    assert not (home / "mlflow.db").exists()
+    Tracker.open(f"sqlite:///{home}/mlflow.db", "demo", None, INFO)
+    assert [file.name for file in home.iterdir()] == ["mlflow.db"]
 
 
 def again(tracker: Tracker, uri: str, tmp_path: Path) -> Tracker:
