@@ -378,7 +378,9 @@ def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE.json", help="A table of export-table.")],
     samplers: Annotated[
         list[str] | None,
-        typer.Option("--sampler", help="Which to compare; may be repeated. Default: random, tpe, front."),
+        typer.Option(
+            "--sampler", help="Which to compare; may be repeated. Default: random, tpe, front, or nsga2 for two costs."
+        ),
     ] = None,
     schedulers: Annotated[
         list[str] | None,
@@ -405,7 +407,7 @@ def replay(
     options = {name: value for name, value in (("eta", eta), ("first", first)) if value is not None}
     rows = compare(
         table,
-        samplers or ["random", "tpe", "front"],
+        samplers or ["random", "tpe", "front" if len(table.names) == 2 else "nsga2"],
         schedulers or ["none", "asha", "halving"],
         trials=trials or max(1, len(table.rows) // 2),
         workers=workers,

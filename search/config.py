@@ -34,7 +34,7 @@ from search import address
 from search.halving import Halving, Rule, rule
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
-from search.samplers import NAMES
+from search.samplers import NAMES, require_fit
 from search.teaching import TEACHINGS
 from spaces.space import resolve as resolve_space
 
@@ -92,15 +92,31 @@ class BackboneConfig(_Section):
 
 
 class ObjectivesConfig(_Section):
-    """The two axes of the front. The score is by default the first that the task's kind has."""
+    """The axes of the front, two or three. The score is by default the first that the task's kind has.
+
+    Rung rules go by the score and one cost: the first that is known before training, else `cost`.
+    """
 
     score: str = "accuracy"
     cost: str = "stored_parameters"
+    second_cost: str | None = None
 
-    @field_validator("score", "cost")
+    @field_validator("score", "cost", "second_cost")
     @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        return _one_of(SCORES if info.field_name == "score" else COSTS, value)
+    def _known(cls, value: str | None, info: Any) -> str | None:
+        return value if value is None else _one_of(SCORES if info.field_name == "score" else COSTS, value)
+
+    @field_validator("second_cost")
+    @classmethod
+    def _another(cls, value: str | None, info: Any) -> str | None:
+        if value is not None and value == info.data.get("cost"):
+            raise ValueError(f"second_cost is another one than cost; received {value!r} for both")
+        return value
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Score, cost, and the second cost if there is one."""
+        return (self.score, self.cost) if self.second_cost is None else (self.score, self.cost, self.second_cost)
 
 
 class SamplerConfig(_Section):
@@ -525,6 +541,13 @@ class StudyConfig(_Section):
         if value.steps is not None:
             own = {name: row.training for name, row in designs.items()}
             _same_step(own, info.data.get("training", {}))
+        return value
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
+        if objectives := info.data.get("objectives"):
+            require_fit(value.name, len(objectives.names))
         return value
 
     @field_validator("scheduler")

@@ -27,6 +27,7 @@ from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
 from search.halving import NEW, Halving, Ladder, Never, Rule, Standing
+from search.objectives import ruling
 from search.pareto import MAXIMIZE
 from search.record import Aside, Origin, Records, State, TrialRecord
 from search.samplers import Proposer, excess
@@ -170,7 +171,7 @@ class Search:
         self._clock = clock or (lambda: time.monotonic() - started)
         self._device_seconds = float(records.info(_DEVICE_SECONDS, 0.0))
         self._ticked = self._clock()
-        self._score, self._cost = records.objectives
+        self._score, self._cost = records.objectives[0], ruling(records.objectives)
         self._counts: dict[str, Mapping[str, float]] = {}  # by design key
         self._proposer = Proposer(
             space=plan.space,
@@ -331,7 +332,7 @@ class Search:
     ) -> TrialRecord:
         """End a trial; one that has ended stays as it is.
 
-        It is COMPLETE only with its full epochs and a finite score and cost. It is PRUNED where it
+        It is COMPLETE only with its full epochs and finite objectives. It is PRUNED where it
         was `stopped` or has fewer epochs, and FAIL with a reason otherwise.
         """
         record = self.records.get(number)
@@ -354,7 +355,7 @@ class Search:
             return State.PRUNED, None
         for objective in self.records.objectives:
             value = objective.value(measurements) if measurements else None
-            if value is None and record.configuration is None and objective is self._cost:
+            if value is None and record.configuration is None and objective is not self._score:
                 continue  # a baseline trains nothing that could cost
             if value is None:
                 return State.FAIL, f"{objective.name} was not measured"

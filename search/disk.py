@@ -260,12 +260,11 @@ class Room:
 
     def _results(self, held: Held, running: Collection[int]) -> list[Result]:
         shown = {record.number for record in self._shown()}
-        score, cost = self.records.objectives
         return [
             Result(
                 record.number,
                 held.of(record.number, "result") + held.of(record.number, "result/adapter"),
-                (_value(score, record), _value(cost, record)),
+                tuple(_value(objective, record) for objective in self.records.objectives),
                 spare=record.number not in self._going
                 and (record.number not in shown or self._scored(held, record.number)),
                 reference=record.reference is not None,

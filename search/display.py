@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.naming import label
+from search.naming import cost_column, cost_text, label
 from search.record import State, TrialRecord
 
 _WORDS: Final[Mapping[State, str]] = {
@@ -30,9 +30,9 @@ _WORDS: Final[Mapping[State, str]] = {
 class Display:
     """Hears of trials as `ray_tune.Listener`, and shows them.
 
-    `records` gives all trials, `front` the non-dominated ones by cost, `told` what the worker of a trial
-    said last; `budget` is the number of trials asked for, beside the references, `at_once` how many run
-    side by side, `epochs` what all of them come to, where that is known.
+    `objectives` are the names of the score and the costs. `records` gives all trials, `front` the non-dominated ones
+    by cost, `told` what the worker of a trial said last; `budget` is the number of trials asked for, beside the
+    references, `at_once` how many run side by side, `epochs` what all of them come to, where that is known.
     """
 
     def __init__(
@@ -40,14 +40,15 @@ class Display:
         study: str,
         budget: int,
         at_once: int,
-        score: str,
+        objectives: Sequence[str],
         records: Callable[[], Sequence[TrialRecord]],
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
         told: Callable[[int], str] = lambda number: "",
         epochs: float | None = None,
     ) -> None:
-        self.study, self.budget, self.at_once, self.score = study, budget, at_once, score
+        self.study, self.budget, self.at_once = study, budget, at_once
+        self.score, *self.costs = objectives
         self.console = console or Console()
         self._records, self._front, self._told = records, front, told
         self._began, self._epochs, self._trained = time.monotonic(), epochs, _trained(records())
@@ -175,7 +176,8 @@ class Display:
                     Text(self._told(record.number), "dim"),
                 )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for column in ("trial", "design", self.score, "parameters", "%"):
+        own = [cost for cost in self.costs if cost_column(cost)]
+        for column in ("trial", "design", self.score, "parameters", "%", *map(cost_column, own)):
             front.add_column(column, justify="left" if column == "design" else "right")
         for record in self._front():
             measured = record.measurements
@@ -186,6 +188,7 @@ class Display:
                     f"{getattr(measured, self.score):.4f}",
                     f"{measured.stored_parameters:,}",
                     f"{measured.stored_percent:.2f}",
+                    *(cost_text(getattr(measured, cost)) for cost in own),
                 )
         return Group(head, running, front) if front.rows else Group(head, running)
 

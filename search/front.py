@@ -29,6 +29,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr, logsumexp
 
+from search.objectives import ruling
 from search.pareto import MAXIMIZE, MINIMIZE
 from search.pareto import front as non_dominated
 from search.record import Records, State, TrialRecord
@@ -296,7 +297,7 @@ class _Known:
 
 def _known(records: Records, news: TrialRecord | None) -> _Known:
     """Costs are as a sampler sees them: known before training, or measured, or the usual one."""
-    score, cost = records.objectives
+    score, cost = records.objectives[0], ruling(records.objectives)
     sign = -1.0 if score.direction == MAXIMIZE else 1.0
     trials: list[TrialRecord] = []
     costs: list[float] = []

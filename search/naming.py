@@ -25,7 +25,7 @@ def run_name(record: TrialRecord) -> str:
 
 
 def cost_column(name: str) -> str:
-    """The heading for a study's cost, "" for a cost that every table of trials has as a column anyway."""
+    """The heading for a cost of a study, "" for one that every table of trials has as a column anyway."""
     return "" if name in ("stored_parameters", "seconds") else name.replace("_", " ")
 
 

@@ -25,17 +25,21 @@ def links(experiment_id: str, run_id: str, metric: str) -> str:
 
 
 def note(
-    front: Sequence[Row], references: Sequence[Row], experiment_id: str, run_id: str, metric: str, cost: str
+    front: Sequence[Row],
+    references: Sequence[Row],
+    experiment_id: str,
+    run_id: str,
+    metric: str,
+    costs: Sequence[str],
 ) -> str:
     """The note of a study's parent run: front, references, filters. A front too long for it is cut.
 
-    `metric` is the study's score, `cost` its cost: where it has no column yet, rows have it by its name.
+    `metric` is the study's score. Those of its `costs` that have no column yet are the last ones.
     """
-    columns = ["trial", "design", metric, "test", "parameters", "%", "seconds"]
-    if cost_column(cost):
-        columns.append(cost_column(cost))
+    own = [cost for cost in costs if cost_column(cost)]
+    columns = ["trial", "design", metric, "test", "parameters", "%", "seconds", *map(cost_column, own)]
     heading = [f"| {' | '.join(columns)} |", "|--:|---|" + "--:|" * (len(columns) - 2)]
-    lines = [_line(row, experiment_id, cost) for row in front]
+    lines = [_line(row, experiment_id, own) for row in front]
     filters = ["| show | filter |", "|---|---|"]
     for what, text in _filters(run_id).items():
         filters.append(f"| [{what}]({_view(experiment_id, text, metric)}) | ``{text}`` |")
@@ -45,7 +49,7 @@ def note(
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:
-            parts += ["\n### References", *heading, *(_line(row, experiment_id, cost) for row in references)]
+            parts += ["\n### References", *heading, *(_line(row, experiment_id, own) for row in references)]
         return "\n".join([*parts, "\n### Filters for the runs page", *filters])
 
     return next(text for shown in range(len(lines), -1, -1) if len(text := cut(shown)) <= LIMIT or not shown)
@@ -76,12 +80,12 @@ def _page(experiment_id: str, run_id: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
 
 
-def _line(row: Row, experiment_id: str, cost: str) -> str:
+def _line(row: Row, experiment_id: str, costs: Sequence[str]) -> str:
     test = "" if row["test_score"] is None else f"{row['test_score']:.4f}"
     return (
         f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {_plain(row['name'])} "
         f"| {row['score']:.4f} | {test} | {row['stored_parameters']:,} | {row['stored_percent']:.3f} "
-        f"| {row['seconds']:.0f} |" + (f" {cost_text(row[cost])} |" if cost_column(cost) else "")
+        f"| {row['seconds']:.0f} |" + "".join(f" {cost_text(row.get(cost))} |" for cost in costs)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from petl import measurements
 from petl.measurements import Measurements
@@ -49,6 +49,8 @@ class Objective:
         return 0.0 if self.reference is None else self.reference
 
 
+Objectives: TypeAlias = tuple[Objective, ...]  # the score, the cost, and a second cost where a study has one
+
 _WORST: Final = {"loss": 10.0, "perplexity": math.exp(10.0)}  # a uniform guess among 22,026 labels or tokens
 SCORES: Final[Mapping[str, Objective]] = {
     name: Objective(name, MAXIMIZE if higher else MINIMIZE, _WORST.get(name, 0.0))
@@ -72,15 +74,24 @@ COSTS: Final[Mapping[str, Objective]] = {
 }
 
 
-def objectives(score: str, cost: str) -> tuple[Objective, Objective]:
-    """The two objectives of a study. Raises ValueError, listing the names there are."""
-    for role, name, table in (("score", score, SCORES), ("cost", cost, COSTS)):
+def objectives(score: str, cost: str, second_cost: str | None = None) -> Objectives:
+    """The objectives of a study. Raises ValueError, listing the names there are, or where both costs are one."""
+    given = [("score", score, SCORES), ("cost", cost, COSTS)]
+    if second_cost is not None:
+        given.append(("second_cost", second_cost, COSTS))
+    for role, name, table in given:
         if name not in table:
             raise ValueError(f"{role} is one of {', '.join(table)}; received {name!r}")
-    return SCORES[score], COSTS[cost]
+    if second_cost == cost:
+        raise ValueError(f"second_cost is another one than cost; received {cost!r} for both")
+    return tuple(table[name] for _, name, table in given)
 
 
-def reference_point(pair: tuple[Objective, Objective], base_parameters: int) -> tuple[float, float]:
-    """The hypervolume's reference point: the worst score and cost that are still of interest."""
-    score, cost = (float(base_parameters) if row.reference is None else row.reference for row in pair)
-    return score, cost
+def ruling(objectives: Objectives) -> Objective:
+    """The one cost that rung rules go by: the first that is known before training, else the study's first."""
+    return next((cost for cost in objectives[1:] if cost.known), objectives[1])
+
+
+def reference_point(objectives: Objectives, base_parameters: int) -> tuple[float, ...]:
+    """The hypervolume's reference point: the worst score and costs that are still of interest."""
+    return tuple(float(base_parameters) if row.reference is None else row.reference for row in objectives)

@@ -1,4 +1,4 @@
-"""The front as a picture: score over cost, with every trial and the references."""
+"""The front as a picture: score over cost, with every trial and the references; a second cost is the colour."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -28,6 +29,7 @@ _REFERENCE: Final = "#B34700"
 _COMPLETE: Final = "#7F7F7F"
 _STOPPED: Final = "#B8B8B8"
 _INK: Final = "#222222"
+_SECOND: Final = "cividis_r"  # made for any colour vision as well
 _SMALL: Final = 7.5
 _ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
 _LINE: Final = 28  # characters in a line of a label
@@ -47,7 +49,8 @@ def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
     """Draw `front` among all trials of `study`, at `path` (its ending says the format); returns it.
 
     Stopped trials stand at the score of their last rung. What lies below the interesting scores is
-    drawn at the lower edge, as a triangle. A cost of 0 is visible: the axis is linear near it.
+    drawn at the lower edge, as a triangle. A cost of 0 is visible: the axis is linear near it. Of three
+    objectives the line is the front of the first two, and members below it are there for their second cost.
     """
     figure = Figure(figsize=(7.6, 4.9), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
@@ -74,13 +77,15 @@ class _View:
 
     def __init__(self, study: Study, front: ParetoFront) -> None:
         self.study, self.front = study, front
-        score, cost = front.objectives
+        score, cost, *more = front.objectives
+        self.second = more[0] if more else None
         self.score, self.cost = score.name, cost.name
         self.upward = score.direction == MAXIMIZE
         self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
         unfinished = (State.PRUNED, State.PAUSED)
         self.stopped = [(x, y) for t in study.trials if t.state in unfinished for x, y in self._at(t)]
         self.members = [(x, y) for t in front for x, y in self._at(t)]
+        self.stair = list(self._stair())
         self.references = [
             (trial, value)
             for trial in study.references
@@ -97,11 +102,19 @@ class _View:
     def _at(self, trial: Trial) -> Iterator[Point]:
         """Cost and score, where both are numbers; a stopped trial has its last rung's score."""
         measured, rungs = trial.measurements, trial.record.rungs
-        score, cost = self.front.objectives
+        score, cost, *_ = self.front.objectives
         y = score.value(measured) if measured else (rungs[max(rungs)] if rungs else None)
         x = cost.value(measured) if measured else trial.row.counts.get(cost.name)
         if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
             yield x, y
+
+    def _stair(self) -> Iterator[Point]:
+        """The members with a better score than all that are cheaper: without a second cost all of them."""
+        sign, best = 1 if self.upward else -1, -math.inf
+        for x, y in self.members:
+            if sign * y > best:
+                best = sign * y
+                yield x, y
 
     def _limits(self) -> Point:
         """The scores worth a close look: those of the front, and what lies not far below."""
@@ -183,11 +196,24 @@ def _points(axes: Axes, view: _View) -> None:
 def _front(axes: Axes, view: _View) -> None:
     if not view.members:
         return
-    xs, ys = _columns(view.members)
+    xs, ys = _columns(view.stair)
     right = axes.get_xlim()[1]
     axes.step([*xs, right], [*ys, ys[-1]], where="post", color=_FRONT, linewidth=1.6, zorder=3)
     axes.fill_between([*xs, right], [*ys, ys[-1]], view.low, step="post", color=_FRONT, alpha=0.05, linewidth=0)
-    axes.scatter(xs, ys, s=34, color=_FRONT, edgecolor="white", linewidth=0.8, zorder=4, label="Pareto front")
+    look: dict[str, Any] = {"color": _FRONT, "edgecolor": "white", "linewidth": 0.8}
+    if view.second:
+        values = [float(trial.second_cost or 0.0) for trial in view.front]
+        low, high = min(values), max(values)
+        high = high if high > low else low + 1.0
+        knee = view.second.knee
+        norm = Normalize(low, high) if knee is None else SymLogNorm(knee, vmin=low, vmax=high)
+        look = {"c": values, "cmap": _SECOND, "norm": norm, "edgecolor": _INK, "linewidth": 0.5}
+    points = axes.scatter(*_columns(view.members), s=34, zorder=4, label="Pareto front", **look)
+    if view.second:
+        bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _count(value))
+        bar.set_label(_COSTS.get(view.second.name, view.second.name), fontsize=8.5, color=_INK)
+        bar.ax.tick_params(labelsize=_SMALL, color="#999999", labelcolor=_INK)
+        bar.outline.set_visible(False)
 
 
 def _references(axes: Axes, view: _View) -> None:
@@ -226,7 +252,8 @@ def _labels(axes: Axes, view: _View) -> None:
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     area = axes.get_window_extent(renderer).extents
     pixels = _pixels(axes, view.members)
-    corners = [*pixels, (area[2], pixels[-1][1])]
+    stair = _pixels(axes, view.stair)
+    corners = [*stair, (area[2], stair[-1][1])]
     clutter = Clutter(
         taken=[(x - 10, y - 10, x + 10, y + 10) for x, y in pixels],
         points=_pixels(axes, [point for point in view.complete + view.stopped if view.inside(point[1])]),

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from petl.measurements import Measurements
 from search import pareto, tracking
 from search.home import StoreError, store_uri
 from search.naming import flat_parameters, label
-from search.objectives import Objective, objectives, reference_point
+from search.objectives import Objectives, objectives, reference_point
 from search.record import State, TrialRecord
 from search.tracking import StudySummary, TrialRow
 
@@ -39,10 +39,10 @@ Budget: TypeAlias = int | str | None
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial or reference as MLflow has it, seen through the study's two objectives."""
+    """A trial or reference as MLflow has it, seen through the study's objectives."""
 
     row: TrialRow
-    objectives: tuple[Objective, Objective]
+    objectives: Objectives
     uri: str
 
     def __repr__(self) -> str:
@@ -96,9 +96,19 @@ class Trial:
 
     @property
     def cost(self) -> float | None:
-        """The study's second objective; before the end of training, where it is known by then."""
-        objective = self.objectives[1]
-        return objective.value(self.measurements) if self.measurements else self.row.counts.get(objective.name)
+        """The study's first cost; before the end of training, where it is known by then."""
+        return self.costs[0]
+
+    @property
+    def second_cost(self) -> float | None:
+        """The study's second cost, as `cost`; None also where it has none."""
+        return self.costs[1] if len(self.costs) > 1 else None
+
+    @property
+    def costs(self) -> tuple[float | None, ...]:
+        """By all costs of the study, in its order."""
+        measured, counts = self.measurements, self.row.counts
+        return tuple(each.value(measured) if measured else counts.get(each.name) for each in self.objectives[1:])
 
     @property
     def validation_score(self) -> float | None:
@@ -116,9 +126,10 @@ class Trial:
         return self.row.run_id
 
     def to_row(self) -> dict[str, Any]:
-        """A JSON-ready row with the keys of ROW."""
+        """A JSON-ready row with the keys of ROW, and those costs of the study by their names that are not of ROW."""
         measured = self.measurements.to_dict() if self.measurements else self.row.counts
-        return {
+        costs = {each.name: cost for each, cost in zip(self.objectives[1:], self.costs, strict=True)}
+        row = {
             "trial": self.trial,
             "name": self.name,
             "design": self.design_text,
@@ -131,6 +142,7 @@ class Trial:
             "seconds": measured.get("seconds"),
             "run_id": self.run_id,
         }
+        return row | {name: cost for name, cost in costs.items() if name not in row}
 
     def export(self, destination: str | Path, format: str = "petl") -> Path:
         """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
@@ -163,13 +175,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The trials that no other beats in both score and cost, the cheapest first.
+    """The trials that no other beats in score and every cost, the cheapest first: by the first cost, then the second.
 
     `base_parameters` is the size of the pretrained model, 0 while nothing was measured.
     """
 
     trials: tuple[Trial, ...]
-    objectives: tuple[Objective, Objective]
+    objectives: Objectives
     base_parameters: int = 0
 
     def __iter__(self) -> Iterator[Trial]:
@@ -194,27 +206,31 @@ class ParetoFront:
 
     @property
     def hypervolume(self) -> float:
-        """The area between the front and the objectives' reference point.
+        """The area, or volume, between the front and the objectives' reference point.
 
-        The cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders
-        of magnitude, so that small designs count. Studies of one model and pair of objectives compare.
+        A cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders
+        of magnitude, so that small designs count. Studies of one model and the same objectives compare.
         """
-        score, cost = self.objectives
         if not self.trials:
             return 0.0
-        at_score, at_cost = reference_point(self.objectives, self.base_parameters)
-        points = [(_number(trial.score), cost.seen(_number(trial.cost))) for trial in self.trials]
-        return pareto.hypervolume(points, (at_score, cost.seen(at_cost)), (score.direction, cost.direction))
+
+        def seen(values: Iterable[float]) -> list[float]:
+            return [each.seen(value) for each, value in zip(self.objectives, values, strict=True)]
+
+        reference = seen(reference_point(self.objectives, self.base_parameters))
+        points = [seen(_values(trial)) for trial in self.trials]
+        return pareto.hypervolume(points, reference, [each.direction for each in self.objectives])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-ready rows with the keys of ROW."""
+        """JSON-ready rows, as `Trial.to_row` gives them."""
         return [trial.to_row() for trial in self.trials]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per member: the columns of ROW."""
+        """A row per member: the columns of `to_rows`."""
         import pandas as pd
 
-        return pd.DataFrame(self.to_rows(), columns=list(ROW))
+        more = [each.name for each in self.objectives[1:] if each.name not in ROW]
+        return pd.DataFrame(self.to_rows(), columns=[*ROW, *more])
 
 
 @dataclass(frozen=True)
@@ -231,10 +247,9 @@ class Study:
         return self.summary.name
 
     @cached_property
-    def objectives(self) -> tuple[Objective, Objective]:
-        """Score and cost."""
-        names = self.summary.info["objectives"]
-        return objectives(names["score"], names["cost"])
+    def objectives(self) -> Objectives:
+        """Score, cost, and the second cost if there is one."""
+        return objectives(**self.summary.info["objectives"])
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -263,23 +278,22 @@ class Study:
         """The front among trials that are complete and within the study's limits; references stay outside.
 
         `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
-        as "1%". `cost` replaces the study's second objective, by a name of `objectives.COSTS`. Raises
+        as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone. Raises
         StoreError for a bound that is neither, ValueError for an unknown cost.
         """
-        pair = objectives(self.objectives[0].name, cost) if cost else self.objectives
+        searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
         candidates = [
-            replace(trial, objectives=pair)
+            replace(trial, objectives=searched)
             for trial in self.trials
             if trial.state is State.COMPLETE
             and trial.measurements
             and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
         ]
-        values = [(_number(trial.score), _number(trial.cost)) for trial in candidates]
-        mask = pareto.front(values, [objective.direction for objective in pair])
+        mask = pareto.front([_values(trial) for trial in candidates], [each.direction for each in searched])
         members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
-        members.sort(key=lambda trial: _number(trial.cost))
-        return ParetoFront(tuple(members), pair, self.base_parameters)
+        members.sort(key=lambda trial: _values(trial)[1:])
+        return ParetoFront(tuple(members), searched, self.base_parameters)
 
     @property
     def complete_references(self) -> tuple[Trial, ...]:
@@ -287,11 +301,11 @@ class Study:
         return tuple(trial for trial in self.references if trial.state is State.COMPLETE and trial.measurements)
 
     def reference_rows(self) -> list[dict[str, Any]]:
-        """The complete references as rows with the keys of ROW."""
+        """The complete references as rows, as `Trial.to_row` gives them."""
         return [trial.to_row() for trial in self.complete_references]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per trial and reference in every state: the columns of ROW, state, and flat parameters."""
+        """A row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -328,6 +342,11 @@ def _limit(budget: Budget) -> list[tuple[str, float]]:
     if not limit >= 0:
         raise StoreError(f"max_parameters is a number like 200000 or a share like 1%; received {budget!r}")
     return [(name, limit)]
+
+
+def _values(trial: Trial) -> tuple[float, ...]:
+    """By all objectives; NaN for what is not there."""
+    return tuple(map(_number, (trial.score, *trial.costs)))
 
 
 def _number(value: float | None) -> float:

@@ -46,7 +46,7 @@ from search.database import (
     notice_losses,
     reason,
 )
-from search.objectives import Objective, objectives
+from search.objectives import Objectives, objectives
 
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
 _OBJECTIVES: Final = "objectives"
@@ -141,7 +141,7 @@ class Records:
         self._origins: list[Origin] = []
         self._stops: dict[int, float] = {}
         self.changes = 0  # to the trials, through this object
-        self.objectives: tuple[Objective, Objective] = objectives(*self._info[_OBJECTIVES])
+        self.objectives: Objectives = objectives(*self._info[_OBJECTIVES])
         trials = self.persist(lambda: storage.get_all_trials(study_id))
         for trial in sorted(trials, key=lambda trial: trial.number):
             self._origins.append(_origin(trial))
@@ -152,9 +152,11 @@ class Records:
 
     @classmethod
     def create_study(
-        cls, url: str, name: str, objectives: tuple[str, str], guard: Callable[[], None] | None = None
+        cls, url: str, name: str, objectives: Sequence[str], guard: Callable[[], None] | None = None
     ) -> Records:
         """A new study. Raises RecordsError where the name is taken.
+
+        `objectives` are the names of the score, the cost, and a second cost if there is one.
 
         `guard` is called before every operation, and may refuse it: see `search.database.driving`.
         """
@@ -169,7 +171,7 @@ class Records:
         return cls(storage, study_id, _persistence(url, name, guard))
 
     @classmethod
-    def in_memory(cls, objectives: tuple[str, str] = ("accuracy", "stored_parameters")) -> Records:
+    def in_memory(cls, objectives: Sequence[str] = ("accuracy", "stored_parameters")) -> Records:
         """A study that lives as long as this object: for tests and simulations."""
         return cls._created(InMemoryStorage(), "in-memory", objectives)
 
@@ -309,7 +311,7 @@ class Records:
     ) -> TrialRecord:
         """End a trial. One that has ended stays as it is.
 
-        Raises RecordsError for a COMPLETE trial without a finite score and cost.
+        Raises RecordsError for a COMPLETE trial without a finite value of each objective.
         """
         record = self.get(number)
         if not record.state.open:
@@ -346,10 +348,9 @@ class Records:
 
     @classmethod
     def _created(
-        cls, storage: BaseStorage, name: str, names: tuple[str, str], persistence: Persistence | None = None
+        cls, storage: BaseStorage, name: str, names: Sequence[str], persistence: Persistence | None = None
     ) -> Records:
-        pair = objectives(*names)
-        directions = [StudyDirection[objective.direction.upper()] for objective in pair]
+        directions = [StudyDirection[objective.direction.upper()] for objective in objectives(*names)]
         with quiet(), _answering(persistence.address if persistence else ""):
             if name in _names(storage):
                 raise RecordsError(f"the study {name!r} exists already")
@@ -389,15 +390,15 @@ class Records:
         self.changes += 1
         return self._records[number]
 
-    def _values(self, number: int, measurements: Measurements | None) -> tuple[float, float]:
+    def _values(self, number: int, measurements: Measurements | None) -> list[float]:
         values = [objective.value(measurements) if measurements else None for objective in self.objectives]
-        score, cost = values
-        if cost is None and self._records[number].configuration is None:
-            cost = 0.0  # of a baseline, which trains nothing; Optuna wants a value
-        if score is None or cost is None or not (math.isfinite(score) and math.isfinite(cost)):
+        free = self._records[number].configuration is None  # a baseline, which trains nothing; Optuna wants values
+        told = [0.0 if value is None and free and index else value for index, value in enumerate(values)]
+        finite = [value for value in told if value is not None and math.isfinite(value)]
+        if len(finite) < len(values):
             names = " and ".join(objective.name for objective in self.objectives)
             raise RecordsError(f"a complete trial has a finite {names}; trial {number} has {values}")
-        return score, cost
+        return finite
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from search.halving import RULES
 from search.report import add, console, new_table, say
-from search.samplers import NAMES
+from search.samplers import NAMES, require_fit
 from search.table import Table, TableError
 
 
@@ -28,6 +28,11 @@ def compare(
     for role, given, there in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
         if unknown := [name for name in given if name not in there]:
             raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
+    try:
+        for sampler in samplers:
+            require_fit(sampler, len(table.names))
+    except ValueError as error:
+        raise TableError(str(error)) from None
     pairs = [(sampler, scheduler) for scheduler in schedulers for sampler in samplers]
     rows = []
     for sampler, scheduler in track(pairs, "replaying", console=console(), transient=True, disable=len(pairs) < 2):

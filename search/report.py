@@ -23,7 +23,7 @@ from search.record import State
 
 if TYPE_CHECKING:
     from petl.count import Counts
-    from search.objectives import Objective
+    from search.objectives import Objectives
     from search.query import ParetoFront, Study, Trial
 
 _REASONS: Final = 5  # of failures, and trials named with each
@@ -46,29 +46,27 @@ def console() -> Console:
     )
 
 
-def front_table(
-    trials: Sequence[Trial], objectives: tuple[Objective, Objective], title: str = "", first: str = "trial"
-) -> Table:
+def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = "", first: str = "trial") -> Table:
     """Trials beside each other. Only the design gives way to a narrow terminal.
 
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
     "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
-    it was searched by; the task's usual score on the test split, where another one was searched by; a cost
-    that is neither stored parameters nor seconds.
+    it was searched by; the task's usual score on the test split, where another one was searched by; costs
+    other than stored parameters and seconds.
     """
-    score, cost = objectives
+    score, *costs = objectives
     table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
     table.add_column("design", overflow="fold", min_width=10)
-    own = cost_column(cost.name).replace(" ", "\n")
+    own = [cost.name for cost in costs if cost_column(cost.name)]
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
     headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    for heading in (*headings, "parameters", "%", "seconds", own):
+    for heading in (*headings, "parameters", "%", "seconds", *(cost_column(name).replace(" ", "\n") for name in own)):
         if heading:
             table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
-        row = trial.to_row()
+        row = replace(trial, objectives=objectives).to_row()
         design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
         add(
             table,
@@ -81,7 +79,7 @@ def front_table(
             _count(row["stored_parameters"]),
             _percent(row["stored_percent"]),
             _seconds(row["seconds"]),
-            *([cost_text(replace(trial, objectives=objectives).cost)] if own else []),
+            *(cost_text(row[name]) for name in own),
         )
     return table
 

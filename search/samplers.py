@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search import front
-from search.objectives import Objective
+from search.objectives import Objective, Objectives
 from search.record import Origin, Records, State, TrialRecord, quiet
 from search.teaching import TEACHINGS, unfinished
 from search.teaching import expected as teaching_of
@@ -45,7 +45,7 @@ class Told:
     coordinates: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
     constraints: Mapping[str, float]  # at most 0 where the limit is kept
-    values: tuple[float, float] | None = None
+    values: tuple[float, ...] | None = None
 
 
 SAMPLERS: Final[Mapping[str, Callable[[int, int], BaseSampler]]] = {  # (seed, trials that it is told of)
@@ -65,12 +65,12 @@ class Proposer:
 
     `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's; `teaching`
     is what Optuna's samplers are told of trials that are not finished: see `search.teaching`.
-    Raises ValueError for a sampler that does not exist.
+    Raises ValueError for a sampler that does not exist, or cannot have these objectives.
     """
 
     space: Space
     backbone: Backbone
-    objectives: tuple[Objective, Objective]
+    objectives: Objectives
     count: Callable[[Configuration], Mapping[str, float]]
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
@@ -81,6 +81,7 @@ class Proposer:
     def __post_init__(self) -> None:
         if self.sampler not in NAMES:
             raise ValueError(f"a sampler is one of {', '.join(NAMES)}; received {self.sampler!r}")
+        require_fit(self.sampler, len(self.objectives))
         if self.teaching not in TEACHINGS:
             raise ValueError(f"a teaching is one of {', '.join(TEACHINGS)}; received {self.teaching!r}")
 
@@ -156,22 +157,29 @@ class Proposer:
         return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
 
 
+def require_fit(sampler: str, objectives: int) -> None:
+    """Raises ValueError for a sampler that cannot have so many objectives."""
+    if sampler == FRONT and objectives > 2:
+        others = ", ".join(SAMPLERS)
+        raise ValueError(f"the sampler {FRONT} models a score and counts one cost; with a second cost take {others}")
+
+
 def tell(
     records: Records,
     origin: Origin,
-    objectives: tuple[Objective, Objective],
+    objectives: Objectives,
     limits: Mapping[str, float],
     teaching: str = "raw",
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values. A stopped or waiting one has the score of its `teaching` and, where its cost was
-    not known before training, the median one. A failed one has the worst score of the study, and so
-    has a proposal outside the limits, with how far it is outside. An aside that means what another
-    trial means has that trial's values. References, and trials that were stopped before their first
-    rung, are not told, nor any but the latest ASIDES asides.
+    A complete trial has its values. A stopped or waiting one has the score of its `teaching` and the median of each
+    cost that was not known before training. A failed one has the study's worst score and the worst of such costs,
+    and so has a proposal outside the limits, with how far it is outside. An aside that means what another trial
+    means has that trial's values. References, and trials that were stopped before their first rung, are not told,
+    nor any but the latest ASIDES asides.
     """
-    score, cost = objectives
+    score, *costs = objectives
     all_records = records.all()
     expected = teaching_of(records, teaching)
     scores = {
@@ -180,20 +188,24 @@ def tell(
         if not record.reference
     }
     worst_score = score.worst([value for value in scores.values() if value is not None])
-    costs = [value for record in all_records if (value := _measured(record, cost)) is not None]
-    worst_cost = cost.worst(costs)
-    usual_cost = statistics.median(costs) if costs else worst_cost
+    measured = {
+        cost.name: [value for record in all_records if (value := _measured(record, cost)) is not None] for cost in costs
+    }
+    worst = {cost.name: cost.worst(measured[cost.name]) for cost in costs}
+    usual = {name: statistics.median(values) if values else worst[name] for name, values in measured.items()}
 
-    def values(record: TrialRecord) -> tuple[float, float] | None:
-        reached = scores.get(record.number)
+    def spent(record: TrialRecord, cost: Objective) -> float:
         counts = records.origin(record.number).counts
-        spent = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
-        if spent is None and record.state in (State.PRUNED, State.PAUSED):
-            spent = usual_cost  # it was stopped for its score
-        return (
-            score.seen(worst_score if reached is None else reached),
-            cost.seen(worst_cost if spent is None else spent),
-        )
+        found = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
+        if found is not None:
+            return found
+        stopped = record.state in (State.PRUNED, State.PAUSED)  # for its score
+        return (usual if stopped else worst)[cost.name]
+
+    def values(record: TrialRecord) -> tuple[float, ...]:
+        reached = scores.get(record.number)
+        reached = worst_score if reached is None else reached
+        return score.seen(reached), *(cost.seen(spent(record, cost)) for cost in costs)
 
     def finished(record: TrialRecord) -> bool:
         return record.state is not State.RUNNING
@@ -212,7 +224,8 @@ def tell(
             twin = all_records[aside.twin] if aside.twin is not None else None
             if twin and silent(twin):
                 continue
-            outside = (score.seen(worst_score), cost.seen(aside.counts.get(cost.name, worst_cost)))
+            known = (cost.seen(aside.counts.get(cost.name, worst[cost.name])) for cost in costs)
+            outside = (score.seen(worst_score), *known)
             told = outside if twin is None else values(twin) if finished(twin) else None
             rows.append(Told(aside.coordinates, aside.distributions, excess(aside.counts, limits), told))
         if record and source.coordinates and not record.reference and not silent(record):

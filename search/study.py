@@ -129,8 +129,7 @@ def run(
             _require_new(config, database)
         with cluster.joined(config.resources, _shared(config), address, console.print):
             _delete(config, database)  # also what a driver left that died in the next lines
-            objectives = (config.objectives.score, config.objectives.cost)
-            records = Records.create_study(database, config.study, objectives, guard)
+            records = Records.create_study(database, config.study, config.objectives.names, guard)
             records.set_info("config", config.model_dump(mode="json"))
             records.set_info("resolved", resolved)  # from here on the study exists
             return _drive(settled, records, console)
@@ -342,7 +341,7 @@ def _display(config: StudyConfig, records: Records, console: Console) -> Display
         config.study,
         config.trials,
         cluster.room(config.resources),
-        config.objectives.score,
+        config.objectives.names,
         records.all,
         lambda: _front(records),
         console,
@@ -468,12 +467,12 @@ def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
 
     Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
     """
-    plan, objectives = _plan(config, resolved), (config.objectives.score, config.objectives.cost)
-    Search(Records.in_memory(objectives), plan)
+    plan, names = _plan(config, resolved), config.objectives.names
+    Search(Records.in_memory(names), plan)
     if config.designs:
         return
     bare = replace(plan, references={}, enqueued=(), sampler="random")
-    Search(Records.in_memory(objectives), bare).next(free_workers=1)
+    Search(Records.in_memory(names), bare).next(free_workers=1)
 
 
 def _limit(config: StudyConfig) -> int | None:
@@ -702,7 +701,7 @@ def _front(records: Records) -> list[TrialRecord]:
     ]
     mask = non_dominated([values for _, values in complete], [objective.direction for objective in records.objectives])
     members = [member for member, on_front in zip(complete, mask, strict=True) if on_front]
-    return [record for record, _ in sorted(members, key=lambda member: member[1][1])]
+    return [record for record, _ in sorted(members, key=lambda member: member[1][1:])]
 
 
 def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:

@@ -33,7 +33,7 @@ from petl.untrusted import read_json
 from search.core import Budget, Plan, Search
 from search.front import Encoding
 from search.halving import Halving, rule
-from search.objectives import Objective, objectives
+from search.objectives import Objectives, objectives
 from search.pareto import hypervolume
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, Event, replay
@@ -74,7 +74,7 @@ class Table:
     """Trials of one study over one space. Raises TableError where there is none."""
 
     study: str
-    names: tuple[str, str]
+    names: tuple[str, ...]  # of the objectives
     dimensions: Mapping[str, BaseDistribution]
     rows: Sequence[Row]
 
@@ -96,7 +96,7 @@ class Table:
                 assert reached is not None  # of a complete trial
                 curve = {**record.rungs, record.configuration.training.epochs: reached}
                 rows.append(Row(origin.coordinates, record.configuration, origin.counts, curve, record.measurements))
-        return cls(study, (score.name, records.objectives[1].name), dimensions, rows)
+        return cls(study, tuple(each.name for each in records.objectives), dimensions, rows)
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -136,9 +136,9 @@ class Table:
                 )
                 for row in data["rows"]
             ]
-            score, cost = data["objectives"]
-            objectives(score, cost)
-            return cls(data["study"], (score, cost), dimensions, rows)
+            names = tuple(data["objectives"])
+            objectives(*names)
+            return cls(data["study"], names, dimensions, rows)
         except OSError as error:
             raise TableError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -203,14 +203,14 @@ class Table:
         return self._volume(found) / whole if (whole := self._volume([row.measurements for row in self.rows])) else 1.0
 
     def _volume(self, measured: Sequence[Measurements]) -> float:
-        """Between the largest cost, and the score that nine tenths of the rows pass."""
-        pair = objectives(*self.names)
-        values = [_values(pair, each) for each in (row.measurements for row in self.rows)]
-        scores, costs = (sorted(column) for column in zip(*values, strict=True))
-        upward = pair[0].direction == "maximize"
-        reference = (float(np.quantile(scores, 0.1 if upward else 0.9)), costs[-1] * (1 + 1e-9) + 1e-9)
-        directions = [each.direction for each in pair]
-        return hypervolume([_values(pair, each) for each in measured], reference, directions) if measured else 0.0
+        """Between the largest costs, and the score that nine tenths of the rows pass."""
+        searched = objectives(*self.names)
+        scores, *costs = np.array([_values(searched, row.measurements) for row in self.rows]).T
+        upward = searched[0].direction == "maximize"
+        worst = [float(column.max()) * (1 + 1e-9) + 1e-9 for column in costs]
+        reference = (float(np.quantile(scores, 0.1 if upward else 0.9)), *worst)
+        directions = [each.direction for each in searched]
+        return hypervolume([_values(searched, each) for each in measured], reference, directions) if measured else 0.0
 
     @cached_property
     def _by_key(self) -> dict[str, Row]:
@@ -229,9 +229,10 @@ class Table:
         return self._encoding.features(self._encoding.rows([row.coordinates for row in self.rows]))
 
 
-def _values(pair: tuple[Objective, Objective], measured: Measurements) -> tuple[float, float]:
-    score, cost = (each.value(measured) for each in pair)
-    return (math.nan if score is None else score), pair[1].seen(math.nan if cost is None else cost)
+def _values(searched: Objectives, measured: Measurements) -> list[float]:
+    """As a sampler sees them; NaN for what was not measured."""
+    values = [(each, each.value(measured)) for each in searched]
+    return [math.nan if value is None else each.seen(value) for each, value in values]
 
 
 def _suggested(trial: Any, name: str, of: BaseDistribution) -> Any:

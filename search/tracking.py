@@ -49,9 +49,9 @@ from petl.untrusted import MOST_JSON, parse, printable
 from search.address import bare, masked, sqlite_file, whole
 from search.database import is_postgresql, reaching, require_database
 from search.home import STUDY_NAME, StoreError, require_store
-from search.naming import cost_column, flat_parameters, run_name
+from search.naming import flat_parameters, run_name
 from search.note import links, note
-from search.objectives import objectives
+from search.objectives import Objectives, objectives
 from search.provenance import provenance
 from search.record import State, TrialRecord
 
@@ -68,7 +68,7 @@ STATUS: Final[Mapping[State, str]] = {
 class _Info:
     """What readers look at in a study's `info`."""
 
-    objectives: dict[str, str]
+    objectives: dict[str, str | None]
     constraints: dict[str, float] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
@@ -190,10 +190,10 @@ class Tracker:
     """
 
     def __init__(
-        self, client: MlflowClient, experiment_id: str, run_id: str, study: str, score: str, cost: str
+        self, client: MlflowClient, experiment_id: str, run_id: str, study: str, objectives: Objectives
     ) -> None:
         self.study = study
-        self.score, self.cost = score, cost
+        self.objectives = objectives
         self.experiment_id = experiment_id
         self.run_id = run_id  # of the parent
         self._client = client
@@ -218,7 +218,7 @@ class Tracker:
         """The study's experiment and parent run, created or found again, with the parent marked RUNNING.
 
         `info` is the study file with what was resolved, JSON-ready; readers need its
-        `objectives.score`, `objectives.cost`, `constraints`, `backbone.model` and `task.name`.
+        `objectives`, `constraints`, `backbone.model` and `task.name`.
         Raises StoreError where no store answers, or the experiment of that name is somebody else's.
         """
         client = _client(uri, create=True)
@@ -232,9 +232,10 @@ class Tracker:
                 client.update_run(parent.info.run_id, status="RUNNING")
                 _write(client, parent.info.run_id, tags=tags)
             run_id = parent.info.run_id
-            score, cost = info["objectives"]["score"], info["objectives"]["cost"]
-            client.set_experiment_tag(experiment_id, "mlflow.note.content", links(experiment_id, run_id, score))
-            return cls(client, experiment_id, run_id, study, score, cost)
+            searched = objectives(**info["objectives"])
+            line = links(experiment_id, run_id, searched[0].name)
+            client.set_experiment_tag(experiment_id, "mlflow.note.content", line)
+            return cls(client, experiment_id, run_id, study, searched)
 
     def begin(self) -> None:
         """The parent run goes on, whatever an earlier driver ended it as."""
@@ -349,11 +350,8 @@ class Tracker:
             if child.on_front != (number in members):
                 child.on_front = number in members
                 self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
-        front, beside = (
-            [{**row, self.cost: self._cost(row["trial"])} if cost_column(self.cost) else row for row in table]
-            for table in (rows, references)
-        )
-        text = note(front, beside, self.experiment_id, self.run_id, self.score, self.cost)
+        score, *costs = (each.name for each in self.objectives)
+        text = note(rows, references, self.experiment_id, self.run_id, score, costs)
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
         for file in files:
             self._client.log_artifact(self.run_id, str(file))
@@ -366,12 +364,6 @@ class Tracker:
                 if child := self._children.get(int(run.data.tags["trial"])):
                     child.status = "KILLED"
         self._client.set_terminated(self.run_id, status)
-
-    def _cost(self, number: int) -> float | None:
-        """What a published trial costs: rows have a fixed set of keys, and not every cost is among them."""
-        measured = json.loads(self._children[number].record or "{}").get("measurements") or {}
-        value: float | None = measured.get(self.cost)
-        return value
 
     def _child(self, number: int) -> _Child:
         if number not in self._children:
@@ -681,7 +673,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
         _INFO.validate_python(info)
         disk = _BYTES.validate_python(_parsed(parent, _DISK))
-        objectives(info["objectives"]["score"], info["objectives"]["cost"])
+        objectives(**info["objectives"])
     return StudySummary(
         name=name,
         experiment_id=experiment.experiment_id,

@@ -15,6 +15,7 @@ from petl.backbones import Backbone
 from petl.configuration import Configuration, Training
 from petl.design import DesignError
 from search.halving import Standing, best
+from search.objectives import ruling
 from search.pareto import MAXIMIZE
 from spaces.dimensions import SpaceError
 from spaces.space import encode
@@ -71,7 +72,7 @@ def prior(
 def _covering(study: Study) -> list[Trial]:
     """The members of a front, in the order of how well they cover it."""
     front = study.front()
-    score, cost = front.objectives
+    score, cost = front.objectives[0], ruling(front.objectives)
     sign = -1 if score.direction == MAXIMIZE else 1
     members = list(front)
     at = [

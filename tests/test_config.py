@@ -329,3 +329,23 @@ def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_not
     asked = load_config(study(tmp_path, **{**given, "scheduler": {"name": "halving", "waves": 3, "least": 2}}))
     assert isinstance(asked.rule, Halving)
     assert (asked.rule.waves, asked.rule.quotas) == (3, (60, 20, 7))
+
+
+def test_a_second_cost_is_another_cost(tmp_path: Path) -> None:
+    content = study(tmp_path)
+    assert load_config(content).objectives.names == ("accuracy", "stored_parameters")
+    config = load_config(content, ["objectives.second_cost=latency_ms"])
+    assert config.objectives.names == ("accuracy", "stored_parameters", "latency_ms")
+    assert load_config(config.model_dump(mode="json")) == config  # as a resume reads it
+    with pytest.raises(ConfigError, match=r"objectives.second_cost: .*stored_parameters, .*received 'f1'"):
+        load_config(content, ["objectives.second_cost=f1"])
+    with pytest.raises(ConfigError, match=r"objectives.second_cost: .*another one than cost; .*'stored_parameters'"):
+        load_config(content, ["objectives.second_cost=stored_parameters"])
+
+
+def test_the_sampler_front_has_one_cost(tmp_path: Path) -> None:
+    content = study(tmp_path, objectives={"second_cost": "latency_ms"}, sampler={"name": "front"})
+    with pytest.raises(ConfigError, match=r"sampler: .*counts one cost; .*take random, tpe, nsga2, gp, auto"):
+        load_config(content)
+    for name in ("random", "tpe", "nsga2", "gp", "auto"):
+        assert load_config(content, [f"sampler.name={name}"]).sampler.name == name

@@ -18,7 +18,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search import core
 from search.core import DONE, WAIT, Budget, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
-from search.halving import Asha, Halving, Never, Rule
+from search.halving import Asha, Dominated, Halving, Never, Rule
 from search.record import Records, State, TrialRecord
 from spaces.space import SPACES, encode, resolve
 
@@ -556,3 +556,63 @@ def test_without_room_nothing_starts_and_nothing_is_on_record() -> None:
     assert records.get(third.record.number).state is State.RUNNING
     room = 1
     assert len(run(Search(records, plan(budget=Budget(trials=4)), lacking=lacking))) == 4
+
+
+THREE = ("accuracy", "latency_ms", "stored_parameters")
+
+
+def test_a_second_cost_must_be_measured_too() -> None:
+    search = Search(Records.in_memory(THREE), plan(references={"majority": None}))
+    for changes, state, failure in (
+        ({}, State.COMPLETE, None),  # the baseline costs nothing
+        ({"latency_ms": 2.0}, State.COMPLETE, None),
+        ({}, State.FAIL, "latency_ms was not measured"),
+        ({"latency_ms": math.inf}, State.FAIL, "diverged"),
+        ({"latency_ms": 2.0, "stored_parameters": math.nan}, State.FAIL, "diverged"),
+    ):
+        step = search.next(1)
+        assert isinstance(step, Start)
+        done = search.finish(step.record.number, measured(step.record.configuration, **changes))
+        assert (done.state, done.failure) == (state, failure)
+
+
+@pytest.mark.parametrize("name", ["latency_ms", "seconds"])
+def test_rules_go_by_the_cost_that_is_known(name: str) -> None:
+    """Of two trials at a rung the better one dominates another only where it is also smaller."""
+
+    def decided(*objectives: str) -> list[Decision]:
+        chosen = plan(rule=Dominated(3, eta=3, first=1), enqueued=items, budget=Budget(trials=2, concurrent=2))
+        search = Search(Records.in_memory(objectives), chosen)
+        found = []
+        for accuracy in (0.6, 0.5):
+            step = search.next(1)
+            assert isinstance(step, Start)
+            found.append(search.report(step.record.number, 1.0, accuracy))
+        return found
+
+    large, small = (Enqueued(text, Configuration(parse(text), TRAINING)) for text in ("houlsby:size=64", "lora:rank=2"))
+    items = [large, small]
+    assert decided("accuracy", name) == [Decision.CONTINUE, Decision.STOP]
+    both = [Decision.CONTINUE, Decision.CONTINUE]
+    assert decided("accuracy", "stored_parameters", name) == both
+    assert decided("accuracy", name, "stored_parameters") == both
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
+def test_a_search_with_a_second_cost_goes_on_after_every_restart(sampler: str) -> None:
+    def trained(records: Records, every: bool) -> Records:
+        chosen = plan(sampler=sampler, budget=Budget(trials=12), rule=Asha(3, eta=3, first=1))
+        search = Search(records, chosen)
+        while isinstance(step := search.next(1), Start | Resume):
+            record, configuration = step.record, step.record.configuration
+            assert configuration
+            if search.report(record.number, 1.0, score(configuration, 1.0)) is Decision.STOP:
+                search.finish(record.number, stopped=True)
+            else:
+                search.finish(record.number, measured(configuration, latency_ms=1.0 + record.number % 3))
+            search = Search(records, chosen) if every else search
+        return records
+
+    whole = trained(Records.in_memory(THREE), every=False)
+    assert {record.state for record in whole.all()} == {State.COMPLETE, State.PRUNED}
+    assert facts(trained(Records.in_memory(THREE), every=True)) == facts(whole)

@@ -34,18 +34,18 @@ DIRECTIONS = ("maximize", "minimize")
 
 def dominates(a: Result, b: Result) -> bool:
     """By the definition; of equals the earlier one stays on the front."""
-    (score, cost), (other, price) = a.values, b.values
-    better = score > other or cost < price
-    return score >= other and cost <= price and (better or a.number < b.number)
+    return no_worse(a, b) and (a.values != b.values or a.number < b.number)
+
+
+def no_worse(a: Result, b: Result) -> bool:
+    """By the score, and by each cost."""
+    (score, *costs), (other, *prices) = a.values, b.values
+    return score >= other and all(cost <= price for cost, price in zip(costs, prices, strict=True))
 
 
 def layer(result: Result, others: list[Result]) -> int:
     """0 where no other is better in one and not worse in the other; else one more than the deepest that is."""
-    above = [
-        other
-        for other in others
-        if other.values != result.values and other.values[0] >= result.values[0] and other.values[1] <= result.values[1]
-    ]
+    above = [other for other in others if other.values != result.values and no_worse(other, result)]
     return 1 + max((layer(other, others) for other in above), default=-1)
 
 
@@ -70,7 +70,8 @@ def brute_force(lacking: int, results: list[Result]) -> set[int] | None:
     return min(fitting, key=len, default=None)
 
 
-def test_what_makes_way_is_what_brute_force_finds() -> None:
+@pytest.mark.parametrize("costs", [1, 2])
+def test_what_makes_way_is_what_brute_force_finds(costs: int) -> None:
     draw = np.random.default_rng(0)
     found = set()
     for _ in range(300):
@@ -78,14 +79,14 @@ def test_what_makes_way_is_what_brute_force_finds() -> None:
             Result(
                 number,
                 int(draw.integers(0, 4)),
-                (float(draw.integers(0, 4)), float(draw.integers(0, 4))),
+                tuple(float(value) for value in draw.integers(0, 4, size=1 + costs)),
                 spare=bool(draw.random() < 0.8),
                 reference=bool(draw.random() < 0.2),
             )
             for number in range(int(draw.integers(0, 9)))
         ]
         lacking = int(draw.integers(0, 12))
-        chosen = making_way(lacking, results, DIRECTIONS)
+        chosen = making_way(lacking, results, (*DIRECTIONS, "minimize")[: 1 + costs])
         assert (None if chosen is None else set(chosen)) == brute_force(lacking, results), (lacking, results)
         found.add(None if chosen is None else len(chosen))
     assert {None, 0, 1, 2, 3} <= found

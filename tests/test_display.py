@@ -32,7 +32,7 @@ RECORDS = [MAJORITY, LORA, DONE, FAILED, STOPPED]
 def shown(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120)
-    display = Display("demo", 24, 2, "accuracy", lambda: RECORDS, lambda: [DONE], console)
+    display = Display("demo", 24, 2, ["accuracy", "stored_parameters"], lambda: RECORDS, lambda: [DONE], console)
     with display.showing():
         for record in RECORDS:
             display.started(record)
@@ -73,7 +73,16 @@ def test_expected_time_of_a_halving_is_the_pace_of_its_epochs(monkeypatch: pytes
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     records = [replace(LORA, rungs={10.0: 0.5}), replace(MAJORITY, rungs={5.0: 0.5})]
     out = io.StringIO()
-    display = Display("demo", 24, 2, "loss", lambda: records, lambda: [], Console(file=out, width=120), epochs=40)
+    display = Display(
+        "demo",
+        24,
+        2,
+        ["loss", "stored_parameters"],
+        lambda: records,
+        lambda: [],
+        Console(file=out, width=120),
+        epochs=40,
+    )
     now[0] += 60
     records[0] = replace(LORA, state=State.PAUSED, rungs={10.0: 0.5, 20.0: 0.6})
     display.paused(records[0])
@@ -88,7 +97,16 @@ def test_what_a_worker_says_is_shown_while_it_trains_and_while_it_scores() -> No
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     told = {1: "test text 32/200"}.get
-    display = Display("demo", 24, 2, "loss", lambda: RECORDS, lambda: [], console, lambda number: told(number) or "")
+    display = Display(
+        "demo",
+        24,
+        2,
+        ["loss", "stored_parameters"],
+        lambda: RECORDS,
+        lambda: [],
+        console,
+        lambda number: told(number) or "",
+    )
     with display.showing():
         pass
     assert "test text 32/200" in out.getvalue()
@@ -101,7 +119,9 @@ def test_what_a_worker_says_is_shown_while_it_trains_and_while_it_scores() -> No
 
 def test_scored_trials_are_lines_without_a_terminal() -> None:
     out = io.StringIO()
-    display = Display("demo", 24, 2, "loss", lambda: RECORDS, lambda: [], Console(file=out, width=120))
+    display = Display(
+        "demo", 24, 2, ["loss", "stored_parameters"], lambda: RECORDS, lambda: [], Console(file=out, width=120)
+    )
     with display.scoring([1, 2]) as done:
         done(2)
         done(1)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from petl.measurements import Measurements
-from search.objectives import COSTS, SCORES, objectives, reference_point
+from search.objectives import COSTS, SCORES, objectives, reference_point, ruling
 
 
 @pytest.mark.parametrize("name", [*SCORES, *COSTS])
@@ -57,3 +57,28 @@ def test_unknown_names_are_refused_with_the_list() -> None:
         objectives("acc", "seconds")
     with pytest.raises(ValueError, match=r"cost is one of stored_parameters, .* received 'accuracy'"):
         objectives("accuracy", "accuracy")
+    with pytest.raises(ValueError, match=r"second_cost is one of stored_parameters, .* received 'bytes'"):
+        objectives("accuracy", "seconds", "bytes")
+    with pytest.raises(ValueError, match=r"another one than cost; received 'seconds' for both"):
+        objectives("accuracy", "seconds", "seconds")
+
+
+def test_three_objectives_are_score_cost_and_second_cost() -> None:
+    three = objectives("loss", "seconds", "latency_ms")
+    assert [each.name for each in three] == ["loss", "seconds", "latency_ms"]
+    assert reference_point(three, 1_000) == (10.0, 86_400.0, 1_000.0)
+
+
+@pytest.mark.parametrize(
+    ("costs", "rules"),
+    [
+        (("stored_parameters",), "stored_parameters"),
+        (("latency_ms",), "latency_ms"),
+        (("stored_parameters", "latency_ms"), "stored_parameters"),
+        (("latency_ms", "stored_parameters"), "stored_parameters"),
+        (("seconds", "latency_ms"), "seconds"),
+        (("trained_parameters", "stored_parameters"), "trained_parameters"),
+    ],
+)
+def test_the_first_cost_that_is_known_rules(costs: tuple[str, ...], rules: str) -> None:
+    assert ruling(objectives("accuracy", *costs)).name == rules

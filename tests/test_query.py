@@ -7,8 +7,11 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import search
@@ -19,7 +22,7 @@ from search import load_study
 from search.home import StoreError
 from search.query import ROW, ParetoFront, Study
 from search.record import State, TrialRecord
-from search.tracking import Tracker
+from search.tracking import StudySummary, Tracker, TrialRow
 
 INFO = {
     "study": "demo",
@@ -246,3 +249,84 @@ def test_the_package_lists_its_names() -> None:
         assert getattr(search, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         search.nothing  # noqa: B018
+
+
+THREE = {"score": "accuracy", "cost": "stored_parameters", "second_cost": "latency_ms"}
+
+
+def drawn(count: int, seed: int, **objectives: str) -> Study:
+    """Complete trials of few distinct values, so that many are equal in one objective or two, and an equal pair.
+
+    What costs more scores better, with luck.
+    """
+    draw = np.random.default_rng(seed)
+    records = []
+    for number in range(count):
+        size, latency, luck = (int(value) for value in draw.integers(8, size=3))
+        one = record(number, (size + latency + luck) / 25, size * 500)
+        assert one.measurements
+        measured = replace(one.measurements, latency_ms=1.0 + latency)
+        records.append(replace(one, measurements=measured))
+    records.append(replace(records[0], number=count))
+    info = {**INFO, "objectives": {**THREE, **objectives}}
+    summary = StudySummary(name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=info)
+    rows = tuple(TrialRow(record=each, run_id=str(each.number)) for each in records)
+    return Study(summary, rows, "sqlite:///nowhere.db")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_front_of_three_objectives_is_what_nobody_dominates(seed: int) -> None:
+    study = drawn(40, seed)
+    losses = {}
+    for trial in study.trials:
+        assert trial.score is not None
+        losses[trial.trial] = (-trial.score, trial.cost, trial.second_cost)
+    expected = [
+        number
+        for number, own in losses.items()
+        if not any(
+            all(a <= b for a, b in zip(other, own, strict=True)) and (other != own or rival < number)
+            for rival, other in losses.items()
+            if rival != number
+        )
+    ]
+    front = study.front()
+    assert sorted(trial.trial for trial in front) == expected
+    assert [(trial.cost, trial.second_cost) for trial in front] == sorted(losses[number][1:] for number in expected)
+    good = [trial for trial in front if trial.score >= max(each.score for each in front) - 0.15]
+    assert front.best(within=0.15).cost == min(trial.cost for trial in good)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_volume_of_three_objectives_by_inclusion_and_exclusion(seed: int) -> None:
+    front = drawn(12, seed).front()
+    top = math.log1p(BASE / 1_000)  # the counts' knee
+    boxes = [(t.score, top - math.log1p(t.cost / 1_000), 1_000 - t.second_cost) for t in front]
+    expected = sum(
+        (-1) ** (size + 1) * math.prod(map(min, zip(*some, strict=True)))
+        for size in range(1, len(boxes) + 1)
+        for some in combinations(boxes, size)
+    )
+    assert len(boxes) > 2
+    assert front.hypervolume == pytest.approx(expected)
+
+
+def test_one_cost_of_two_can_be_asked_for() -> None:
+    study, pair = drawn(40, 0), ("accuracy", "latency_ms")
+    front = study.front(cost="latency_ms")
+    assert tuple(objective.name for objective in front.objectives) == pair
+    assert [trial.second_cost for trial in front] == [None] * len(front)
+    scores = [trial.score for trial in front]
+    assert scores == sorted(set(scores))  # better the dearer, as of any pair
+    best = {t.trial: max(o.score for o in study.trials if o.second_cost <= t.second_cost) for t in study.trials}
+    assert all(trial.score == best[trial.trial] for trial in front)
+
+
+def test_a_second_cost_has_a_column() -> None:
+    front = drawn(20, 0).front()
+    assert [list(row) for row in front.to_rows()] == [[*ROW, "latency_ms"]] * len(front)
+    assert [row["latency_ms"] for row in front.to_rows()] == [trial.second_cost for trial in front]
+    assert list(front.to_frame().columns) == [*ROW, "latency_ms"]
+    assert "latency_ms" in drawn(20, 0).to_frame().columns
+    assert list(drawn(20, 0, second_cost="seconds").front().to_frame().columns) == list(ROW)
+    assert list(ParetoFront((), front.objectives).to_frame().columns) == [*ROW, "latency_ms"]

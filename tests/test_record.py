@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -249,3 +250,47 @@ def test_a_killed_writer_leaves_a_whole_study(url: str) -> None:
                 State.COMPLETE,
                 Measurements(accuracy=last.number / 1000, stored_parameters=last.number),
             )
+
+
+def test_three_objectives_are_read_back(url: str) -> None:
+    records = Records.create_study(url, "three", (*OBJECTIVES, "latency_ms"))
+    records.create(None, reference="majority")
+    records.create(CONFIGURATION)
+    records.close(0, State.COMPLETE, Measurements(accuracy=0.4))
+    with pytest.raises(RecordsError, match="finite accuracy and stored_parameters and latency_ms; trial 1"):
+        records.close(1, State.COMPLETE, MEASURED)
+    records.close(1, State.COMPLETE, replace(MEASURED, latency_ms=3.5))
+    again = Records.open_study(url, "three")
+    assert [objective.name for objective in again.objectives] == [*OBJECTIVES, "latency_ms"]
+    assert again.all() == records.all()
+    kept = again._storage.get_all_trials(again._study_id)
+    assert [trial.values for trial in kept] == [[0.4, 0.0, 0.0], [0.75, 1234.0, 3.5]]
+    assert [str(direction.name) for direction in again._storage.get_study_directions(again._study_id)] == [
+        "MAXIMIZE",
+        "MINIMIZE",
+        "MINIMIZE",
+    ]
+
+
+def test_a_study_of_before_there_was_a_second_cost_goes_on(tmp_path: Path) -> None:
+    """As Optuna's own rows have it: two directions, and the pair of names as the study's attribute."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    storage = RDBStorage(url)
+    study = storage.create_new_study(
+        [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE], "old"
+    )
+    storage.set_study_user_attr(study, "objectives", ["accuracy", "stored_parameters"])
+    attributes = {
+        "configuration": CONFIGURATION.to_dict(), "params": {}, "reference": None, "name": "", "counts": {},
+        "asides": [], "token": "a",
+        "outcome": {"state": "COMPLETE", "measurements": MEASURED.to_dict(), "failure": None},
+    }  # fmt: skip
+    storage.create_new_trial(
+        study,
+        optuna.trial.create_trial(state=optuna.trial.TrialState.COMPLETE, values=[0.75, 1234.0], user_attrs=attributes),
+    )
+    records = Records.open_study(url, "old")
+    assert [objective.name for objective in records.objectives] == list(OBJECTIVES)
+    assert records.get(0).measurements == MEASURED
+    records.create(CONFIGURATION)
+    assert records.close(1, State.COMPLETE, MEASURED).state is State.COMPLETE

@@ -349,7 +349,17 @@ def test_less_is_better_is_drawn_upside_down(drawn: Any) -> None:
     ],
     ids=["none", "one", "one of no cost", "nan", "a reference only", "stopped without measurements", "sixty in a heap"],
 )
-@pytest.mark.parametrize("objectives", [{}, {"score": "loss", "cost": "seconds"}])
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        {},
+        {"score": "loss", "cost": "seconds"},
+        {"second_cost": "latency_ms"},
+        {"score": "loss", "cost": "latency_ms", "second_cost": "stored_parameters"},
+        {"second_cost": "seconds"},
+    ],
+    ids=lambda objectives: " ".join(objectives.values()) or "as ever",
+)
 def test_every_study_can_be_drawn(
     records: list[TrialRecord], objectives: dict[str, str], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -362,3 +372,29 @@ def test_tables_do_not_load_matplotlib() -> None:
     code = "import sys; from search import report; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_second_cost_has_a_column_beside_the_first() -> None:
+    what = study(second_cost="latency_ms")
+    lines = printed(lambda out: report.print_front(what, what.front(), out), 120).splitlines()
+    cells = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert cells["trial"][-1] == "ms"
+    assert (cells["0"][-4:], cells["full"][-1]) == (["3,000", "0.013", "10", "8"], "9.7")
+
+
+def test_the_picture_of_three_objectives_has_the_third_as_colour(drawn: Any) -> None:
+    """Latencies of 9, 7 and 8 ms: the second trial is worse and larger than the first, and on the front for its 7."""
+    records = [
+        replace(one, measurements=replace(one.measurements, latency_ms=latency))
+        for one, latency in zip(
+            (trial(0, 0.7, 1_000), trial(1, 0.6, 2_000), trial(2, 0.8, 4_000)), (9, 7, 8), strict=True
+        )
+    ]
+    axes, _, bar = drawn(study([*records, trial(3, 0.5, 5_000)], second_cost="latency_ms")).axes
+    assert axes.get_xlabel() == "stored parameters"
+    assert bar.get_ylabel() == "latency of one row (ms)"
+    members = next(points for points in axes.collections if points.get_label() == "Pareto front")
+    assert members.get_array().tolist() == [9, 7, 8]
+    assert members.get_offsets().tolist() == [[1_000, 0.7], [2_000, 0.6], [4_000, 0.8]]
+    (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert line.get_xydata()[:2].tolist() == [[1_000, 0.7], [4_000, 0.8]]

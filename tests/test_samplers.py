@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -244,5 +245,65 @@ def test_an_unknown_sampler_is_refused() -> None:
         proposer("cmaes")
 
 
-def test_told_values_are_a_pair() -> None:
+def test_a_trial_is_told_without_values() -> None:
     assert Told({}, {}, {}).values is None
+
+
+THREE = objectives("accuracy", "stored_parameters", "latency_ms")
+
+
+def finished_by_three(count: int) -> Records:
+    """As `finished`, with a latency that has nothing to do with size; two stopped trials and a failed one after it."""
+    records = Records.in_memory([each.name for each in THREE])
+    for record in finished(count).all():
+        assert record.measurements
+        records.create(record.configuration, record.params, origin(found(record.number)))
+        latency = 2.0 + record.number % 5
+        records.close(record.number, State.COMPLETE, replace(record.measurements, latency_ms=latency))
+    for number in range(count, count + 3):
+        point = found(number)
+        records.create(point.configuration, point.params, origin(point))
+        if number < count + 2:
+            records.rung(number, 1.0, 0.4, stop=True)
+        records.close(number, State.PRUNED if number < count + 2 else State.FAIL, failure=None)
+    return records
+
+
+def test_what_is_not_measured_is_told_as_the_usual_or_the_worst() -> None:
+    """Latencies are 2, 3, 4, 5, 6, 2: the median is 3.5, the worst 6. Sizes are exact for all."""
+    told = tell(finished_by_three(6), Origin(), THREE, {})
+    assert [row.values[2] for row in told if row.values] == [2, 3, 4, 5, 6, 2, 3.5, 3.5, 6]
+    sizes = [math.log1p(size(found(seed).configuration) / 1_000) for seed in range(9)]
+    assert [row.values[1] for row in told if row.values] == sizes
+    assert [row.values[0] for row in told if row.values][6:8] == [0.4, 0.4]
+    refused = tell(finished_by_three(6), Origin(asides=[aside(found(20), 5_000.0)]), THREE, LIMITS)[-1].values
+    assert refused
+    assert refused[1:] == (math.log1p(5.0), 6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_of_optunas_takes_three_objectives(name: str) -> None:
+    asking = replace(proposer(name, stored_parameters=1_000.0), objectives=THREE)
+    records = finished_by_three(20)
+    point = asking.ask(records, Origin(asides=[aside(found(90), 1e7)]))
+    assert decode(SPACE, point.coordinates, BACKBONE) == point
+    assert asking.ask(records, Origin(asides=[aside(found(90), 1e7)])) == point
+    assert replace(asking, seed=1).ask(records, Origin(asides=[aside(found(90), 1e7)])) != point
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_a_second_cost_is_searched_for(name: str) -> None:
+    """Score and size are the same everywhere and latency falls with the rate: low latencies are proposed."""
+    records = Records.in_memory([each.name for each in THREE])
+    for seed in range(30):
+        point = found(seed)
+        records.create(point.configuration, {}, replace(origin(point), counts={"stored_parameters": 100.0}))
+        latency = -math.log10(point.configuration.training.learning_rate)  # 2 to 4, the mean is 3
+        records.close(seed, State.COMPLETE, Measurements(accuracy=0.5, stored_parameters=100, latency_ms=latency))
+    asked = [replace(proposer(name, seed), objectives=THREE).ask(records, Origin()) for seed in range(8)]
+    assert np.mean([-math.log10(point.configuration.training.learning_rate) for point in asked]) < 2.5
+
+
+def test_the_sampler_front_refuses_a_second_cost() -> None:
+    with pytest.raises(ValueError, match="counts one cost; with a second cost take random, tpe, nsga2, gp, auto"):
+        replace(proposer("front"), objectives=THREE)

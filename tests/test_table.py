@@ -125,3 +125,34 @@ def test_a_study_is_exported_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 0, done.output
     assert "30 trials in" in done.output
     assert len(Table.read(tmp_path / "kept.json").rows) == TRIALS
+
+
+def test_a_table_of_three_objectives(tmp_path: Path) -> None:
+    """Latency is a number of each trial's own, so that the front is one of three."""
+    names = ("accuracy", "stored_parameters", "latency_ms")
+    records = Records.in_memory(names)
+    search = Search(records, plan(budget=Budget(trials=TRIALS)))
+    while isinstance(step := search.next(1), Start):
+        assert step.record.configuration
+        latency = 1.0 + step.record.number * 7 % 10
+        search.finish(step.record.number, measured(step.record.configuration, seconds=30.0, latency_ms=latency))
+    file = tmp_path / "table.json"
+    Table.of("three", records).write(file)
+    table = Table.read(file)
+    assert table.names == names
+    values = [
+        (m.accuracy, math.log1p(m.stored_parameters / 1e3), m.latency_ms) for m in (r.measurements for r in table.rows)
+    ]
+    scores, stored, latencies = zip(*values, strict=True)
+    reference = (float(np.quantile(scores, 0.1)), max(stored), max(latencies))
+    directions = ("maximize", "minimize", "minimize")
+    part, whole = (hypervolume(some, reference, directions) for some in (values[:6], values))
+    assert table.share_of([row.measurements for row in table.rows[:6]]) == pytest.approx(part / whole)
+    everything = table.search(sampler="random", scheduler="none", trials=400, workers=1, seed=0, options={})
+    assert everything.share == pytest.approx(1)
+    asked = ["replay", str(file), "--seeds", "1", "--trials", "12", "--scheduler", "halving", "--format", "json"]
+    done = CliRunner().invoke(app, asked)
+    assert {row["sampler"] for row in json.loads(done.output)} == {"random", "tpe", "nsga2"}
+    refused = CliRunner().invoke(app, [*asked, "--sampler", "front"])
+    assert isinstance(refused.exception, TableError)
+    assert "with a second cost take random, tpe, nsga2, gp, auto" in str(refused.exception)

@@ -22,6 +22,7 @@ from petl.measurements import Measurements
 from search import tracking
 from search.home import StoreError
 from search.naming import curve, flat_parameters, label, run_name
+from search.query import load_study
 from search.record import State, TrialRecord
 from search.tracking import STATUS, Tracker
 
@@ -332,18 +333,49 @@ def test_a_long_front_is_cut_in_the_note(tracker: Tracker) -> None:
     assert "tags.on_front" in note
 
 
-def test_the_note_has_a_cost_that_rows_lack(uri: str, study: str, tmp_path: Path) -> None:
-    info = {**INFO, "objectives": {"score": "accuracy", "cost": "latency_ms"}}
-    measured = replace(COMPLETE.measurements, latency_ms=3.25)
-    Tracker.open(uri, study, tmp_path / "artifacts", info).publish(replace(COMPLETE, measurements=measured))
-    tracker = Tracker.open(uri, study, tmp_path / "artifacts", info)
-    unmeasured = replace(measured, latency_ms=None)
-    tracker.publish(replace(COMPLETE, number=4, reference="majority", measurements=unmeasured))
-    tracker.front([row(3)], [row(4)])
+@pytest.mark.parametrize(
+    ("costs", "headings", "cells"),
+    [
+        (("latency_ms",), "latency ms |", "3.25 |"),
+        (("stored_parameters", "latency_ms"), "latency ms |", "3.25 |"),
+        (("latency_ms", "peak_memory_mb"), "latency ms | peak memory mb |", "3.25 | 512 |"),
+    ],
+)
+def test_the_note_has_costs_of_another_kind(
+    uri: str, study: str, tmp_path: Path, costs: tuple[str, ...], headings: str, cells: str
+) -> None:
+    objectives = dict(zip(("score", "cost", "second_cost"), ("accuracy", *costs), strict=False))
+    tracker = Tracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": objectives})
+    tracker.front([{**row(3), "latency_ms": 3.25, "peak_memory_mb": 512.0}], [{**row(4), "latency_ms": None}, row(5)])
     note = tracker._client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
-    assert "| seconds | latency ms |\n|--:|---|--:|--:|--:|--:|--:|--:|\n" in note
-    assert "| 3 | 3.25 |\n" in note
-    assert "| 3 |  |\n" in note
+    count = headings.count("|")
+    assert f"| seconds | {headings}\n|--:|---|{'--:|' * (5 + count)}\n" in note
+    assert f"| 3 | {cells}\n" in note
+    assert note.count(f"| 3 | {' | ' * (count - 1)} |\n") == 2  # the references' are not measured
+
+
+def test_mlflow_gives_three_objectives_back(uri: str, study: str, tmp_path: Path) -> None:
+    info = {**INFO, "objectives": {"score": "accuracy", "cost": "stored_parameters", "second_cost": "latency_ms"}}
+    tracker = Tracker.open(uri, study, tmp_path / "artifacts", info)
+    for number, latency in enumerate((3.0, 2.0, 4.0)):  # the last one is dominated
+        measured = replace(COMPLETE.measurements, accuracy=0.5 - number / 10, latency_ms=latency)
+        tracker.publish(replace(COMPLETE, number=number, measurements=measured))
+    loaded = load_study(study, uri)
+    assert loaded.summary.info == info
+    assert [objective.name for objective in loaded.objectives] == ["accuracy", "stored_parameters", "latency_ms"]
+    assert [(t.trial, t.score, t.cost, t.second_cost) for t in loaded.front()] == [
+        (1, 0.4, 1234.0, 2.0),
+        (0, 0.5, 1234.0, 3.0),
+    ]
+
+
+@pytest.mark.parametrize("second_cost", [None, ...])
+def test_a_study_without_a_second_cost_is_read(uri: str, study: str, tmp_path: Path, second_cost: object) -> None:
+    """Of this release, which says that there is none, and of earlier ones, which say nothing."""
+    objectives = {"score": "accuracy", "cost": "stored_parameters"}
+    more = {} if second_cost is ... else {"second_cost": second_cost}
+    Tracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": {**objectives, **more}})
+    assert [objective.name for objective in load_study(study, uri).objectives] == list(objectives.values())
 
 
 def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
