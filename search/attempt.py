@@ -7,12 +7,14 @@ process began continues from the folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,7 +79,8 @@ class Workload:
 class Job:
     """One trial to train. `milestones`: epochs at which it validates and reports, ascending.
 
-    `assigned` is when the driver handed it out, in seconds since the epoch.
+    `assigned` is when the driver handed it out, in seconds since the epoch. `seed` is that of a replicate: a complete
+    trial, trained once more with a configuration of this seed, of which only the measurements are kept.
     """
 
     number: int
@@ -85,6 +88,7 @@ class Job:
     reference: str | None
     milestones: tuple[float, ...]
     assigned: float
+    seed: int | None = None
 
     def to_json(self) -> str:
         """Text, since Ray would interpret the keys of a mapping."""
@@ -95,6 +99,13 @@ class Job:
         """The inverse of `to_json`."""
         data = json.loads(text)
         return cls(**{**data, "milestones": tuple(data["milestones"])})
+
+
+def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
+    """The epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
+    regular = (every * number for number in range(1, math.ceil(epochs / every - 1e-6)))
+    apart = [epoch for epoch in regular if not any(math.isclose(epoch, rung, rel_tol=1e-6) for rung in rungs)]
+    return tuple(sorted({*rungs, *apart, epochs}))
 
 
 class Resident:
@@ -226,7 +237,7 @@ class Attempt:
     def __init__(self, resident: Resident, job: Job, rank: int = 0) -> None:
         self.resident, self.job = resident, job
         self._leads = rank == 0
-        self.folder = TrialFolder(Path(resident.workload.folder), job.number)
+        self.folder = TrialFolder(Path(resident.workload.folder), job.number, job.seed)
         self._run: TrainingRun | None = None
         self._began: float | None = None
 
@@ -285,9 +296,14 @@ class Attempt:
         run.finish()
         measured = run.measurements(count(configuration.design, resident.backbone, len(resident.data.labels)))
         with run.gathered():
-            report = self._finish(measured, lambda folder: resident.save(run, folder / "adapter"))
+            report = self._finish(measured, partial(self._save, run))
         self.close()
         return report
+
+    def _save(self, run: TrainingRun, folder: Path) -> None:
+        """What is kept of a training, beside its report."""
+        if self.job.seed is None:
+            self.resident.save(run, folder / "adapter")
 
     def _baseline(self, name: str) -> dict[str, Any]:
         """Fits a baseline, which is one step."""

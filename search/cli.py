@@ -301,6 +301,14 @@ def front(
         str | None,
         typer.Option(help="At most this many stored parameters: 200000, or 1% of the model.", metavar="N|P%"),
     ] = None,
+    most_false: Annotated[
+        str | None,
+        typer.Option(
+            help="Those that replicates show to be on the front of true means, with at most this expected share of "
+            "false ones: 5%.",
+            metavar="P%",
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to write it.")] = Format.TABLE,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw it into this file (.png, .pdf, .svg).", metavar="FILE")
@@ -315,7 +323,7 @@ def front(
     from search.query import load_study
 
     study = load_study(name, uri)
-    found = study.front(max_parameters)
+    found = study.front(max_parameters, most_false=most_false)
     if format is Format.TABLE:
         report.print_front(study, found)
     elif format is Format.JSON:

@@ -332,6 +332,15 @@ class StorageConfig(_Section):
         return value
 
 
+class ReplicatesConfig(_Section):
+    """When a search is over, trials that are contested, on the front or off it, train again with up to `seeds` fresh
+    seeds each; all together for at most `extra` of the epochs that the search took. 0 seeds: none do.
+    """
+
+    seeds: NonNegativeInt = 0
+    extra: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+
+
 class StudyConfig(_Section):
     """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
@@ -356,6 +365,7 @@ class StudyConfig(_Section):
     warm_start: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    replicates: ReplicatesConfig = ReplicatesConfig()
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -557,6 +567,13 @@ class StudyConfig(_Section):
             raise ValueError(
                 f"every design of a list is trained to its end: the scheduler is none; received {value.name!r}"
             )
+        return value
+
+    @field_validator("replicates")
+    @classmethod
+    def _replicates(cls, value: ReplicatesConfig, info: Any) -> ReplicatesConfig:
+        if info.data.get("designs") and value.seeds:
+            raise ValueError(f"a list names its seeds itself, by seeds; received replicates of {value.seeds}")
         return value
 
     @property

@@ -15,7 +15,6 @@ that were running come back as Resume, each once, and the sampler proposes what 
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
+from search.budget import Budget, Meter
 from search.halving import NEW, Halving, Ladder, Never, Rule, Standing
 from search.objectives import ruling
 from search.pareto import MAXIMIZE
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
 DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
 DIVERGED: Final = "diverged"
-_DEVICE_SECONDS: Final = "device_seconds"
 
 
 class SearchError(ValueError):
@@ -80,28 +79,6 @@ class Resume:
 
 
 Step: TypeAlias = Start | Resume | Idle
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """When to stop.
-
-    `trials` counts what was sampled and enqueued, whatever became of it; references are free. After `hours` on the
-    search's clock, or when trials have held `devices` each for `device_hours` together, nothing starts, and what runs
-    is left at its next report, for a search with more to go on with. At most `concurrent` trials run at once.
-    Raises ValueError, naming the rule and the value.
-    """
-
-    trials: int
-    hours: float = math.inf
-    device_hours: float = math.inf
-    devices: float = 1.0
-    concurrent: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 0), ("hours", 0), ("device_hours", 0), ("devices", 0), ("concurrent", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is at least {least}; received {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -164,13 +141,10 @@ class Search:
         clock: Callable[[], float] | None = None,
         lacking: Callable[[Configuration | None, Collection[int], int | None], str] = _nothing_lacks,
     ) -> None:
-        started = time.monotonic()
         self.records = records
         self.plan = plan
         self.note = ""
-        self._clock = clock or (lambda: time.monotonic() - started)
-        self._device_seconds = float(records.info(_DEVICE_SECONDS, 0.0))
-        self._ticked = self._clock()
+        self.meter = Meter(plan.budget, records, clock)
         self._score, self._cost = records.objectives[0], ruling(records.objectives)
         self._counts: dict[str, Mapping[str, float]] = {}  # by design key
         self._proposer = Proposer(
@@ -224,24 +198,6 @@ class Search:
         return len(self._counted)
 
     @property
-    def device_hours(self) -> float:
-        """What the trials have held devices for, over all searches of these records."""
-        now = self._clock()
-        self._device_seconds += len(self._active) * self.plan.budget.devices * (now - self._ticked)
-        self._ticked = now
-        return self._device_seconds / 3600
-
-    @property
-    def spent(self) -> str:
-        """Which hard limit is reached, in words; "" for none."""
-        budget = self.plan.budget
-        if self._clock() >= budget.hours * 3600:
-            return f"{budget.hours:g} hours"
-        if self.device_hours >= budget.device_hours:
-            return f"{budget.device_hours:g} device-hours"
-        return ""
-
-    @property
     def waiting(self) -> int:
         """How many trials are neither finished nor handed out."""
         return sum(record.state.open and record.number not in self._active for record in self.records.all())
@@ -263,7 +219,7 @@ class Search:
             number = self._resumable[0]
             if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
                 return self._without_room(lacking)
-            self._active.add(self._resumable.popleft())
+            self._hold(self._resumable.popleft())
             return Resume(self.records.get(number))
         turn = self._turn()
         if turn == NEW:
@@ -278,7 +234,7 @@ class Search:
             return self._without_room(lacking)
         record, self._proposed = self._proposed.create(), None
         self._know(record)
-        self._active.add(record.number)
+        self._hold(record.number)
         return Start(record)
 
     def report(self, number: int, epoch: float, score: float) -> Decision:
@@ -302,7 +258,7 @@ class Search:
             return Decision.PAUSE
         if self.records.get(number).state is not State.RUNNING or self.records.stopped_at(number) is not None:
             return Decision.STOP
-        if self.spent and not self._is_over(number, epoch):
+        if self.meter.spent and not self._is_over(number, epoch):
             self._release(number)
             return Decision.PAUSE
         return Decision.CONTINUE
@@ -312,10 +268,16 @@ class Search:
         configuration = self.records.get(number).configuration
         return configuration is None or epoch >= configuration.training.epochs * (1 - 1e-6)
 
+    def _hold(self, number: int) -> None:
+        """The trial holds a worker."""
+        self._active.add(number)
+        self.meter.runs(len(self._active))
+
     def _release(self, number: int) -> None:
         """The trial holds no worker any more."""
-        self.records.set_info(_DEVICE_SECONDS, self.device_hours * 3600)
         self._active.discard(number)
+        self.meter.runs(len(self._active))
+        self.meter.keep()
 
     def take_closed(self) -> list[TrialRecord]:
         """The trials that waited and were ended since this was asked last: all that go on were chosen."""
@@ -365,13 +327,13 @@ class Search:
 
     def _open(self) -> bool:
         """Whether anything is left to hand out, now or when what runs has reported."""
-        if self._halted or self.spent:
+        if self._halted or self.meter.spent:
             return False
         return bool(self._resumable) or self._turn() is not None
 
     def _turn(self, news: TrialRecord | None = None) -> int | None:
         """Whose turn it is: NEW, a waiting trial's, or nobody's. `news` is not on record yet."""
-        if self.spent:
+        if self.meter.spent:
             return None
         fresh = bool(self._proposed) or (
             self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)
@@ -385,7 +347,7 @@ class Search:
             return self._without_room(lacking)
         record = self.records.promote(number)
         self._know(record)
-        self._active.add(number)
+        self._hold(number)
         self._close_hopeless()
         return Resume(record)
 

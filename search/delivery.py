@@ -19,6 +19,7 @@ from typing import Final, TypeAlias, TypeVar
 from search.address import masked
 from search.home import StoreError
 from search.journal import Entry, Journal, Told
+from search.seeds import Believed, Replicate
 from search.store import TrialFolder
 from search.tracking import Tracker, from_dict, refused
 
@@ -40,6 +41,12 @@ TELLINGS: Final[Mapping[str, Telling]] = {
         entry.what["number"], entry.what["points"], at=entry.at
     ),
     "tested": lambda tracker, folder, entry: tracker.tested(entry.what["number"], entry.what["scores"], at=entry.at),
+    "replicate": lambda tracker, folder, entry: tracker.replicate(
+        Replicate.from_dict(entry.what["run"]), entry.what["points"], at=entry.at
+    ),
+    "believed": lambda tracker, folder, entry: tracker.believed(
+        entry.what["number"], Believed(**entry.what["what"]), at=entry.at
+    ),
     "artifacts": lambda tracker, folder, entry: tracker.artifacts(
         entry.what["number"], folder / entry.what["folder"], entry.what["name"]
     ),

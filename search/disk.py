@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,14 +210,15 @@ class Room:
     def lacking(self, configuration: Configuration | None, active: Collection[int], number: int | None = None) -> str:
         """Why a trial cannot start beside those that run, "" where it can. `number` is that of one that goes on.
 
-        Removes what has to make way for it. Waits for MLflow to let go of that: briefly, where others run.
+        Of a complete trial, `active` has its replicates: the number once for each. Removes what has to make way. Waits
+        for MLflow to let go of that: briefly, where others run.
         """
         if self.limit is None:
             return ""
         who, when, why = self._refused
         if active and who == frozenset(active) and time.monotonic() - when < 1.0:
             return why  # asked again and again until one of them ends
-        running = {*active, *([] if number is None else [number])}
+        running = [*active, *([] if number is None else [number])]
         peak = 0 if number is not None else needs(configuration, self._resolved).peak
         why = self._made(peak, running, (_BRIEFLY, _BRIEFLY) if active else (self._patience, math.inf))
         self._refused = (frozenset(active), time.monotonic(), why)
@@ -249,10 +251,10 @@ class Room:
         """What is there, and what the running trials, and the scores of those that are shown, may add to it."""
         texts = 2 * int(self._resolved["written"]["texts"]) + _SMALL
         taken = SPARE + held.used + texts * sum(not self._scored(held, record.number) for record in self._shown())
-        for record in self.records.all():
-            if record.number in running:
-                peak = needs(record.configuration, self._resolved).peak
-                taken += max(0, peak - held.of(record.number))
+        for number, times in Counter(running).items():
+            record = self.records.get(number)
+            already = held.of(number) if record.state.open else 0  # of a complete one that is not a replicate's
+            taken += times * max(0, needs(record.configuration, self._resolved).peak - already)
         return taken
 
     def _scored(self, held: Held, number: int) -> bool:

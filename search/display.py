@@ -17,6 +17,7 @@ from rich.text import Text
 
 from search.naming import cost_column, cost_text, label
 from search.record import State, TrialRecord
+from search.seeds import Replicate
 
 _WORDS: Final[Mapping[State, str]] = {
     State.COMPLETE: "finished",
@@ -28,11 +29,12 @@ _WORDS: Final[Mapping[State, str]] = {
 
 
 class Display:
-    """Hears of trials as `ray_tune.Listener`, and shows them.
+    """Hears of trials as `ray_tune.Listener`, and of replicates as `RaceListener`, and shows them.
 
     `objectives` are the names of the score and the costs. `records` gives all trials, `front` the non-dominated ones
-    by cost, `told` what the worker of a trial said last; `budget` is the number of trials asked for, beside the
-    references, `at_once` how many run side by side, `epochs` what all of them come to, where that is known.
+    by cost, `told` what the worker of a trial, or of a replicate by its seed, said last; `budget` is the number of
+    trials asked for, beside the references, `at_once` how many run side by side, `epochs` what all of them come to,
+    where that is known.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Display:
         records: Callable[[], Sequence[TrialRecord]],
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
-        told: Callable[[int], str] = lambda number: "",
+        told: Callable[..., str] = lambda number, seed=None: "",
         epochs: float | None = None,
     ) -> None:
         self.study, self.budget, self.at_once = study, budget, at_once
@@ -90,6 +92,40 @@ class Display:
             return
         with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
             yield done
+
+    @contextmanager
+    def replicating(self, runs: Callable[[], Sequence[Replicate]]) -> Iterator[None]:
+        """Shows replicates inside; `runs` gives all that were begun."""
+
+        def rows() -> RenderableType:
+            everything, table = list(runs()), Table.grid(padding=(0, 2))
+            over = sum(run.over for run in everything)
+            table.add_row(f"replicates: {over} done, {len(everything) - over} running")
+            for run in everything:
+                if not run.over:
+                    table.add_row(f"trial {run.number}, seed {run.seed}", Text(self._told(run.number, run.seed), "dim"))
+            return table
+
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+            yield
+
+    def began(self, run: Replicate) -> None:
+        """A replicate begins."""
+        if not self.console.is_terminal:
+            self.say(f"{self._clock()}  trial {run.number} trains again with seed {run.seed}")
+
+    def died(self, run: Replicate) -> None:
+        """A replicate's process died."""
+        self.say(f"the worker process of trial {run.number} with seed {run.seed} died; another one goes on")
+
+    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
+        """A replicate is over."""
+        if run.failure or not self.console.is_terminal:
+            got = f"{self.score} {getattr(run.measurements, self.score):.4f}" if run.measurements else ""
+            self.say(f"{self._clock()}  trial {run.number} with seed {run.seed}: {run.failure or got}")
 
     def say(self, text: str) -> None:
         """A line above the table."""

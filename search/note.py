@@ -37,9 +37,11 @@ def note(
     `metric` is the study's score. Those of its `costs` that have no column yet are the last ones.
     """
     own = [cost for cost in costs if cost_column(cost)]
-    columns = ["trial", "design", metric, "test", "parameters", "%", "seconds", *map(cost_column, own)]
+    replicated = any("believed_mean" in row for row in front)
+    beliefs = ["mean ± spread (seeds)", "on the true front"] if replicated else []
+    columns = ["trial", "design", metric, "test", *beliefs, "parameters", "%", "seconds", *map(cost_column, own)]
     heading = [f"| {' | '.join(columns)} |", "|--:|---|" + "--:|" * (len(columns) - 2)]
-    lines = [_line(row, experiment_id, own) for row in front]
+    lines = [_line(row, experiment_id, own, replicated) for row in front]
     filters = ["| show | filter |", "|---|---|"]
     for what, text in _filters(run_id).items():
         filters.append(f"| [{what}]({_view(experiment_id, text, metric)}) | ``{text}`` |")
@@ -49,7 +51,7 @@ def note(
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:
-            parts += ["\n### References", *heading, *(_line(row, experiment_id, own) for row in references)]
+            parts += ["\n### References", *heading, *(_line(row, experiment_id, own, replicated) for row in references)]
         return "\n".join([*parts, "\n### Filters for the runs page", *filters])
 
     return next(text for shown in range(len(lines), -1, -1) if len(text := cut(shown)) <= LIMIT or not shown)
@@ -63,6 +65,7 @@ def _filters(run_id: str) -> dict[str, str]:
         "fully trained": "attributes.status = 'FINISHED' and tags.kind = 'trial'",
         "under 1 %": "metrics.stored_percent <= 1 and tags.kind = 'trial'",
         "failed": "tags.state = 'FAIL'",
+        "replicates": "tags.kind = 'replicate'",
         "all": f"tags.`mlflow.parentRunId` = '{run_id}'",
     }
 
@@ -80,13 +83,21 @@ def _page(experiment_id: str, run_id: str = "") -> str:
     return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
 
 
-def _line(row: Row, experiment_id: str, costs: Sequence[str]) -> str:
+def _line(row: Row, experiment_id: str, costs: Sequence[str], replicated: bool) -> str:
     test = "" if row["test_score"] is None else f"{row['test_score']:.4f}"
     return (
         f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {_plain(row['name'])} "
-        f"| {row['score']:.4f} | {test} | {row['stored_parameters']:,} | {row['stored_percent']:.3f} "
-        f"| {row['seconds']:.0f} |" + "".join(f" {cost_text(row.get(cost))} |" for cost in costs)
-    )
+        f"| {row['score']:.4f} | {test} |{_beliefs(row) if replicated else ''} "
+        f"{row['stored_parameters']:,} | {row['stored_percent']:.3f} | {row['seconds']:.0f} |"
+    ) + "".join(f" {cost_text(row.get(cost))} |" for cost in costs)
+
+
+def _beliefs(row: Row) -> str:
+    if "believed_mean" not in row:
+        return " | |"
+    spread = f" ± {row['believed_spread']:.4f}" if row["believed_seeds"] > 1 else ""
+    mean = f"{row['believed_mean']:.4f}{spread} ({row['believed_seeds']})"
+    return f" {mean} | {100 * row['believed_probability']:.0f} % |"
 
 
 def _plain(text: str) -> str:

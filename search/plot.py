@@ -85,6 +85,12 @@ class _View:
         unfinished = (State.PRUNED, State.PAUSED)
         self.stopped = [(x, y) for t in study.trials if t.state in unfinished for x, y in self._at(t)]
         self.members = [(x, y) for t in front for x, y in self._at(t)]
+        self.seeds = [
+            (x, believed.mean, believed.spread)
+            for t in front
+            if (believed := t.believed) and believed.seeds > 1
+            for x, _ in self._at(t)
+        ]
         self.stair = list(self._stair())
         self.references = [
             (trial, value)
@@ -209,6 +215,12 @@ def _front(axes: Axes, view: _View) -> None:
         norm = Normalize(low, high) if knee is None else SymLogNorm(knee, vmin=low, vmax=high)
         look = {"c": values, "cmap": _SECOND, "norm": norm, "edgecolor": _INK, "linewidth": 0.5}
     points = axes.scatter(*_columns(view.members), s=34, zorder=4, label="Pareto front", **look)
+    if view.seeds:
+        at, means, spreads = zip(*view.seeds, strict=True)
+        axes.errorbar(
+            at, means, spreads, fmt="_", color=_INK, markersize=6, elinewidth=0.8, capsize=2, zorder=5,
+            label="its seeds: mean ± spread",
+        )  # fmt: skip
     if view.second:
         bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _count(value))
         bar.set_label(_COSTS.get(view.second.name, view.second.name), fontsize=8.5, color=_INK)

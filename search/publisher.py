@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,9 @@ from petl.measurements import SCORES as MEASURED
 from search.attempt import PREDICTIONS, SCORES
 from search.journal import Told
 from search.naming import curve
+from search.race import believed, replicates
 from search.record import Records, State, TrialRecord
+from search.seeds import Believed, Replicate
 from search.store import TrialFolder, read_json
 from search.tracking import ADAPTER, to_dict
 
@@ -20,7 +23,7 @@ _WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands o
 
 
 class Publisher:
-    """Keeps MLflow in line with the records: a Listener.
+    """Keeps MLflow in line with the records: a Listener, and a RaceListener.
 
     `tell` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
     the search does not depend on it. `folder` is the study's, `used` tells the bytes that it uses, `limit` is theirs.
@@ -74,6 +77,25 @@ class Publisher:
         """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
         self._told.clear()
         self._tell(*(told for record in self.records.all() for told in self._whole(record)))
+        self._tell(*(self._replicate(run, ()) for run in replicates(self.records) if run.over))
+        self.believed(believed(self.records))
+
+    def began(self, run: Replicate) -> None:
+        """Nothing: a replicate has a run when it is over."""
+
+    def died(self, run: Replicate) -> None:
+        """Nothing: it goes on."""
+
+    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
+        """The replicate's run, whole; nothing more is needed of its folder."""
+        self._tell(self._replicate(run, curve(report.get("points", ()), report.get("validations", ()))))
+        TrialFolder(self.folder, run.number, run.seed).remove()
+
+    def believed(self, beliefs: Mapping[int, Believed]) -> None:
+        """What replicates say of the trials, of those that have some or may be on the true front."""
+        for number, item in beliefs.items():
+            if item.seeds > 1 or item.failed or item.probability > 0:
+                self._tell(("believed", {"number": number, "what": asdict(item)}))
 
     def tested(self, records: Sequence[TrialRecord]) -> None:
         """Scores on whole splits, and predictions, of those that have them.
@@ -101,6 +123,9 @@ class Publisher:
         curves = self._curves(record.number, read_json(result / "report.json"))
         told = [("ensure", {"record": to_dict(record)}), *curves, self._record(record)]
         return [*told, self._files(record.number, result / "adapter", ADAPTER)]
+
+    def _replicate(self, run: Replicate, points: Sequence[Mapping[str, float]]) -> Told:
+        return "replicate", {"run": run.to_dict(), "points": list(points)}
 
     def _curves(self, number: int, report: Mapping[str, Any]) -> list[Told]:
         """What a report has beyond the last one: each has all from the trial's beginning."""

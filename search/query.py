@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -23,6 +23,7 @@ from search.home import StoreError, store_uri
 from search.naming import flat_parameters, label
 from search.objectives import Objectives, objectives, reference_point
 from search.record import State, TrialRecord
+from search.seeds import Believed, named
 from search.tracking import StudySummary, TrialRow
 
 if TYPE_CHECKING:
@@ -121,12 +122,19 @@ class Trial:
         return self.row.test.get(self.objectives[0].name)
 
     @property
+    def believed(self) -> Believed | None:
+        """What its replicates, and those of others, say of its score and place; None where the study had none."""
+        return self.row.believed
+
+    @property
     def run_id(self) -> str:
         """Its MLflow run."""
         return self.row.run_id
 
     def to_row(self) -> dict[str, Any]:
-        """A JSON-ready row with the keys of ROW, and those costs of the study by their names that are not of ROW."""
+        """A JSON-ready row with the keys of ROW, those costs of the study by their names that are not of ROW, and
+        where there were replicates the fields of `believed` as `believed_mean` ...
+        """
         measured = self.measurements.to_dict() if self.measurements else self.row.counts
         costs = {each.name: cost for each, cost in zip(self.objectives[1:], self.costs, strict=True)}
         row = {
@@ -142,7 +150,12 @@ class Trial:
             "seconds": measured.get("seconds"),
             "run_id": self.run_id,
         }
-        return row | {name: cost for name, cost in costs.items() if name not in row}
+        beliefs = asdict(self.believed) if self.believed else {}
+        return (
+            row
+            | {name: cost for name, cost in costs.items() if name not in row}
+            | {f"believed_{name}": value for name, value in beliefs.items()}
+        )
 
     def export(self, destination: str | Path, format: str = "petl") -> Path:
         """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
@@ -229,8 +242,10 @@ class ParetoFront:
         """A row per member: the columns of `to_rows`."""
         import pandas as pd
 
-        more = [each.name for each in self.objectives[1:] if each.name not in ROW]
-        return pd.DataFrame(self.to_rows(), columns=[*ROW, *more])
+        rows = self.to_rows()
+        own = [each.name for each in self.objectives[1:] if each.name not in ROW]
+        more = dict.fromkeys(key for row in rows for key in row if key not in (*ROW, *own))
+        return pd.DataFrame(rows, columns=[*ROW, *own, *more])
 
 
 @dataclass(frozen=True)
@@ -274,13 +289,22 @@ class Study:
         known = f"0 to {self._all[-1].trial}" if self._all else "none yet"
         raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
 
-    def front(self, max_parameters: Budget = None, cost: str | None = None) -> ParetoFront:
+    def front(
+        self, max_parameters: Budget = None, cost: str | None = None, most_false: float | str | None = None
+    ) -> ParetoFront:
         """The front among trials that are complete and within the study's limits; references stay outside.
 
         `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
-        as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone. Raises
-        StoreError for a bound that is neither, ValueError for an unknown cost.
+        as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
+
+        A front of single scores has members by luck. With `most_false`, a share such as 0.05 or "5%", it is those
+        trials instead that replicates have shown to be on the front of true means, as many as can be named with at
+        most this expected share of false ones.
+
+        Raises StoreError for a bound that is neither, for `most_false` where the study had no replicates or with a
+        `cost` of its own; ValueError for an unknown cost.
         """
+        sure = None if most_false is None else self._named(_share(most_false), cost)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
         candidates = [
@@ -288,12 +312,26 @@ class Study:
             for trial in self.trials
             if trial.state is State.COMPLETE
             and trial.measurements
+            and (sure is None or trial.trial in sure)
             and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
         ]
-        mask = pareto.front([_values(trial) for trial in candidates], [each.direction for each in searched])
-        members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
+        members = candidates
+        if sure is None:
+            mask = pareto.front([_values(trial) for trial in candidates], [each.direction for each in searched])
+            members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
         members.sort(key=lambda trial: _values(trial)[1:])
         return ParetoFront(tuple(members), searched, self.base_parameters)
+
+    def _named(self, most_false: float, cost: str | None) -> set[int]:
+        beliefs = {trial.trial: trial.believed for trial in self.trials if trial.believed}
+        if not beliefs:
+            raise StoreError(
+                f"most_false needs replicates, of which study {self.name!r} had none: "
+                f"petl-search resume {self.name} --set replicates.seeds=5"
+            )
+        if cost not in (None, *(each.name for each in self.objectives[1:2])) or (cost and len(self.objectives) > 2):
+            raise StoreError(f"what replicates say is of the study's own objectives; received cost {cost!r}")
+        return named(beliefs, most_false)
 
     @property
     def complete_references(self) -> tuple[Trial, ...]:
@@ -342,6 +380,17 @@ def _limit(budget: Budget) -> list[tuple[str, float]]:
     if not limit >= 0:
         raise StoreError(f"max_parameters is a number like 200000 or a share like 1%; received {budget!r}")
     return [(name, limit)]
+
+
+def _share(share: float | str) -> float:
+    text = str(share).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise StoreError(f"most_false is a share like 0.05 or 5%, below 1; received {share!r}")
+    return value
 
 
 def _values(trial: Trial) -> tuple[float, ...]:

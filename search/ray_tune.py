@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import tempfile
@@ -24,11 +23,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from petl.measurements import Measurements
-from search.attempt import DISK_FULL, STORE_AWAY, Job, Workload
-from search.core import DONE, WAIT, Decision, Search
+from search.attempt import DISK_FULL, STORE_AWAY, Job, Workload, milestones
+from search.core import DONE, Decision, Idle, Search
 from search.home import FullDiskError, StoreError
 from search.mirror import StoreAwayError
+from search.race import Race
 from search.record import RecordsError, TrialRecord
+from search.seeds import Replicate
 from search.store import StudyBusyError
 from search.worker import Worker
 
@@ -58,22 +59,26 @@ class Listener(Protocol):
         """The trial is COMPLETE, PRUNED or FAIL."""
 
 
-def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
-    """The epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
-    regular = (every * number for number in range(1, math.ceil(epochs / every - 1e-6)))
-    apart = [epoch for epoch in regular if not any(math.isclose(epoch, rung, rel_tol=1e-6) for rung in rungs)]
-    return tuple(sorted({*rungs, *apart, epochs}))
+class RaceListener(Protocol):
+    """Who is told what becomes of replicates, on the driver."""
+
+    def began(self, run: Replicate) -> None:
+        """A worker was given the replicate, for the first time or again after a resume."""
+
+    def died(self, run: Replicate) -> None:
+        """The replicate's process died; another one goes on from the last milestone."""
+
+    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
+        """The replicate has measurements, or a failure; `report` is a worker's last one."""
 
 
-class Bridge:
-    """Translates between Tune's trials and the search's."""
+class _Bridge:
+    """Between Tune's trials and those who say what is trained."""
 
-    def __init__(self, search: Search, listeners: Sequence[Listener], score: str) -> None:
-        self.search, self.listeners, self.score = search, listeners, score
+    def __init__(self) -> None:
         self.error: Exception | None = None  # why no further trial could be proposed
         self.cut_off = False  # from its records, or the disk: nothing that still runs could be kept
-        self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
-        self._validated: dict[str, int] = {}  # and how often it has validated
+        self._validated: dict[str, int] = {}  # Tune's trial id -> how often it has validated
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its searcher for a restore that never happens."""
@@ -82,18 +87,58 @@ class Bridge:
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """A configuration for Tune, None to wait, or FINISHED."""
         try:
-            decision = self.search.next(free_workers=1)
+            job = self.assign(tune_id)
         except _NO_RECORDS as error:
-            self._cut_off(error)
+            self.sever(error)
             return str(Searcher.FINISHED)
         except Exception as error:  # also what a space of the user's own raises; running trials still end
             self.error = error
             return str(Searcher.FINISHED)
-        self._tell_closed()
-        if decision is DONE:
+        if job is DONE:
             return str(Searcher.FINISHED)
-        if decision is WAIT:
-            return None
+        return {"job": job.to_json()} if isinstance(job, Job) else None
+
+    def assign(self, tune_id: str) -> Job | Idle:
+        """What this trial of Tune's is to train."""
+        raise NotImplementedError
+
+    def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """Takes a report in; whether the trial goes on."""
+        raise NotImplementedError
+
+    def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
+        """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
+        raise NotImplementedError
+
+    def restarted(self, tune_id: str) -> None:
+        """Tune starts the trial again in another process."""
+        raise NotImplementedError
+
+    def progressed(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """Whether a report, which has all of a trial's validations, has one that none before had."""
+        validated = len(report.get("validations", ()))
+        before, self._validated[tune_id] = self._validated.get(tune_id, 0), validated
+        return validated > before
+
+    def sever(self, error: Exception) -> None:
+        """Nothing can be kept any more."""
+        self.error, self.cut_off = error, True
+
+
+class Bridge(_Bridge):
+    """Translates between Tune's trials and the search's."""
+
+    def __init__(self, search: Search, listeners: Sequence[Listener], score: str) -> None:
+        super().__init__()
+        self.search, self.listeners, self.score = search, listeners, score
+        self._numbers: dict[str, int] = {}  # Tune's trial id -> number, while open
+
+    def assign(self, tune_id: str) -> Job | Idle:
+        """The next trial."""
+        decision = self.search.next(free_workers=1)
+        self._tell_closed()
+        if isinstance(decision, Idle):
+            return decision
         record = decision.record
         self._numbers[tune_id] = record.number
         configuration = record.configuration
@@ -109,10 +154,10 @@ class Bridge:
         )
         for listener in self.listeners:
             listener.started(record)
-        return {"job": job.to_json()}
+        return job
 
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
-        """Takes a report in; whether the trial goes on."""
+        """Takes a report in; whether the trial goes on, as the rung rule has it."""
         if self.cut_off:
             return True
         try:
@@ -125,50 +170,27 @@ class Bridge:
                     listener.paused(self.search.records.get(number))
                 self._tell_closed()
         except _NO_RECORDS as error:
-            self._cut_off(error)
+            self.sever(error)
             return True
         return decision is Decision.CONTINUE
 
-    def progressed(self, tune_id: str, report: Mapping[str, Any]) -> bool:
-        """Whether a report, which has all of a trial's validations, has one that none before had."""
-        validated = len(report.get("validations", ()))
-        before, self._validated[tune_id] = self._validated.get(tune_id, 0), validated
-        return validated > before
-
     def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
-        """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
+        """The trial is over, unless Tune itself is being stopped: then it stays open, and a resume takes it up."""
         if tune_id not in self._numbers or self.cut_off:
             return  # stopped by the rung rule, and closed then; or left open for a resume
         try:
-            self._ended(tune_id, report)
+            if failure := _failure(report, f"trial {self._numbers[tune_id]}"):
+                self._end(tune_id, failure=failure)
+            elif report and (measured := report.get("measurements")):
+                self._take_in(self._numbers[tune_id], report)
+                self._end(tune_id, measurements=Measurements.from_dict(measured))
         except _NO_RECORDS as error:
-            self._cut_off(error)
-
-    def _ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
-        if report is None:
-            self._end(
-                tune_id,
-                failure=f"its worker process died {_RESTARTS + 1} times without progress (killed, or out of memory)",
-            )
-        elif failure := report.get("failure"):
-            # Where the next trials would fail as well, this one can go on when things are mended.
-            if failure.startswith(DISK_FULL):
-                raise FullDiskError(f"trial {self._numbers[tune_id]}: {failure}")
-            if failure.startswith(STORE_AWAY):
-                raise StoreAwayError(f"trial {self._numbers[tune_id]}: {failure}")
-            self._end(tune_id, failure=failure)
-        elif measured := report.get("measurements"):
-            self._take_in(self._numbers[tune_id], report)
-            self._end(tune_id, measurements=Measurements.from_dict(measured))
-        # else: Tune itself is being stopped; the trial stays open and a resume takes it up
+            self.sever(error)
 
     def restarted(self, tune_id: str) -> None:
-        """Tune starts the trial again in another process."""
+        """Said to the listeners."""
         for listener in self.listeners:
             listener.restarted(self.search.records.get(self._numbers[tune_id]))
-
-    def _cut_off(self, error: Exception) -> None:
-        self.error, self.cut_off = error, True
 
     def _take_in(self, number: int, report: Mapping[str, Any]) -> Decision:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
@@ -193,10 +215,85 @@ class Bridge:
                 listener.ended(record)
 
 
+class RaceBridge(_Bridge):
+    """Translates between Tune's trials and a race's replicates."""
+
+    def __init__(self, race: Race, listeners: Sequence[RaceListener]) -> None:
+        super().__init__()
+        self.race, self.listeners = race, listeners
+        self._runs: dict[str, Replicate] = {}  # by Tune's trial id, while open
+
+    def assign(self, tune_id: str) -> Job | Idle:
+        """The next replicate."""
+        run = self.race.next()
+        if isinstance(run, Idle):
+            return run
+        configuration = self.race.configuration(run.number, run.seed)
+        training = configuration.training
+        self._runs[tune_id] = run
+        for listener in self.listeners:
+            listener.began(run)
+        return Job(
+            number=run.number,
+            configuration=configuration.to_dict(),
+            reference=None,
+            milestones=milestones(self.race.rungs, training.epochs, training.validate_every),
+            assigned=time.time(),
+            seed=run.seed,
+        )
+
+    def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """Nothing stops a replicate but a budget that is spent; what it was trained is left for a resume."""
+        if self.cut_off or not self.race.meter.spent or report.get("done"):
+            return True
+        run = self._runs.pop(tune_id)
+        self.race.release(run.number, run.seed)
+        return False
+
+    def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
+        """The replicate is over, unless Tune itself is being stopped: then a resume takes it up."""
+        if tune_id not in self._runs or self.cut_off:
+            return
+        run = self._runs[tune_id]
+        try:
+            measured = (report or {}).get("measurements")
+            failure = _failure(report, f"trial {run.number} with seed {run.seed}")
+            if not (failure or measured):
+                return
+            del self._runs[tune_id]
+            measurements = Measurements.from_dict(measured) if measured else None
+            over = self.race.finish(run.number, run.seed, measurements, failure or None)
+            for listener in self.listeners:
+                listener.over(over, report or {})
+        except _NO_RECORDS as error:
+            self.sever(error)
+
+    def restarted(self, tune_id: str) -> None:
+        """Said to the listeners."""
+        for listener in self.listeners:
+            listener.died(self._runs[tune_id])
+
+
+def _failure(report: Mapping[str, Any] | None, whose: str) -> str:
+    """Why a trial failed, from its last report, or none where its process died once too often; "" if it did not.
+
+    Raises FullDiskError or StoreAwayError where the next ones would fail as well, and this one can go on when things
+    are mended.
+    """
+    if report is None:
+        return f"its worker process died {_RESTARTS + 1} times without progress (killed, or out of memory)"
+    failure = str(report.get("failure", ""))
+    if failure.startswith(DISK_FULL):
+        raise FullDiskError(f"{whose}: {failure}")
+    if failure.startswith(STORE_AWAY):
+        raise StoreAwayError(f"{whose}: {failure}")
+    return failure
+
+
 class _Searcher(Searcher):
     """Asks the bridge for trials."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: _Bridge) -> None:
         super().__init__(metric="score", mode="max")
         self.bridge = bridge
 
@@ -218,7 +315,7 @@ class _Searcher(Searcher):
 class _Scheduler(FIFOScheduler):
     """Asks the bridge whether a trial goes on."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: _Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bridge = bridge
 
@@ -234,7 +331,7 @@ class _Scheduler(FIFOScheduler):
 class _CutOff(Stopper):
     """Ends everything where the records cannot be reached."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: _Bridge) -> None:
         self.bridge = bridge
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -249,7 +346,7 @@ class _CutOff(Stopper):
 class _Restarts(tune.Callback):
     """Hears of trials whose process died."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: _Bridge) -> None:
         self.bridge = bridge
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -271,8 +368,8 @@ def _own_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_trials(bridge: Bridge, workload: Workload, resources: ResourcesConfig) -> None:
-    """Runs Tune until the search is done, or interrupted (Ctrl-C): see `Search.done`.
+def run_trials(bridge: Bridge | RaceBridge, workload: Workload, resources: ResourcesConfig) -> None:
+    """Runs Tune until the search, or the race, is done, or interrupted (Ctrl-C): see `Search.done`.
 
     Raises what the search raised when it was asked for a trial, once the running ones have ended.
     """

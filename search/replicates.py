@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
 _Floats: TypeAlias = NDArray[np.float64]
@@ -57,14 +57,6 @@ class Belief:
         """The expected true losses."""
         return np.asarray(self.samples.mean(axis=0))
 
-    def credible(self, most_false: float = 0.05) -> _Flags:
-        """As many as can be named with at most this expected share of false ones among them."""
-        order = np.argsort(-self.probability, kind="stable")
-        shares = np.cumsum(1 - self.probability[order]) / np.arange(1, len(order) + 1)
-        named = np.zeros(len(order), dtype=np.bool_)
-        named[order[: int((shares <= most_false).sum())]] = True  # the shares ascend
-        return named
-
 
 def between_seeds(losses: Sequence[Sequence[float]]) -> _Floats | None:
     """The standard deviation of each trial's losses over its seeds; None where none has two.
@@ -86,17 +78,20 @@ def between_seeds(losses: Sequence[Sequence[float]]) -> _Floats | None:
     return np.sqrt((_DRAWN * pooled + squares) / (_DRAWN + freedom))
 
 
-def believe(losses: Sequence[Sequence[float]], costs: Sequence[float], seed: int = 0) -> Belief | None:
-    """What the losses of n trials, each with one seed or more, say of the true ones; None before any has two."""
+def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Belief | None:
+    """What the losses of n trials, each with one seed or more, say of the true ones; None before any has two.
+
+    `costs` are n numbers, or n rows of one a cost: the first cost says which trials are alike.
+    """
     noise = between_seeds(losses)
     if noise is None:
         return None
-    random, cost = np.random.default_rng(seed), np.asarray(costs, dtype=np.float64)
+    random, cost = np.random.default_rng(seed), _rows(costs)
     means, counts = np.array([np.mean(own) for own in losses]), np.array([len(own) for own in losses])
     noise = np.maximum(noise, max(1e-9 * float(np.ptp(means)), 1e-300))
     spread = noise / np.sqrt(counts)
     samples = means + spread * random.normal(size=(_SAMPLES, len(means)))
-    rank = np.argsort(np.argsort(cost, kind="stable"), kind="stable")
+    rank = np.argsort(np.argsort(cost[:, 0], kind="stable"), kind="stable")
     width = max(_NEIGHBOURS * len(means), 1.0)
     for index in np.flatnonzero(_fronts(samples, cost).mean(axis=0) > _POSSIBLE):
         weights = np.exp(-0.5 * ((rank - rank[index]) / width) ** 2)
@@ -111,7 +106,7 @@ def believe(losses: Sequence[Sequence[float]], costs: Sequence[float], seed: int
 
 def next_run(
     losses: Sequence[Sequence[float]],
-    costs: Sequence[float],
+    costs: ArrayLike,
     belief: Belief | None,
     running: Collection[int] = (),
     *,
@@ -144,11 +139,12 @@ def next_run(
     return int(gain.argmax()) if gain.max() > 0 else None
 
 
-def _least_ahead(losses: Sequence[Sequence[float]], costs: Sequence[float]) -> list[int]:
+def _least_ahead(losses: Sequence[Sequence[float]], costs: ArrayLike) -> list[int]:
     """The members of the front, those first that are the least better than the best of what is as cheap."""
-    means, cost = np.array([np.mean(own) for own in losses]), np.asarray(costs, dtype=np.float64)
+    means, cost = np.array([np.mean(own) for own in losses]), _rows(costs)
+    as_cheap = [(cost <= own).all(axis=1) for own in cost]
     lead = {
-        int(index): float(np.delete(np.where(cost <= cost[index], means, np.inf), index).min(initial=np.inf))
+        int(index): float(np.delete(np.where(as_cheap[index], means, np.inf), index).min(initial=np.inf))
         - float(means[index])
         for index in np.flatnonzero(_fronts(means[None], cost)[0])
     }
@@ -164,13 +160,33 @@ def _prior(means: _Floats, spread: _Floats, weights: _Floats, grid: _Floats) -> 
     return prior
 
 
+def _rows(costs: ArrayLike) -> _Floats:
+    """A row a trial, a column a cost."""
+    given = np.asarray(costs, dtype=np.float64)
+    return given.reshape(len(given), -1)
+
+
 def _fronts(samples: _Floats, cost: _Floats) -> _Flags:
     """Who is non-dominated in each row of losses: better than all cheaper ones, and none of the same cost is better."""
-    order = np.argsort(cost, kind="stable")
-    ordered, ascending = samples[:, order], cost[order]
+    if cost.shape[1] > 1:
+        return _fronts_of_many(samples, cost)
+    ascending = cost[:, 0]
+    order = np.argsort(ascending, kind="stable")
+    ordered, ascending = samples[:, order], ascending[order]
     best = np.minimum.accumulate(ordered, axis=1)
     before = np.hstack([np.full((len(samples), 1), np.inf), best])
     cheaper, as_cheap = (np.searchsorted(ascending, ascending, side=side) for side in ("left", "right"))
     members = np.empty(samples.shape, dtype=np.bool_)
     members[:, order] = (ordered < before[:, cheaper]) & (ordered <= before[:, as_cheap])
+    return members
+
+
+def _fronts_of_many(samples: _Floats, cost: _Floats) -> _Flags:
+    """The same for several costs, in the square of the trials."""
+    members = np.empty(samples.shape, dtype=np.bool_)
+    for index, own in enumerate(cost):
+        as_cheap, same = (cost <= own).all(axis=1), (cost == own).all(axis=1)
+        before = samples[:, as_cheap & ~same].min(axis=1, initial=np.inf)
+        beside = samples[:, same].min(axis=1)
+        members[:, index] = (samples[:, index] < before) & (samples[:, index] <= beside)
     return members

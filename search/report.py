@@ -52,7 +52,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
     "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
     it was searched by; the task's usual score on the test split, where another one was searched by; costs
-    other than stored parameters and seconds.
+    other than stored parameters and seconds; what replicates say of them, where there were some.
     """
     score, *costs = objectives
     table = new_table(title)
@@ -62,7 +62,10 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
     headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    for heading in (*headings, "parameters", "%", "seconds", *(cost_column(name).replace(" ", "\n") for name in own)):
+    replicated = any(trial.believed for trial in trials)
+    beliefs = ("mean ± spread", "seeds", "corrected", "on the\ntrue front") if replicated else ()
+    own_columns = [cost_column(name).replace(" ", "\n") for name in own]
+    for heading in (*headings, *beliefs, "parameters", "%", "seconds", *own_columns):
         if heading:
             table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
@@ -76,6 +79,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             *([_share(trial.validation_score)] if whole else []),
             _share(row["test_score"]),
             *([_share(trial.row.test.get(usual))] if usual else []),
+            *(_beliefs(trial) if replicated else ()),
             _count(row["stored_parameters"]),
             _percent(row["stored_percent"]),
             _seconds(row["seconds"]),
@@ -118,6 +122,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
             f"front {study.name} --max-parameters 1%": "the front under a limit",
             **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
             f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
+            **({f"front {study.name} --most-false 5%": "what is on it beyond doubt"} if front[0].believed else {}),
             f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
         }
         if not study.uri.startswith(("http://", "https://")):
@@ -168,6 +173,7 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
         ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
         ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
         ("whole validation split", {name: _value(value) for name, value in trial.row.validation.items()}),
+        ("all its seeds", _all_seeds(trial)),
         ("test", {name: _value(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),
     ):
@@ -300,6 +306,26 @@ def new_table(title: str) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+
+
+def _beliefs(trial: Trial) -> tuple[str, str, str, str]:
+    """The cells of what replicates say."""
+    found = trial.believed
+    if found is None:
+        return "", "", "", ""
+    spread = f" ± {found.spread:.4f}" if found.seeds > 1 else ""
+    failed = f", {found.failed} failed" if found.failed else ""
+    return (
+        f"{found.mean:.4f}{spread}",
+        f"{found.seeds}{failed}",
+        f"{found.corrected:.4f}",
+        f"{100 * found.probability:.0f} %",
+    )
+
+
+def _all_seeds(trial: Trial) -> dict[str, str]:
+    names = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
+    return dict(zip(names, _beliefs(trial), strict=True)) if trial.believed else {}
 
 
 def _disk(disk: Mapping[str, int | None]) -> str:

@@ -3,6 +3,7 @@
     studies/NAME/trials/0007/state-1/   training state at the first milestone
                              result/    measurements, adapter directory
                              test/      scores on whole splits, and predictions
+                             seed-1/    the same trained with another seed, a folder of this kind, while it trains
                              progress   what its worker is doing: a line for people, in no part
 
 A part without its manifest, or with a file that the manifest does not vouch for, was interrupted
@@ -45,10 +46,11 @@ class TrialFolder:
     All of it then raises StoreAwayError where the store cannot be reached.
     """
 
-    def __init__(self, study: Path, number: int) -> None:
-        self.path = study / _TRIALS / f"{number:04d}"
+    def __init__(self, study: Path, number: int, seed: int | None = None) -> None:
+        """`seed` is that of a replicate of the trial."""
+        self._there = f"{_TRIALS}/{number:04d}" + ("" if seed is None else f"/seed-{seed}")
+        self.path = study / self._there
         self._mirror = mirror_of(study)
-        self._there = f"{_TRIALS}/{number:04d}"
 
     def begin(self, part: str) -> Path:
         """An empty folder for a part; an interrupted attempt at it is removed."""
@@ -114,6 +116,12 @@ class TrialFolder:
         for part, committed in self._parts().items():
             if not committed:
                 self.drop(part)
+
+    def remove(self) -> None:
+        """Removes all of it."""
+        if self._mirror:
+            self._mirror.delete(self._there)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def drop(self, part: str) -> None:
         """Removes a part: its manifest first, so that it does not exist in between."""

@@ -30,8 +30,9 @@ from petl.design import Design
 from search import cluster, report
 from search.address import bare, masked, sqlite_file, whole, whole_again
 from search.attempt import Workload
+from search.budget import Budget, Meter
 from search.config import StudyConfig, load_config
-from search.core import Budget, Enqueued, Plan, Search
+from search.core import Enqueued, Plan, Search
 from search.database import driving, is_postgresql
 from search.delivery import Delivery, patiently
 from search.disk import GB, Held, Room, needs, require_room, written
@@ -43,9 +44,11 @@ from search.mirror import Mirror, keep_at, mirror_of
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
-from search.ray_tune import Bridge, run_trials
+from search.race import Race, believed
+from search.ray_tune import Bridge, RaceBridge, run_trials
 from search.record import Records, State, TrialRecord
 from search.samplers import excess
+from search.seeds import named
 from search.store import StudyLock, TrialFolder, is_full
 from search.tracking import Tracker, discard, has_trials
 from search.warm import prior
@@ -61,7 +64,7 @@ _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signat
 _JOURNAL: Final = "journal"  # in the study's folder
 _KEPT_EVERY: Final = 60.0  # seconds after which the time that a study has searched is on record again
 _BRIEFLY: Final = 10.0  # seconds for MLflow to hear of it that a run ends before its time
-_CHANGEABLE: Final = ("budget", "resources")  # sections that a resume may set anew, but for:
+_CHANGEABLE: Final = ("budget", "replicates", "resources")  # sections that a resume may set anew, but for:
 _MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
 _PLACES: Final = ("storage",)  # sections that say where a study is found, not what it is
 
@@ -140,7 +143,7 @@ def resume(
 ) -> Study:
     """Goes on with a study where it stopped, for whatever reason; a finished one is read back.
 
-    `address` is as in `run`. `overrides` may change the sections budget and resources. The study is
+    `address` is as in `run`. `overrides` may change the sections budget, replicates and resources. The study is
     looked for in $PETL_SEARCH_DATABASE, else in the home. Raises StudyError where there is no such
     study, or where its backbone or data are not what they were; UndeliveredStudy as `run` does.
 
@@ -170,7 +173,7 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
     changed = [section for section in now if now[section] != before[section] and section not in _PLACES]
     if set(changed) - set(_CHANGEABLE):
         raise StudyError(
-            f"a resume may change {' and '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
+            f"a resume may change {', '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
             "Start another study for that, or this one anew with --fresh"
         )
     if now["storage"]["path"] != before["storage"]["path"]:
@@ -345,7 +348,7 @@ def _display(config: StudyConfig, records: Records, console: Console) -> Display
         records.all,
         lambda: _front(records),
         console,
-        lambda number: TrialFolder(_folder(config.study), number).told(),
+        lambda number, seed=None: TrialFolder(_folder(config.study), number, seed).told(),
         config.rule.total if isinstance(config.rule, Halving) else None,
     )
 
@@ -366,15 +369,18 @@ def _search(
             raise KeyboardInterrupt
         if search.note:
             display.say(search.note)
-        elif search.spent and (search.counted < config.trials or search.waiting):
+        elif search.meter.spent and (search.counted < config.trials or search.waiting):
             left = f", {search.waiting} of which are not finished" if search.waiting else ""
             display.say(
-                f"the budget of {search.spent} is spent after {search.counted} trials{left}; a resume with more goes on"
+                f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
+                "a resume with more goes on"
             )
         if config.budget.most_device_hours < math.inf:
             price = config.budget.price_per_device_hour
-            cost = f", {price * search.device_hours:.2f} of money" if price else ""
-            display.say(f"trials have held devices for {search.device_hours:.2f} hours{cost}")
+            cost = f", {price * search.meter.device_hours:.2f} of money" if price else ""
+            display.say(f"trials have held devices for {search.meter.device_hours:.2f} hours{cost}")
+        if config.replicates.seeds:
+            _race(config, search, workload, publisher, display, room)
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
@@ -390,6 +396,54 @@ def _search(
             trials = [(record.number, record.reference) for record in untested]
             cluster.test_scores(workload, config.resources, trials, heard)
     publisher.tested(_shown(config, records))
+
+
+def _race(
+    config: StudyConfig, search: Search, workload: Workload, publisher: Publisher, display: Display, room: Room
+) -> None:
+    """The replicates. Raises KeyboardInterrupt where Tune was stopped."""
+    records = search.records
+    race = _replicating(config, records, search.plan, search.meter, room.lacking)
+    if not race.done:
+        display.say(
+            f"replicates: up to {config.replicates.seeds} fresh seeds for trials that are contested, "
+            f"{race.left:.3g} epochs together at most"
+        )
+        with display.replicating(lambda: race.runs):
+            run_trials(RaceBridge(race, (publisher, display)), workload, config.resources)
+    if not race.done:
+        raise KeyboardInterrupt
+    beliefs = race.conclude()
+    publisher.believed(beliefs)
+    if race.note:
+        display.say(race.note)
+    elif search.meter.spent:
+        display.say(f"the budget of {search.meter.spent} is spent; a resume with more goes on with the replicates")
+    elif not beliefs:
+        display.say(
+            f"no trial has a second seed: nothing is contested, or one training is more than replicates.extra "
+            f"{config.replicates.extra:g} of the search's epochs; `{_resuming(config.study, _database(config))} --set "
+            "replicates.extra=0.5` gives more"
+        )
+
+
+def _replicating(
+    config: StudyConfig,
+    records: Records,
+    plan: Plan,
+    meter: Meter | None = None,
+    lacking: Callable[[Configuration | None, Sequence[int]], str] = lambda configuration, running: "",
+) -> Race:
+    return Race(
+        records,
+        plan.budget,
+        meter or Meter(plan.budget, records, lambda: float(records.info("seconds", 0.0))),
+        seeds=config.replicates.seeds,
+        extra=config.replicates.extra,
+        rungs=plan.rule.rungs,
+        seed=config.sampler.seed,
+        lacking=lacking,
+    )
 
 
 @contextmanager
@@ -424,13 +478,20 @@ def _unfinished(config: StudyConfig, records: Records) -> bool:
         or sum(record.reference is None for record in everything) < config.trials
         or not set(config.references) <= {record.reference for record in everything}
         or bool(_untested(config, records))
+        or not _replicating(config, records, _plan(config, records.info("resolved"))).done
     )
 
 
 def _shown(config: StudyConfig, records: Records) -> list[TrialRecord]:
-    """Those that see the test split: of a search the front and the references beside it, of a list all."""
+    """Those that see the test split: of a search the front, with what replicates put on it, and the references beside
+    it, of a list all.
+    """
     complete = [record for record in records.all() if record.state is State.COMPLETE]
-    return complete if config.designs else [*_front(records), *(record for record in complete if record.reference)]
+    if config.designs:
+        return complete
+    front = _front(records)
+    also = named(believed(records)) - {record.number for record in front}
+    return [*front, *(record for record in complete if record.reference or record.number in also)]
 
 
 def _untested(config: StudyConfig, records: Records) -> list[TrialRecord]:

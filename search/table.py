@@ -30,7 +30,8 @@ from petl.backbones import Backbone
 from petl.configuration import Configuration
 from petl.measurements import Measurements
 from petl.untrusted import read_json
-from search.core import Budget, Plan, Search
+from search.budget import Budget
+from search.core import Plan, Search
 from search.front import Encoding
 from search.halving import Halving, rule
 from search.objectives import Objectives, objectives

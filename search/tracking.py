@@ -1,7 +1,8 @@
 """TrialRecord <-> MLflow run, both directions. The only module that imports mlflow.
 
-A study is an experiment of its name. In it, one parent run (tag `kind` = study) and one child run per
-trial (`kind` = trial or reference, `trial` = its number). Parameters, metrics and the readable tags are
+A study is an experiment of its name. In it, one parent run (tag `kind` = study), one child run per
+trial (`kind` = trial or reference, `trial` = its number), and of those one per replicate (`kind` = replicate,
+`seed` = its seed). Parameters, metrics and the readable tags are
 for people who sort, filter and compare; the tag `record` holds the TrialRecord itself as JSON, so that
 MLflow alone gives it back exactly. It is written last: a run without it is a half-written one, and the
 next `publish` completes it.
@@ -24,7 +25,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -54,6 +55,7 @@ from search.note import links, note
 from search.objectives import Objectives, objectives
 from search.provenance import provenance
 from search.record import State, TrialRecord
+from search.seeds import Believed, Replicate
 
 STATUS: Final[Mapping[State, str]] = {
     State.RUNNING: "RUNNING",
@@ -83,6 +85,7 @@ ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
 _WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
 _DISK: Final = "disk"  # the parent's tag
 _FINAL: Final = "final"  # the tag of a trial's scores on whole splits
+_BELIEVED: Final = "believed"  # that of what all its seeds say
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 _METRICS_PER_BATCH: Final = 1_000
@@ -105,6 +108,7 @@ _MOST: Final = 1e18  # of counts, seconds, bytes
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
+_BELIEFS: Final = TypeAdapter(Believed)
 _BYTES: Final = TypeAdapter(dict[str, int | None])
 _INFO: Final = TypeAdapter(_Info)
 _NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -140,8 +144,8 @@ class TrialRow:
     """A TrialRecord and what else MLflow has of it.
 
     `counts` are the measurements known before training, by name; `validation` and `test` the scores on
-    the whole of these splits, where the trial was scored on them when its study ended. `withdrawn` says why
-    its adapter was removed, if it was.
+    the whole of these splits, where the trial was scored on them when its study ended. `believed` is what replicates
+    say of it, where the study had some. `withdrawn` says why its adapter was removed, if it was.
     """
 
     record: TrialRecord
@@ -149,6 +153,7 @@ class TrialRow:
     counts: Mapping[str, float] = field(default_factory=dict)
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
+    believed: Believed | None = None
     on_front: bool = False
     withdrawn: str = ""
 
@@ -168,10 +173,27 @@ class _Child:
     record: str | None
     counts: str | None
     final: str | None
+    believed: str | None
     on_front: bool
     has_parameters: bool
     last: dict[str, tuple[int, float]]
     fresh: bool  # created by this tracker: MLflow has no earlier points of it
+
+    @classmethod
+    def of(cls, run_id: str) -> _Child:
+        """One that was just made."""
+        return cls(
+            run_id=run_id,
+            status="RUNNING",
+            record=None,
+            counts=None,
+            final=None,
+            believed=None,
+            on_front=False,
+            has_parameters=False,
+            last={},
+            fresh=True,
+        )
 
 
 class Tracker:
@@ -205,12 +227,18 @@ class Tracker:
                 record=_joined(run.data.tags, "record"),
                 counts=_joined(run.data.tags, "counts"),
                 final=_joined(run.data.tags, _FINAL),
+                believed=_joined(run.data.tags, _BELIEVED),
                 on_front=run.data.tags.get("on_front") == "true",
                 has_parameters=bool(run.data.params),
                 last={},
                 fresh=False,
             )
             for run in _one_a_trial(client, experiment_id)
+        }
+        self._replicates: dict[tuple[int, int], str] = {
+            (int(run.data.tags["trial"]), int(run.data.tags["seed"])): run.info.run_id
+            for run in _replicates(client, experiment_id)
+            if run.info.status != "RUNNING"  # a half-written one is made again
         }
 
     @classmethod
@@ -316,6 +344,59 @@ class Tracker:
             _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_FINAL, text))
             child.final = text
 
+    def replicate(self, run: Replicate, points: Sequence[Mapping[str, float]] = (), *, at: float | None = None) -> None:
+        """A run below the trial's, of a replicate that is over; nothing where there is one already.
+
+        `points` are as for `progress`; `at` is the time of those without one, by default now.
+        """
+        if (run.number, run.seed) in self._replicates:
+            return
+        child = self._child(run.number)
+        for half in _replicates(self._client, self.experiment_id, run):
+            self._client.delete_run(half.info.run_id)
+        tags = {
+            "mlflow.parentRunId": child.run_id,
+            "study": self.study,
+            "trial": str(run.number),
+            "seed": str(run.seed),
+            "kind": "replicate",
+            "state": str(State.FAIL if run.failure else State.COMPLETE),
+            **({"failure": run.failure[:500]} if run.failure else {}),
+            **provenance(),
+        }
+        made = self._client.create_run(
+            self.experiment_id,
+            start_time=_milliseconds(run.started),
+            tags=tags,
+            run_name=f"{run.number} seed {run.seed}",
+        )
+        own = _Child.of(made.info.run_id)
+        measured = run.measurements
+        metrics = [
+            metric
+            for point in sorted(points, key=lambda point: point["step"])
+            for metric in self._new(
+                own,
+                {name: value for name, value in point.items() if name not in ("step", "time")},
+                int(point["step"]),
+                point.get("time", at),
+            )
+        ] + (self._new(own, measured.to_dict(), measured.steps, at) if measured else [])
+        for batch in _batches(metrics, _METRICS_PER_BATCH):
+            self._client.log_batch(own.run_id, metrics=batch)
+        status = STATUS[State.FAIL if run.failure else State.COMPLETE]
+        self._client.set_terminated(own.run_id, status, _milliseconds(run.ended))
+        self._replicates[run.number, run.seed] = own.run_id
+
+    def believed(self, number: int, what: Believed, *, at: float | None = None) -> None:
+        """What all seeds of a published trial say: metrics `believed_mean`, `believed_probability` ..."""
+        child = self._child(number)
+        text = json.dumps(asdict(what), sort_keys=True)
+        if child.believed != text:
+            named = {f"{_BELIEVED}_{name}": value for name, value in asdict(what).items()}
+            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_BELIEVED, text))
+            child.believed = text
+
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
         """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
         run_id = self._child(number).run_id
@@ -382,17 +463,7 @@ class Tracker:
         run = self._client.create_run(
             self.experiment_id, start_time=_milliseconds(record.started), tags=tags, run_name=run_name(record)
         )
-        return _Child(
-            run_id=run.info.run_id,
-            status="RUNNING",
-            record=None,
-            counts=None,
-            final=None,
-            on_front=False,
-            has_parameters=False,
-            last={},
-            fresh=True,
-        )
+        return _Child.of(run.info.run_id)
 
     def _new(
         self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None
@@ -658,6 +729,7 @@ def _row(run: Run) -> TrialRow:
             counts=_NUMBERS.validate_python(_parsed(run, "counts")),
             validation=_NUMBERS.validate_python(final.get("validation", {})),
             test=_NUMBERS.validate_python(final.get("test", {})),
+            believed=_BELIEFS.validate_python(told) if (told := _parsed(run, _BELIEVED)) else None,
             on_front=run.data.tags.get("on_front") == "true",
             withdrawn=printable(run.data.tags.get(_WITHDRAWN, "")),
         )
@@ -718,6 +790,10 @@ def _require_sense(row: TrialRow) -> None:
         # the scores of a trial that diverged are no numbers, its loss is infinite
         if not (math.isnan(value) or -1 <= value <= 1 if share else score or 0 <= value <= _MOST):
             raise ValueError(f"{name} is {'a share' if share else f'from 0 to {_MOST:g}'}; received {value:g}")
+    if row.believed:
+        for name, value in asdict(row.believed).items():
+            if not (0 <= value <= (1 if name == "probability" else _MOST) or name in ("mean", "corrected")):
+                raise ValueError(f"{name} of what is believed is at least 0; received {value:g}")
     for at in (record.started, record.ended, *record.rungs):
         if at is not None and not 0 <= at <= _MOST:
             raise ValueError(f"times and epochs are from 0 to {_MOST:g}; received {at:g}")
@@ -837,6 +913,14 @@ def _children(client: MlflowClient, experiment_id: str) -> list[Run]:
         for run in runs
         if run.data.tags.get("kind") in ("trial", "reference") and numbered.fullmatch(run.data.tags.get("trial", ""))
     ]
+
+
+def _replicates(client: MlflowClient, experiment_id: str, of: Replicate | None = None) -> list[Run]:
+    """The runs of all replicates, or of one."""
+    which = f" and tags.trial = '{of.number}' and tags.seed = '{of.seed}'" if of else ""
+    runs = _pages(lambda **page: client.search_runs([experiment_id], f"tags.kind = 'replicate'{which}", **page))
+    numbered = re.compile(r"[0-9]{1,10}")
+    return [run for run in runs if all(numbered.fullmatch(run.data.tags.get(name, "")) for name in ("trial", "seed"))]
 
 
 def _one_a_trial(client: MlflowClient, experiment_id: str) -> list[Run]:

@@ -17,7 +17,8 @@ from petl.design import Design
 from petl.measurements import Measurements
 from petl.presets import parse
 from search import core
-from search.core import DONE, WAIT, Budget, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
+from search.budget import Budget
+from search.core import DONE, WAIT, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
 from search.halving import Asha, Dominated, Halving, Never, Rule
 from search.record import Records, State, TrialRecord
 from spaces.space import SPACES, encode, resolve
@@ -251,16 +252,16 @@ def test_a_limit_is_hard_and_more_of_it_goes_on(limit: dict[str, float], more: d
     assert isinstance(search.next(1), Start)
     now[0] = 3599.0
     assert search.report(0, 1.0, 0.5) is Decision.CONTINUE
-    assert search.spent == ""
+    assert search.meter.spent == ""
     now[0] = 3600.0
-    assert search.spent == said
+    assert search.meter.spent == said
     assert search.next(1) is WAIT
     assert search.report(0, 2.0, 0.5) is Decision.PAUSE
     assert search.report(1, 3.0, 0.6) is Decision.CONTINUE  # it is at its end, and only has to say what it measured
     search.finish(1, measured(records.get(1).configuration))
     assert search.next(1) is DONE
     assert search.waiting == 1
-    assert search.device_hours == pytest.approx(2.0 * limit.get("devices", 1))
+    assert search.meter.device_hours == pytest.approx(2.0 * limit.get("devices", 1))
 
     assert searched(limit).next(1) is DONE
     again = searched(more)

@@ -16,7 +16,8 @@ from test_core import BACKBONE, OPTIONS, TRAINING, count, measured, plan, score
 
 from petl.measurements import Measurements
 from search import front
-from search.core import Budget, Search, Start
+from search.budget import Budget
+from search.core import Search, Start
 from search.front import Encoding, Surrogate, believe, log_ehvi, log_improvement, propose
 from search.halving import Halving
 from search.pareto import hypervolume

@@ -11,7 +11,8 @@ from test_core import TRAINING, facts, measured, plan, run, score
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
-from search.core import Budget, Decision, Search
+from search.budget import Budget
+from search.core import Decision, Search
 from search.halving import Asha, Halving, Never, Rule
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, Event, replay

@@ -10,6 +10,7 @@ import pytest
 from search import pareto
 from search.pareto import MINIMIZE
 from search.replicates import Belief, _fronts, believe, between_seeds, next_run
+from search.seeds import credible
 
 
 def flags(*rows: str) -> np.ndarray:
@@ -33,9 +34,9 @@ def test_what_can_be_named_with_one_in_twenty_false() -> None:
     ]
     belief = Belief(np.zeros((20, 4)), flags(*rows), np.ones(4))
     assert belief.probability.tolist() == [1.0, 0.5, 0.9, 0.95]
-    assert belief.credible(0.051).tolist() == [True, False, True, True]
-    assert belief.credible(0.03).tolist() == [True, False, False, True]
-    assert belief.credible(0.2).all()
+    assert credible(belief.probability, 0.051).tolist() == [True, False, True, True]
+    assert credible(belief.probability, 0.03).tolist() == [True, False, False, True]
+    assert credible(belief.probability, 0.2).all()
 
 
 def test_the_spread_between_seeds() -> None:
@@ -103,7 +104,7 @@ def test_what_is_believed_of_many_searches_is_so() -> None:
             losses[trial].append(float(random.normal(means[trial], 0.05)))
             belief = believe(losses, costs)
         assert belief is not None
-        sure = belief.credible()
+        sure = credible(belief.probability)
         expected, members = expected + belief.probability.sum(), members + int(true.sum())
         named, false = named + int(sure.sum()), false + int((sure & ~true).sum())
         bias.extend((means - belief.corrected)[sure])

@@ -251,7 +251,7 @@ def test_changed_data_is_noticed(finished: tuple[Study, str], content: dict[str,
             resume("tiny")
     finally:
         shutil.copy(kept, rows)
-    with pytest.raises(StudyError, match="may change budget and resources"):
+    with pytest.raises(StudyError, match="may change budget, replicates, resources"):
         resume("tiny", overrides=["sampler.name=tpe"])
     with pytest.raises(StudyError, match="epochs"):
         resume("tiny", overrides=["budget.epochs=9"])

@@ -11,8 +11,9 @@ import pytest
 from test_core import BACKBONE, OPTIONS, TRAINING, measured, plan, score
 from typer.testing import CliRunner
 
+from search.budget import Budget
 from search.cli import app
-from search.core import Budget, Search, Start
+from search.core import Search, Start
 from search.pareto import hypervolume
 from search.record import Records
 from search.table import Table, TableError

@@ -9,7 +9,8 @@ from test_front import searched
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
-from search.core import Budget, Search, Start
+from search.budget import Budget
+from search.core import Search, Start
 from search.front import gains
 from search.halving import Halving
 from search.record import Origin, Records, State

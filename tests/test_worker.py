@@ -13,8 +13,7 @@ import studies
 from petl import backbones, tasks
 from petl.configuration import Configuration, Training
 from petl.presets import parse
-from search.attempt import Attempt, Job, Resident, Workload
-from search.ray_tune import milestones
+from search.attempt import Attempt, Job, Resident, Workload, milestones
 from search.store import TrialFolder, read_json
 
 

@@ -27,6 +27,7 @@ from shares import collect, interval, parser, seed_of
 
 from search.pareto import MINIMIZE, front
 from search.replicates import believe, next_run
+from search.seeds import credible
 
 TASKS: Final = {
     "protein": "protein_structure",
@@ -111,7 +112,15 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
     ms = 1000 * (time.perf_counter() - began) / runs
     return [
         named("one seed", picked, alone, 0, 0.0),
-        named("replicates", belief.credible(), belief.corrected, runs, ms),
+        named(
+            "replicates",
+            credible(
+                belief.probability,
+            ),
+            belief.corrected,
+            runs,
+            ms,
+        ),
     ]
 
 

@@ -19,7 +19,8 @@ from petl.backbones import Backbone
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
-from search.core import Budget, Enqueued, Plan, Search, Start, Step
+from search.budget import Budget
+from search.core import Enqueued, Plan, Search, Start, Step
 from search.halving import rule
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, replay
