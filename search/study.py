@@ -421,9 +421,9 @@ def _race(
         display.say(f"the budget of {search.meter.spent} is spent; a resume with more goes on with the replicates")
     elif not beliefs:
         display.say(
-            f"no trial has a second seed: nothing is contested, or one training is more than replicates.extra "
-            f"{config.replicates.extra:g} of the search's epochs; `{_resuming(config.study, _database(config))} --set "
-            "replicates.extra=0.5` gives more"
+            f"no trial has a second seed: nothing is contested, all failed, or one training is more than "
+            f"replicates.extra {config.replicates.extra:g} of the search's epochs; "
+            f"`{_resuming(config.study, _database(config))} --set replicates.extra=1` allows more"
         )
 
 

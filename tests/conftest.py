@@ -21,6 +21,7 @@ ALONE = (
     "test_lists.py",
     "test_gang.py",
     "test_pausing.py",
+    "test_replicating.py",
     "test_record.py",
     "test_database.py",
     "test_jobs.py",

@@ -18,11 +18,18 @@ def flags(*rows: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "costs", [np.arange(12.0), np.array([3, 1, 1, 2, 3, 3, 2, 1, 5, 4, 4, 1.0])], ids=["own", "ties"]
+    "costs",
+    [
+        np.arange(12.0)[:, None],
+        np.array([3, 1, 1, 2, 3, 3, 2, 1, 5, 4, 4, 1.0])[:, None],
+        np.array([[3, 1, 1, 2, 3, 3, 2, 1, 5, 4, 4, 1], [1, 2, 1, 2, 1, 1, 1, 1, 3, 2, 1, 1.0]]).T,
+    ],
+    ids=["own", "ties", "two costs"],
 )
 def test_the_front_of_every_sample_is_the_one_of_the_sort(costs: np.ndarray) -> None:
     samples = np.random.default_rng(0).normal(size=(50, 12))
-    expected = [pareto.front(np.column_stack([row, costs]), (MINIMIZE, MINIMIZE)) for row in samples]
+    directions = [MINIMIZE] * (1 + costs.shape[1])
+    expected = [pareto.front(np.column_stack([row, costs]), directions) for row in samples]
     assert (_fronts(samples, costs) == np.array(expected)).all()
 
 

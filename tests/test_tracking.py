@@ -24,6 +24,7 @@ from search.home import StoreError
 from search.naming import curve, flat_parameters, label, run_name
 from search.query import load_study
 from search.record import State, TrialRecord
+from search.seeds import Believed, Replicate
 from search.tracking import STATUS, Tracker
 
 INFO = {
@@ -173,6 +174,77 @@ def test_children_are_nested_named_and_tagged(tracker: Tracker) -> None:
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
 
 
+def test_replicates_are_children_of_their_trials(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    parent = tracker.publish(COMPLETE)
+    over = Replicate(
+        number=3,
+        seed=8,
+        measurements=replace(COMPLETE.measurements, accuracy=0.5),
+        started=1_700_000_100.0,
+        ended=1_700_000_160.5,
+    )
+    failed = Replicate(number=3, seed=9, failure="diverged", started=1.0, ended=2.0)
+    tracker.replicate(over, [{"step": 45, "accuracy": 0.4}, {"step": 10, "train_loss": 1.5}])
+    tracker.replicate(over)
+    tracker.replicate(failed)
+    second = again(tracker, uri, tmp_path)
+    second.replicate(over)
+    children = [run for run in runs(second) if run.data.tags.get("mlflow.parentRunId") == parent]
+    assert sorted((run.data.tags["seed"], run.info.run_name, run.info.status) for run in children) == [
+        ("8", "3 seed 8", "FINISHED"),
+        ("9", "3 seed 9", "FAILED"),
+    ]
+    [run] = [run for run in children if run.data.tags["seed"] == "8"]
+    assert (run.data.tags["kind"], run.data.tags["trial"], run.data.metrics["accuracy"]) == ("replicate", "3", 0.5)
+    history = second._client.get_metric_history(run.info.run_id, "accuracy")
+    assert [(point.step, point.value) for point in history] == [(45, 0.4), (90, 0.5)]
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_100_000, 1_700_000_160_500)
+    assert [row.record for row in tracking.records(uri, study)] == [COMPLETE]  # they are no trials
+    tracker.close()
+    assert load_study(study, uri).trials[0].state is State.COMPLETE
+
+
+def test_a_half_written_replicate_is_made_again(
+    tracker: Tracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.publish(COMPLETE)
+    over = Replicate(number=3, seed=8, measurements=COMPLETE.measurements, started=1.0, ended=2.0)
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "set_terminated", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.replicate(over)
+    again(tracker, uri, tmp_path).replicate(over)
+    kept = [run for run in runs(tracker) if run.data.tags["kind"] == "replicate"]
+    assert [(run.info.status, run.data.metrics["accuracy"]) for run in kept] == [("FINISHED", 2 / 3)]
+
+
+def test_what_is_believed_comes_back(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+    tracker.publish(COMPLETE)
+    for mean in (0.62, 0.63):
+        belief = Believed(mean=mean, spread=0.02, seeds=3, failed=1, probability=0.875, corrected=0.61)
+        tracker.believed(3, belief)
+        again(tracker, uri, tmp_path).believed(3, belief)
+        [row] = tracking.records(uri, study)
+        assert row.believed == belief
+    assert history(tracker, 3, "believed_mean") == [(0, 0.62), (0, 0.63)]
+    assert history(tracker, 3, "believed_probability") == [(0, 0.875)]
+
+
+@pytest.mark.parametrize("nonsense", [{"probability": 1.5}, {"seeds": -1}, {"spread": "wide"}, {"mean": None}])
+def test_beliefs_that_make_no_sense_are_left_out(
+    tracker: Tracker, uri: str, study: str, nonsense: dict[str, object]
+) -> None:
+    run = tracker.publish(COMPLETE)
+    belief = {"mean": 0.6, "spread": 0.1, "seeds": 2, "failed": 0, "probability": 0.5, "corrected": 0.6}
+    tracker._client.set_tag(run, "believed", json.dumps({**belief, **nonsense}))
+    with pytest.warns(tracking.LeftOutWarning, match="makes no sense"):
+        assert tracking.records(uri, study) == []
+
+
 def test_counts_are_there_before_training_and_stay(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
     counts = {"stored_parameters": 1234, "stored_percent": 6.17}
     run = tracker._client.get_run(tracker.publish(RUNNING, counts))
@@ -311,6 +383,7 @@ def test_the_front_is_tagged_noted_and_kept(tracker: Tracker, uri: str, study: s
         "attributes.status = 'FINISHED' and tags.kind = 'trial'": 4,
         "metrics.stored_percent <= 1 and tags.kind = 'trial'": 4,
         "tags.state = 'FAIL'": 0,
+        "tags.kind = 'replicate'": 0,
         f"tags.`mlflow.parentRunId` = '{tracker.run_id}'": 5,
     }
 
