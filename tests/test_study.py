@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import studies
@@ -342,3 +343,39 @@ def test_faults_of_a_study_leave_nothing_behind(home: Path, content: dict[str, A
         run({**content, "study": "faulty", "space": {"name": "unified", "first_layers": [7]}})
     with pytest.raises(StudyError, match="no study 'faulty'"):
         resume("faulty")
+
+
+def test_a_study_of_three_objectives(home: Path) -> None:
+    """Of what was measured, the front is what no other trial beats in accuracy, size and latency."""
+    content = studies.study(
+        home / "three",
+        study="three",
+        objectives={"second_cost": "latency_ms"},
+        sampler={"name": "tpe"},
+        references=["majority"],
+        budget={"trials": 4, "epochs": 1},
+    )
+    run(content, console=Console(quiet=True))
+    study = resume("three", overrides=["budget.trials=6"], console=Console(quiet=True))
+    assert [objective.name for objective in study.objectives] == ["accuracy", "stored_parameters", "latency_ms"]
+    assert [trial.state for trial in study.trials] == [State.COMPLETE] * 6
+    losses = {
+        trial.trial: (-measured.accuracy, measured.stored_parameters, measured.latency_ms)
+        for trial in study.trials
+        if (measured := trial.measurements) and measured.accuracy is not None and measured.latency_ms is not None
+    }
+    expected = {
+        number
+        for number, own in losses.items()
+        if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in losses.values())
+    }
+    rows = json.loads((home / "studies" / "three" / "front.json").read_text())
+    assert {row["trial"] for row in rows} == expected
+    assert {(-row["score"], row["stored_parameters"], row["latency_ms"]) for row in rows} == {
+        losses[number] for number in expected
+    }
+    tested = {trial.trial for trial in study.trials if trial.test_score is not None}
+    assert tested >= expected  # also what was on the front before the resume
+    kept = optuna.load_study(study_name="three", storage=f"sqlite:///{home}/optuna.db")
+    assert [direction.name for direction in kept.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    assert [trial.values for trial in kept.trials[1:]] == [[-own[0], *own[1:]] for own in losses.values()]
