@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -187,7 +187,9 @@ class Search:
         self._enqueued = deque(self._checked(plan.enqueued))
         there = {record.reference for record in records.all()}
         self._references = deque((name, item) for name, item in plan.references.items() if name not in there)
+        self._counted: set[int] = set()  # every trial but the references
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
+        self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
         self._ladder = Ladder(plan.rule) if isinstance(plan.rule, Halving) else None
         self._closed: list[int] = []  # that could not be promoted any more, since `take_closed` was called last
         self._active: set[int] = set()
@@ -219,7 +221,7 @@ class Search:
     @property
     def counted(self) -> int:
         """How many trials of the budget are used."""
-        return sum(record.reference is None for record in self.records.all())
+        return len(self._counted)
 
     @property
     def device_hours(self) -> float:
@@ -395,8 +397,7 @@ class Search:
             self._know(waiting)
             return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
         own = self._standing(replace(record, rungs={epoch: score}), epoch)
-        peers = [peer for peer in self.records.all() if peer.reference is None and epoch in peer.rungs]
-        others = [self._standing(peer, epoch) for peer in peers if math.isfinite(peer.rungs[epoch])]
+        others = [standing for _, standing in sorted(self._standings[epoch].items())]
         return Decision.CONTINUE if self.plan.rule.goes_on(own, others) else Decision.STOP
 
     def _standing(self, record: TrialRecord, epoch: float) -> Standing:
@@ -498,8 +499,12 @@ class Search:
     def _know(self, record: TrialRecord) -> None:
         if record.reference is not None:
             return
+        self._counted.add(record.number)
         if record.configuration:
             self._twins.setdefault(record.configuration.key, record.number)
+        for rung, score in record.rungs.items():
+            if math.isfinite(score):
+                self._standings[rung][record.number] = self._standing(record, rung)
         if self._ladder is not None:
             passed = [record.rungs[rung] for rung in self._ladder.rule.rungs if rung in record.rungs]
             finite = [self._loss(score) for score in passed if math.isfinite(score)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -36,6 +36,21 @@ class Method:
     trials: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     teaching: str = "raw"
+
+
+class Outcome(Protocol):
+    """What a method came to on one task with one seed."""
+
+    @property
+    def task(self) -> str:
+        """Its name."""
+
+    @property
+    def seed(self) -> int:
+        """Its number."""
+
+
+R = TypeVar("R", bound=Outcome)
 
 
 class Result(NamedTuple):
@@ -144,12 +159,12 @@ class Problem:
         return [self.point(configuration) for configuration in done if configuration]
 
 
-def collect(jobs: Sequence[Any], run: Callable[[Any], list[Result]], processes: int) -> list[Result]:
+def collect(jobs: Sequence[Any], run: Callable[[Any], list[R]], processes: int) -> list[R]:
     """The results of all jobs, with a line to stderr for each that is done."""
-    results: list[Result] = []
+    results: list[R] = []
     began = time.monotonic()
 
-    def take(found: list[Result]) -> None:
+    def take(found: list[R]) -> None:
         results.extend(found)
         done = len({(result.task, result.seed) for result in results})
         print(f"{time.monotonic() - began:6.0f} s: {done}/{len(jobs)}", file=sys.stderr, flush=True)

@@ -1,0 +1,176 @@
+"""Which members of a front are truly on it, where scores have the luck of their seeds in them.
+
+A front is a choice of the best of many scores, so its members were lucky more often than not: some are not on the front
+of true means, and the scores of all are too good. Both are mended by more seeds, of which a few members need many and
+most need none. All is pure: losses and costs go in, what is believed of them and what to train next comes out.
+
+A trial's true mean has as prior what the scores of trials of about its cost look like without their noise: the
+non-parametric maximum likelihood estimate of that mixture, by a few steps of EM from a flat one (Laird 1978; Efron
+2014, "Two modeling strategies for empirical Bayes estimation"). A trial at the edge of a steep crowd is likely to owe
+its place to luck, one that stands apart is not; what was picked as the best needs no other correction than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+_Floats: TypeAlias = NDArray[np.float64]
+_Flags: TypeAlias = NDArray[np.bool_]
+
+_SAMPLES: Final = 1_000  # of all true means together
+_GRID: Final = 100  # values that a prior is made of
+_BELOW: Final = 3.0  # how far it reaches around a score, in between-seed standard deviations
+_ABOVE: Final = 8.0
+_STEPS: Final = 30  # of EM: fewer leave it flatter
+_NEIGHBOURS: Final = 0.1  # of all trials: the standard deviation in ranks of cost within which trials are alike
+_POSSIBLE: Final = 0.002  # chance of being on the front below which a trial's prior is not worth its time
+_FIRST: Final = 4  # members whose second seeds tell how much seeds matter
+_OUTLYING: Final = 12.0  # times the usual variance between seeds
+_DRAWN: Final = 3.0  # degrees of freedom that the usual one is worth beside a trial's own
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is believed of n trials: `samples` of their true losses, and the front of each sample (samples x n).
+
+    `noise` is the standard deviation between seeds, of each trial.
+    """
+
+    samples: _Floats
+    on_front: _Flags
+    noise: _Floats
+
+    @cached_property
+    def probability(self) -> _Floats:
+        """Of being on the true front."""
+        return np.asarray(self.on_front.mean(axis=0))
+
+    @cached_property
+    def corrected(self) -> _Floats:
+        """The expected true losses."""
+        return np.asarray(self.samples.mean(axis=0))
+
+    def credible(self, most_false: float = 0.05) -> _Flags:
+        """As many as can be named with at most this expected share of false ones among them."""
+        order = np.argsort(-self.probability, kind="stable")
+        shares = np.cumsum(1 - self.probability[order]) / np.arange(1, len(order) + 1)
+        named = np.zeros(len(order), dtype=np.bool_)
+        named[order[: int((shares <= most_false).sum())]] = True  # the shares ascend
+        return named
+
+
+def between_seeds(losses: Sequence[Sequence[float]]) -> _Floats | None:
+    """The standard deviation of each trial's losses over its seeds; None where none has two.
+
+    The first loss of each is among them, which was picked for its luck: so it is rather too large than too small.
+
+    A few seeds say little of it, so it is drawn to what is usual: the pooled one, in which no trial counts for more
+    than a multiple of the median. Some designs are unstable, and those are not the ones that a front is made of.
+    """
+    squares = np.array([float(np.var(own)) * len(own) for own in losses])
+    freedom = np.array([len(own) - 1 for own in losses])
+    if not freedom.any():
+        return None
+    several = freedom > 0
+    variances, weights = squares[several] / freedom[several], freedom[several]
+    usual = float(np.median(variances / chi2.median(weights) * weights))
+    bounded = np.minimum(variances, _OUTLYING * usual) if usual else variances
+    pooled = float(np.average(bounded, weights=weights))
+    return np.sqrt((_DRAWN * pooled + squares) / (_DRAWN + freedom))
+
+
+def believe(losses: Sequence[Sequence[float]], costs: Sequence[float], seed: int = 0) -> Belief | None:
+    """What the losses of n trials, each with one seed or more, say of the true ones; None before any has two."""
+    noise = between_seeds(losses)
+    if noise is None:
+        return None
+    random, cost = np.random.default_rng(seed), np.asarray(costs, dtype=np.float64)
+    means, counts = np.array([np.mean(own) for own in losses]), np.array([len(own) for own in losses])
+    noise = np.maximum(noise, max(1e-9 * float(np.ptp(means)), 1e-300))
+    spread = noise / np.sqrt(counts)
+    samples = means + spread * random.normal(size=(_SAMPLES, len(means)))
+    rank = np.argsort(np.argsort(cost, kind="stable"), kind="stable")
+    width = max(_NEIGHBOURS * len(means), 1.0)
+    for index in np.flatnonzero(_fronts(samples, cost).mean(axis=0) > _POSSIBLE):
+        weights = np.exp(-0.5 * ((rank - rank[index]) / width) ** 2)
+        near = weights > 0.01
+        grid = means[index] + noise[index] * np.linspace(-_BELOW, _ABOVE, _GRID)
+        prior = _prior(np.minimum(means[near], grid[-1]), spread[near], weights[near], grid)
+        posterior = np.cumsum(prior * np.exp(-0.5 * ((means[index] - grid) / spread[index]) ** 2))
+        drawn = np.searchsorted(posterior / posterior[-1], random.uniform(size=_SAMPLES))
+        samples[:, index] = grid[drawn] + (grid[1] - grid[0]) * random.uniform(-0.5, 0.5, size=_SAMPLES)
+    return Belief(samples, _fronts(samples, cost), noise)
+
+
+def next_run(
+    losses: Sequence[Sequence[float]],
+    costs: Sequence[float],
+    belief: Belief | None,
+    running: Collection[int] = (),
+    *,
+    most: int,
+    sure: float = 0.95,
+) -> int | None:
+    """Which trial to train with another seed; None where all that can be known within `most` fresh seeds each is.
+
+    The one whose true mean, if it were known a little better, would make the most certain who is on the front: by the
+    linear regression of memberships on it (as the knowledge gradient has it for means). At first those members whose
+    lead is the least. A trial is `running` once for each of its seeds that are being trained.
+    """
+    under_way = np.bincount(np.fromiter(running, np.int64, len(running)), minlength=len(losses))
+    seeds = np.array([len(own) for own in losses]) + under_way
+    open_ = seeds <= most
+    if (seeds > 1).sum() < _FIRST:
+        first = [index for index in _least_ahead(losses, costs)[:_FIRST] if seeds[index] == 1]
+        if first:
+            return first[0]
+    if belief is None:
+        return None
+    probability = belief.probability
+    contested = (probability > 1 - sure) & (probability < sure)
+    if not (contested & open_).any():
+        return None
+    apart, member = belief.samples - belief.corrected, belief.on_front[:, contested] - probability[contested]
+    covariance = member.T @ apart / len(apart)
+    variance = apart.var(axis=0) * np.array([len(own) for own in losses]) / seeds  # what runs will have told
+    gain = np.where(open_, (covariance**2).sum(axis=0) * variance / (variance + belief.noise**2), 0.0)
+    return int(gain.argmax()) if gain.max() > 0 else None
+
+
+def _least_ahead(losses: Sequence[Sequence[float]], costs: Sequence[float]) -> list[int]:
+    """The members of the front, those first that are the least better than the best of what is as cheap."""
+    means, cost = np.array([np.mean(own) for own in losses]), np.asarray(costs, dtype=np.float64)
+    lead = {
+        int(index): float(np.delete(np.where(cost <= cost[index], means, np.inf), index).min(initial=np.inf))
+        - float(means[index])
+        for index in np.flatnonzero(_fronts(means[None], cost)[0])
+    }
+    return sorted(lead, key=lambda index: lead[index])
+
+
+def _prior(means: _Floats, spread: _Floats, weights: _Floats, grid: _Floats) -> _Floats:
+    """The weights of the grid's values, of which these means are noisy draws."""
+    likelihood = np.exp(-0.5 * ((means[:, None] - grid) / spread[:, None]) ** 2) / spread[:, None] + 1e-300
+    prior = np.full(len(grid), 1 / len(grid))
+    for _ in range(_STEPS):
+        prior = prior * (likelihood.T @ (weights / (likelihood @ prior))) / weights.sum()
+    return prior
+
+
+def _fronts(samples: _Floats, cost: _Floats) -> _Flags:
+    """Who is non-dominated in each row of losses: better than all cheaper ones, and none of the same cost is better."""
+    order = np.argsort(cost, kind="stable")
+    ordered, ascending = samples[:, order], cost[order]
+    best = np.minimum.accumulate(ordered, axis=1)
+    before = np.hstack([np.full((len(samples), 1), np.inf), best])
+    cheaper, as_cheap = (np.searchsorted(ascending, ascending, side=side) for side in ("left", "right"))
+    members = np.empty(samples.shape, dtype=np.bool_)
+    members[:, order] = (ordered < before[:, cheaper]) & (ordered <= before[:, as_cheap])
+    return members
