@@ -19,6 +19,7 @@ from search import samplers
 from search.objectives import objectives
 from search.record import Aside, Origin, Records, State
 from search.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, Proposer, Told, tell
+from search.teaching import TEACHINGS
 from spaces.space import Point, decode, resolve
 
 BACKBONE = tiny.described(BertConfig(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4))
@@ -289,6 +290,14 @@ def test_every_sampler_of_optunas_takes_three_objectives(name: str) -> None:
     assert decode(SPACE, point.coordinates, BACKBONE) == point
     assert asking.ask(records, Origin(asides=[aside(found(90), 1e7)])) == point
     assert replace(asking, seed=1).ask(records, Origin(asides=[aside(found(90), 1e7)])) != point
+
+
+@pytest.mark.parametrize("teaching", TEACHINGS)
+def test_every_teaching_is_of_the_score(teaching: str) -> None:
+    """Of the two stopped trials; their costs are what they would be without it."""
+    told = [row.values for row in tell(finished_by_three(12), Origin(), THREE, {}, teaching) if row.values]
+    assert [values[2] for values in told[12:]] == ([6] if teaching == "pruned" else [3.5, 3.5, 6])
+    assert all(math.isfinite(value) for values in told for value in values)
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
