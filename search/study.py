@@ -375,12 +375,12 @@ def _search(
                 f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
                 "a resume with more goes on"
             )
+        if config.replicates.seeds and not search.meter.spent:
+            _race(config, search, workload, publisher, display, room)
         if config.budget.most_device_hours < math.inf:
             price = config.budget.price_per_device_hour
             cost = f", {price * search.meter.device_hours:.2f} of money" if price else ""
             display.say(f"trials have held devices for {search.meter.device_hours:.2f} hours{cost}")
-        if config.replicates.seeds:
-            _race(config, search, workload, publisher, display, room)
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
