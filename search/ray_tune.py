@@ -13,6 +13,7 @@ import signal
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -72,7 +73,7 @@ class RaceListener(Protocol):
         """The replicate has measurements, or a failure; `report` is a worker's last one."""
 
 
-class _Bridge:
+class _Bridge(ABC):
     """Between Tune's trials and those who say what is trained."""
 
     def __init__(self) -> None:
@@ -98,21 +99,21 @@ class _Bridge:
             return str(Searcher.FINISHED)
         return {"job": job.to_json()} if isinstance(job, Job) else None
 
+    @abstractmethod
     def assign(self, tune_id: str) -> Job | Idle:
         """What this trial of Tune's is to train."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Takes a report in; whether the trial goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:
         """Tune is done with a trial: it finished, failed, or its process died once too often (no report)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restarted(self, tune_id: str) -> None:
         """Tune starts the trial again in another process."""
-        raise NotImplementedError
 
     def progressed(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Whether a report, which has all of a trial's validations, has one that none before had."""

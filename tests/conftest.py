@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ran the tests in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of the studies of one file of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("home")
+        patch.setenv("PETL_SEARCH_HOME", str(path))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield path
 
 
 @pytest.fixture(scope="session", autouse=True)

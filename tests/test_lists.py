@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ def content(folder: Path, **sections: Any) -> dict[str, Any]:
     """A list of three designs, two of them with two seeds, for 12 steps."""
     whole = studies.study(folder, study="listed", designs=DESIGNS, seeds=[5, 6], budget={"steps": 12}, **sections)
     return {name: section for name, section in whole.items() if name not in ("space", "references", "constraints")}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("home")
-        patch.setenv("PETL_SEARCH_HOME", str(path))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield path
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from search.study import InterruptedStudy, resume, run
 
 TRIALS = 6
 HALVING = {"name": "halving", "eta": 2, "first": 0.5, "waves": 1, "least": 1}  # 6 - 3 - 2 of 0.5, 1 and 2 epochs
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("home")
-        patch.setenv("PETL_SEARCH_HOME", str(path))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield path
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ from search.study import InterruptedStudy, resume, run
 
 TRIALS, EPOCHS = 6, 2
 REPLICATES = {"seeds": 2, "extra": 1.0}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("home")
-        patch.setenv("PETL_SEARCH_HOME", str(path))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield path
 
 
 @pytest.fixture(scope="module")

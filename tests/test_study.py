@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,15 +55,6 @@ def space(trial, backbone):
         raise RuntimeError("had enough")
     return Configuration(parse(f"lora:rank={trial.suggest_int('rank', 1, 8)}"))
 """
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("home")
-        patch.setenv("PETL_SEARCH_HOME", str(path))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield path
 
 
 @pytest.fixture(scope="module")
