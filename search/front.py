@@ -213,7 +213,7 @@ def _fit(inputs: _Floats, values: _Floats) -> _Floats:
 def _prior(columns: int) -> tuple[_Floats, _Floats]:
     """Means and standard deviations of the parameters."""
     centre = np.array([math.log(0.5 * math.sqrt(columns))] * columns + [0.0, math.log(0.01)])
-    return centre, np.array([0.75] * columns + [1.0, 1.5])
+    return centre, np.array([1.5] * columns + [1.0, 1.5])
 
 
 def _loss(inputs: _Floats, values: _Floats) -> Callable[[_Floats], tuple[float, _Floats]]:
