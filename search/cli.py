@@ -324,7 +324,12 @@ def front(
 
     study = load_study(name, uri)
     found = study.front(max_parameters, most_false=most_false)
-    if format is Format.TABLE:
+    if format is Format.TABLE and most_false and not len(found):
+        typer.echo(
+            f"No trial of {name} can be said to be on the true front with at most {most_false} false ones expected. "
+            "Allow more, or train more seeds: petl-search resume with a larger replicates.seeds or replicates.extra"
+        )
+    elif format is Format.TABLE:
         report.print_front(study, found)
     elif format is Format.JSON:
         import json

@@ -124,6 +124,8 @@ def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path
     result = CliRunner().invoke(app, ["front", "replicated", "--most-false", "50%", "--format", "json"])
     assert result.exit_code == 0, result.output
     assert f'"trial": {study.front(most_false=0.5)[0].trial}' in result.output
+    result = CliRunner().invoke(app, ["front", "replicated", "--most-false", "0%", "--max-parameters", "1"])
+    assert (result.exit_code, "No trial of replicated can be said" in result.output) == (0, True)
     console = Console(record=True, width=250, file=io.StringIO())
     report.print_trial(front[0], console)
     assert "on the true front" in console.export_text()
