@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shares import collect, interval, parser, seed_of
+from shares import collect, interval, parser, rows, seed_of
 
 from search.pareto import MINIMIZE, front
 from search.replicates import believe, next_run
@@ -50,7 +50,7 @@ class Named(NamedTuple):
     false: float
     bias: float
     named: int
-    runs: int
+    proposals: int  # trainings more
     ms: float
 
 
@@ -112,39 +112,8 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
     ms = 1000 * (time.perf_counter() - began) / runs
     return [
         named("one seed", picked, alone, 0, 0.0),
-        named(
-            "replicates",
-            credible(
-                belief.probability,
-            ),
-            belief.corrected,
-            runs,
-            ms,
-        ),
+        named("replicates", credible(belief.probability), belief.corrected, runs, ms),
     ]
-
-
-def rows(results: Sequence[Named]) -> list[dict[str, Any]]:
-    """A row for each method and task."""
-    table = []
-    for method, task in sorted({(result.method, result.task) for result in results}):
-        own = [result for result in results if (result.method, result.task) == (method, task)]
-        share, low, high = interval([result.share for result in own])
-        table.append(
-            {
-                "method": method,
-                "task": task,
-                "share": round(share, 4),
-                "low": round(low, 4),
-                "high": round(high, 4),
-                "proposals": fmean(result.runs for result in own),
-                "ms_per_proposal": round(fmean(result.ms for result in own), 2),
-                "named": fmean(result.named for result in own),
-                "false": round(fmean(result.false for result in own), 4),
-                "bias": round(fmean(result.bias for result in own), 4),
-            }
-        )
-    return table
 
 
 def show(results: Sequence[Named]) -> None:
@@ -160,7 +129,7 @@ def show(results: Sequence[Named]) -> None:
             print(
                 f"{task:12}{method:12}{fmean(result.named for result in own):6.1f}"
                 f"{false:8.3f}  {max(least, 0.0):.3f} to {most:.3f}  {bias:+7.3f}  {low:+.3f} to {high:+.3f}"
-                f"{fmean(result.share for result in own):7.2f}{fmean(result.runs for result in own):6.1f}"
+                f"{fmean(result.share for result in own):7.2f}{fmean(result.proposals for result in own):6.1f}"
                 f"{fmean(result.ms for result in own):6.0f}"
             )
 
@@ -184,7 +153,7 @@ def main() -> None:
     work = partial(run, trials=given.trials, extra=given.extra, most=given.most, workers=given.workers)
     results = [result for result in collect(jobs, work, given.processes) if result.method in given.methods]
     if given.format == "json":
-        print(json.dumps(rows(results), indent=1))
+        print(json.dumps(rows(results, ("named", "false", "bias")), indent=1))
     else:
         show(results)
 

@@ -189,8 +189,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """A row for each method and task; intervals over seeds."""
+def rows(results: Sequence[Any], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for each method and task, with the means of `more` fields; results are Results, or have what they have.
+
+    Intervals are over seeds.
+    """
     table = []
     for method, task in sorted({(result.method, result.task) for result in results}):
         found = [result for result in results if (result.method, result.task) == (method, task)]
@@ -204,6 +207,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "high": round(high, 4),
                 "proposals": fmean(result.proposals for result in found),
                 "ms_per_proposal": round(fmean(result.ms for result in found), 2),
+                **{name: round(fmean(getattr(result, name) for result in found), 4) for name in more},
             }
         )
     return table
