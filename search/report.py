@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from petl.count import Counts
     from search.objectives import Objectives
     from search.query import ParetoFront, Study, Trial
+    from search.seeds import Believed
 
 _REASONS: Final = 5  # of failures, and trials named with each
 _USUAL: Final = ("accuracy", "rouge2", "sacrebleu")  # what people compare by
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
+_BELIEFS: Final = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
 _NAMES: Final[Mapping[State, str]] = {
     State.COMPLETE: "complete",
     State.PRUNED: "stopped early",
@@ -52,7 +54,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
     "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
     it was searched by; the task's usual score on the test split, where another one was searched by; costs
-    other than stored parameters and seconds; what replicates say of them, where there were some.
+    other than stored parameters and seconds.
     """
     score, *costs = objectives
     table = new_table(title)
@@ -62,10 +64,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
     headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    replicated = any(trial.believed for trial in trials)
-    beliefs = ("mean ± spread", "seeds", "corrected", "on the\ntrue front") if replicated else ()
-    own_columns = [cost_column(name).replace(" ", "\n") for name in own]
-    for heading in (*headings, *beliefs, "parameters", "%", "seconds", *own_columns):
+    for heading in (*headings, "parameters", "%", "seconds", *(cost_column(name).replace(" ", "\n") for name in own)):
         if heading:
             table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
@@ -79,7 +78,6 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             *([_share(trial.validation_score)] if whole else []),
             _share(row["test_score"]),
             *([_share(trial.row.test.get(usual))] if usual else []),
-            *(_beliefs(trial) if replicated else ()),
             _count(row["stored_parameters"]),
             _percent(row["stored_percent"]),
             _seconds(row["seconds"]),
@@ -88,11 +86,24 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     return table
 
 
+def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
+    """What replicates say of trials, in the order of the front."""
+    table = new_table(title)
+    for heading in ("trial", *_BELIEFS):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        if trial.believed:
+            add(table, str(trial.trial), *_beliefs(trial.believed))
+    return table
+
+
 def print_front(study: Study, front: ParetoFront, out: Console | None = None) -> None:
     """The front, and the references beside it; what failed, where the front is empty."""
     out = out or console()
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
+        if any(trial.believed for trial in front):
+            out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
     else:
         say(out, f"The front of {study.name} is empty: no complete trial is within the limits ({count_states(study)}).")
         _print_failures(study, out)
@@ -177,7 +188,10 @@ def print_trial(trial: Trial, out: Console | None = None) -> None:
         ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
         ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
         ("whole validation split", {name: _value(value) for name, value in trial.row.validation.items()}),
-        ("all its seeds", _all_seeds(trial)),
+        (
+            "all its seeds",
+            dict(zip(_BELIEFS, _beliefs(trial.believed), strict=True)) if trial.believed else {},
+        ),
         ("test", {name: _value(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),
     ):
@@ -312,11 +326,8 @@ def new_table(title: str) -> Table:
     )
 
 
-def _beliefs(trial: Trial) -> tuple[str, str, str, str]:
-    """The cells of what replicates say."""
-    found = trial.believed
-    if found is None:
-        return "", "", "", ""
+def _beliefs(found: Believed) -> tuple[str, str, str, str]:
+    """In the order of _BELIEFS."""
     spread = f" ± {found.spread:.4f}" if found.seeds > 1 else ""
     failed = f", {found.failed} failed" if found.failed else ""
     return (
@@ -325,11 +336,6 @@ def _beliefs(trial: Trial) -> tuple[str, str, str, str]:
         f"{found.corrected:.4f}",
         f"{100 * found.probability:.0f} %",
     )
-
-
-def _all_seeds(trial: Trial) -> dict[str, str]:
-    names = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
-    return dict(zip(names, _beliefs(trial), strict=True)) if trial.believed else {}
 
 
 def _disk(disk: Mapping[str, int | None]) -> str:
