@@ -14,7 +14,7 @@ help:
 	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; two hours; CHAOS='--help')"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
-	@echo "make bench-search  the search against its peers on LCBench and FCNet, what of a front is true, how it grows (three hours; each script has --help)"
+	@echo "make bench-search  the search against its peers on LCBench and FCNet, what of a front is true, how it grows, and Ray Tune on SST-2 (seven hours; each script has --help)"
 	@echo "make setup   .venv with everything in it"
 
 STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
@@ -51,12 +51,19 @@ bench: setup
 	$(BIN)/python tests/benchmarks/bench_designs.py $(BENCH)
 	$(BIN)/python tests/benchmarks/bench_data.py
 
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check syne-tune==0.16.0 neural-pipeline-search==0.17.0
+	touch $@
+
 # As many workers as a study here, a small and a large cluster have.
-bench-search: setup
+bench-search: setup .venv-peers/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[bench]'
 	for workers in 4 1 16; do \
-		OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/lcbench.py --workers $$workers --processes 2 || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/lcbench.py --workers $$workers --processes 2 \
+			--peers .venv-peers/bin/python || exit 1; \
 	done
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/tables.py --processes 2
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/believed.py --processes 2
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/scale.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/sst2.py --methods auto/asha front/halving --plot sst2.png

@@ -5,6 +5,8 @@ objective is a size that is known before training. A method's share is the hyper
 that of 243 random configurations trained in full (11.4 % of whose training it may spend): more than 1 is possible for
 those that propose configurations of their own. Reference point: the pool's largest size and its 90 % quantile of error.
 Every task has pools of its own, so that pairs of task and seed are independent, as the intervals take them to be.
+
+With --peers, Syne Tune's MOASHA and NePS's PriMO propose their own points in the same space: see `peers.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from numpy.typing import NDArray
+from peers import PEERS, Peers
 from shares import Method, Problem, Result, best_of, collect, parser, seed_of, show
 
 from search.pareto import MINIMIZE, hypervolume, ranks
@@ -49,7 +52,7 @@ METHODS: Final = {
         for teaching in ("raw", "pruned", "corrected", "model")
     },
 }
-ALL: Final = (SYNCHRONOUS, *METHODS)
+ALL: Final = (SYNCHRONOUS, *METHODS, *PEERS)
 
 
 class Surrogate:
@@ -129,7 +132,41 @@ def spread(values: NDArray[np.float64], layer: NDArray[np.int64]) -> list[int]:
     return [int(layer[index]) for index in order]
 
 
-def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, budget: float) -> list[Result]:
+@cache
+def peers(python: str) -> Peers:
+    """One process of this Python for all that this one has to do."""
+    return Peers(python)
+
+
+def asked(
+    name: str,
+    python: str,
+    space: Mapping[str, Mapping[str, Any]],
+    surrogate: Surrogate,
+    seed: int,
+    workers: int,
+    budget: float,
+) -> tuple[list[tuple[Any, ...]], int, float]:
+    """What a peer trained in full, how many it began, and the milliseconds of each."""
+    log_sizes = [
+        math.log10(size(tuple(space[name][end] for name in NAMES))) for end in ("lower", "upper")
+    ]  # the smallest and the largest that there is
+
+    def point(named: Mapping[str, float]) -> tuple[Any, ...]:
+        return tuple(named[name] for name in NAMES)
+
+    def values(named: Mapping[str, float], epoch: int) -> tuple[float, float]:
+        log_size = math.log10(size(point(named)))
+        return surrogate.curve(point(named))[epoch - 1] / 100, float(np.interp(log_size, log_sizes, (0.0, 1.0)))
+
+    problem = {"space": [space[name] for name in NAMES], "seed": seed, "epochs": EPOCHS, **RUNGS}
+    found = peers(python).search(name, problem, values, workers, budget)
+    return [point(named) for named in found.complete], found.begun, found.ms
+
+
+def run(
+    job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, budget: float, python: str
+) -> list[Result]:
     """All methods on one task with one seed."""
     task, seed = job
     listed = json.loads((data / "config_space.json").read_text())["hyperparameters"]
@@ -149,6 +186,8 @@ def run(job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, 
     for name in methods:
         if name == SYNCHRONOUS:
             trained, proposals, ms = synchronous(pool, surrogate), POOL, 0.0
+        elif name in PEERS:
+            trained, proposals, ms = asked(name, python, space, surrogate, own, workers, budget)
         else:
             problem = Problem(
                 partial(suggest, space=space),
@@ -177,7 +216,13 @@ def main() -> None:
         "--tasks", nargs="+", default=["first16"], help="OpenML's numbers, first16 (the default), others (of the list)"
     )
     arguments.add_argument("--budget", type=float, default=1440, help="epochs; default 1440")
+    arguments.add_argument(
+        "--peers", metavar="PYTHON", help=f"that {' and '.join(PEERS)} are installed for; without it they are left out"
+    )
     given = arguments.parse_args()
+    methods = [method for method in given.methods if given.peers or method not in PEERS]
+    if not methods:
+        sys.exit(f"{' and '.join(given.methods)} need --peers PYTHON: tests/benchmarks/peers.py says what to install")
     if lacking := [name for name in FILES if not (given.data / name).is_file()]:
         sys.exit(f"the surrogate is {', '.join(FILES)} in one folder; {given.data} lacks {', '.join(lacking)}")
     listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
@@ -187,9 +232,11 @@ def main() -> None:
     if unknown := [task for task in tasks if task not in listed[0]["choices"]]:
         sys.exit(f"a task is one of {', '.join(names)}, first16 or others; received {', '.join(unknown)}")
     jobs = [(task, seed) for task in tasks for seed in range(given.seeds)]
-    work = partial(run, data=given.data, methods=given.methods, workers=given.workers, budget=given.budget)
+    work = partial(
+        run, data=given.data, methods=methods, workers=given.workers, budget=given.budget, python=given.peers
+    )
     results = collect(jobs, work, given.processes)
-    show(results, given.methods, best_of(results, [SYNCHRONOUS]), given.format)
+    show(results, methods, best_of(results, [SYNCHRONOUS]), given.format)
 
 
 if __name__ == "__main__":
