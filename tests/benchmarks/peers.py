@@ -47,9 +47,12 @@ class Peers:
     """A process of this Python, for one search after the other."""
 
     def __init__(self, python: str) -> None:
-        self._process = subprocess.Popen(
-            [python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+        except OSError as error:
+            sys.exit(f"the peers need a Python of their own; {error}")
 
     def search(
         self,

@@ -240,7 +240,7 @@ def peer(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[
             run_config=tune.RunConfig(storage_path=scratch, name=_STUDY, verbose=0),
         ).fit()
         found = [(results[index].config or {}, results[index].metrics or {}) for index in range(len(results))]
-    began = min(config["began"] for config, _ in found)
+    began = min(config["began"] for config, _ in found if config)  # one that has not reported has none
     if setting.workers * (time.time() - began) < setting.device_seconds:
         sys.exit("interrupted")  # a Ctrl-C only ends Tune's loop
     return len(found), [
