@@ -120,8 +120,8 @@ class ObjectivesConfig(_Section):
 
 
 class SamplerConfig(_Section):
-    """`auto` is gp up to 300 finished trials and tpe beyond. `teaching`: what Optuna's samplers are told of trials that
-    are not finished, raw, pruned, corrected or model; `front` has a model of its own.
+    """`auto` is front; with a second cost gp up to 300 finished trials and tpe beyond. `teaching`: what Optuna's
+    samplers are told of trials that are not finished, raw, pruned, corrected or model; `front` has a model of its own.
     """
 
     name: str = "auto"
@@ -146,7 +146,7 @@ class SchedulerConfig(_Section):
     it trains at least `least` trials in full, and fills its rungs in so many `waves`.
     """
 
-    name: str = "asha"
+    name: str = "halving"
     eta: float | None = None
     first: float | None = None
     waves: int | None = None

@@ -164,7 +164,8 @@ class Halving(_Geometric):
     It knows the budget: of `trials` so many are trained to each rung as `quotas` says, and at least `least`
     in full, or all where there are fewer. The quotas are filled in `waves`: with one wave every trial reaches
     the first rung before any goes beyond, which is synchronous halving; with many, full scores are known early,
-    from which a sampler learns. None: as many as have eta^rungs trials each.
+    from which a sampler learns. None: as many as have eta^rungs trials each. Where there are several, a small one
+    comes first: of eta trials the best is at once trained in full.
     """
 
     trials: int = 0
@@ -193,6 +194,8 @@ class Halving(_Geometric):
         """
         waves = self.waves or max(1, int(self.trials / self.eta ** len(self.rungs)))
         due = [[-(-quota * wave // waves) for quota in self.quotas] for wave in range(1, waves + 1)]
+        if waves > 1:
+            due.insert(0, [min(math.ceil(self.eta), self.trials), *(1 for _ in self.rungs)])
         return tuple((level, row[level], row[max(level - 1, 0)]) for row in due for level in range(len(row)))
 
     @property

@@ -180,9 +180,9 @@ class Race:
         if len(self._field) < 2:
             return None  # nothing is contested
         index_of = {record.number: index for index, record in enumerate(self._field)}
-        # Those that failed count as if they still ran: they will tell nothing, and are not tried for ever.
-        told_nothing = [index_of[run.number] for run in self._runs.values() if run.measurements is None]
-        index = next_run(self._losses, self._costs, self._belief, told_nothing, most=self._seeds)
+        running = [index_of[run.number] for run in self._runs.values() if not run.over]
+        failed = [index_of[run.number] for run in self._runs.values() if run.failure]
+        index = next_run(self._losses, self._costs, self._belief, running, failed, most=self._seeds)
         if index is None or self._epochs(self._field[index].number) > self.left:
             return None
         record = self._field[index]

@@ -109,6 +109,7 @@ def next_run(
     costs: ArrayLike,
     belief: Belief | None,
     running: Collection[int] = (),
+    failed: Collection[int] = (),
     *,
     most: int,
     sure: float = 0.95,
@@ -117,15 +118,17 @@ def next_run(
 
     The one whose true mean, if it were known a little better, would make the most certain who is on the front: by the
     linear regression of memberships on it (as the knowledge gradient has it for means). At first those members whose
-    lead is the least. A trial is `running` once for each of its seeds that are being trained.
+    lead is the least. A trial is `running` once for each of its seeds that are being trained, and `failed` for each
+    that told nothing.
     """
-    under_way = np.bincount(np.fromiter(running, np.int64, len(running)), minlength=len(losses))
-    seeds = np.array([len(own) for own in losses]) + under_way
-    open_ = seeds <= most
+    known = np.array([len(own) for own in losses])
+    seeds = known + _times(running, len(known))
+    tried = seeds + _times(failed, len(known))
+    open_ = tried <= most
     if (seeds > 1).sum() < _FIRST:
-        first = [index for index in _least_ahead(losses, costs)[:_FIRST] if seeds[index] == 1]
-        if first:
-            return first[0]
+        first = next((index for index in _least_ahead(losses, costs) if tried[index] == 1), None)
+        if first is not None:
+            return first
     if belief is None:
         return None
     probability = belief.probability
@@ -134,9 +137,14 @@ def next_run(
         return None
     apart, member = belief.samples - belief.corrected, belief.on_front[:, contested] - probability[contested]
     covariance = member.T @ apart / len(apart)
-    variance = apart.var(axis=0) * np.array([len(own) for own in losses]) / seeds  # what runs will have told
+    variance = apart.var(axis=0) * known / seeds  # what runs will have told
     gain = np.where(open_, (covariance**2).sum(axis=0) * variance / (variance + belief.noise**2), 0.0)
     return int(gain.argmax()) if gain.max() > 0 else None
+
+
+def _times(numbers: Collection[int], count: int) -> NDArray[np.int64]:
+    """How many times each of 0 to count - 1 is among the numbers."""
+    return np.bincount(np.fromiter(numbers, np.int64, len(numbers)), minlength=count)
 
 
 def _least_ahead(losses: Sequence[Sequence[float]], costs: ArrayLike) -> list[int]:

@@ -53,7 +53,7 @@ SAMPLERS: Final[Mapping[str, Callable[[int, int], BaseSampler]]] = {  # (seed, t
     "tpe": lambda seed, told: TPESampler(seed=seed),
     "nsga2": lambda seed, told: NSGAIISampler(seed=seed, population_size=POPULATION),
     "gp": lambda seed, told: GPSampler(seed=seed, warn_independent_sampling=False),
-    "auto": lambda seed, told: SAMPLERS["gp" if told <= GP_TRIALS else "tpe"](seed, told),
+    "auto": lambda seed, told: SAMPLERS["gp" if told <= GP_TRIALS else "tpe"](seed, told),  # where `front` is none
 }
 FRONT: Final = "front"
 NAMES: Final = (*SAMPLERS, FRONT)
@@ -73,7 +73,7 @@ class Proposer:
     objectives: Objectives
     count: Callable[[Configuration], Mapping[str, float]]
     limits: Mapping[str, float] = field(default_factory=dict)
-    sampler: str = "auto"
+    sampler: str = "auto"  # `front` where it can have these objectives
     seed: int = 0
     teaching: str = "raw"
     _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -87,7 +87,7 @@ class Proposer:
 
     def ask(self, records: Records, origin: Origin) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
-        if self.sampler == FRONT:
+        if self._fronts:
             return self._of_front(records, origin)
         # telling costs about a millisecond a trial, and a random sampler does not listen
         told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits, self.teaching)
@@ -107,8 +107,13 @@ class Proposer:
 
         None where there is no such model, or not yet. `news` replaces what is on record of its trial.
         """
-        belief = self._believed(records, news) if self.sampler == FRONT else None
+        belief = self._believed(records, news) if self._fronts else None
         return belief.most_promising(waiting, taken) if belief else None
+
+    @property
+    def _fronts(self) -> bool:
+        """Whether the sampler is `front`."""
+        return self.sampler == FRONT or (self.sampler == "auto" and len(self.objectives) == 2)
 
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)

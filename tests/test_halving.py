@@ -191,10 +191,13 @@ def test_any_number_of_workers_spends_the_budget_to_the_epoch(workers: int, wave
 
 
 def test_in_waves_the_first_full_score_comes_early() -> None:
-    """With nine waves after a ninth of the trials."""
+    """Of three trials the best is at once trained in full, and then a ninth of all begins, for nine waves."""
     ladder = Ladder(Halving(epochs=52, first=2, trials=243))
-    begun = [number for number in range(243) if ladder_step(ladder, number)]
-    assert len(begun) == 27
+    assert sum(ladder_step(ladder, number) for number in range(243)) == 3
+    for level in (1, 2, 3):
+        assert ladder.next(fresh=True) == 0
+        ladder.know(0, [0.0] * min(level + 1, 3), 0.0, level=level, waits=level < 3, runs=level == 3)
+    assert sum(ladder_step(ladder, number) for number in range(3, 243)) == 27 - 3
 
 
 def ladder_step(ladder: Ladder, number: int) -> bool:

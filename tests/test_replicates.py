@@ -153,6 +153,13 @@ def test_those_that_run_are_as_good_as_there() -> None:
     assert running == [3, 5, 1, 4]  # and then it is to be waited for
 
 
+def test_where_the_first_ones_fail_others_tell_how_much_seeds_matter() -> None:
+    failed = list[int]()
+    while (trial := next_run(LOSSES, COSTS, None, (), failed, most=5)) is not None:
+        failed.append(trial)
+    assert failed == [3, 5, 1, 4, 2, 0]  # all of the front, each once
+
+
 def test_what_is_contested_is_trained_and_what_is_clear_is_not() -> None:
     losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51, 0.5], [0.495, 0.505], [0.3, 0.31]]
     belief = believe(losses, COSTS[:5])

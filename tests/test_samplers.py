@@ -220,7 +220,12 @@ def test_nsga2_breeds_after_its_first_generation(monkeypatch: pytest.MonkeyPatch
     assert max(bred) == samplers.POPULATION
 
 
-def test_auto_is_gp_up_to_some_hundred_trials() -> None:
+def test_auto_is_front_and_with_a_second_cost_gp_up_to_some_hundred_trials() -> None:
+    records = finished(15)
+    assert proposer("auto").ask(records, Origin()) == proposer("front").ask(records, Origin())
+    assert proposer("auto").ask(records, Origin()) != proposer("gp").ask(records, Origin())
+    of_three, gp = (replace(proposer(name), objectives=THREE) for name in ("auto", "gp"))
+    assert of_three.ask(records, Origin()) == gp.ask(records, Origin())
     assert isinstance(SAMPLERS["auto"](0, GP_TRIALS), optuna.samplers.GPSampler)
     assert isinstance(SAMPLERS["auto"](0, GP_TRIALS + 1), optuna.samplers.TPESampler)
 
