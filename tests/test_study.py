@@ -64,6 +64,7 @@ def content(home: Path) -> dict[str, Any]:
         home / "inputs",
         references=["majority", "probe", "head_only", "full"],
         enqueue=["lora:rank=2", "bitfit"],
+        scheduler={"name": "asha"},
         budget={"trials": 6, "epochs": 2},
     )
 
