@@ -557,7 +557,7 @@ class StudyConfig(_Section):
     @classmethod
     def _sampler(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
         if objectives := info.data.get("objectives"):
-            require_fit(value.name, len(objectives.names))
+            require_fit(value.name, len(objectives.names), value.teaching)
         return value
 
     @field_validator("scheduler")

@@ -81,13 +81,13 @@ class Proposer:
     def __post_init__(self) -> None:
         if self.sampler not in NAMES:
             raise ValueError(f"a sampler is one of {', '.join(NAMES)}; received {self.sampler!r}")
-        require_fit(self.sampler, len(self.objectives))
         if self.teaching not in TEACHINGS:
             raise ValueError(f"a teaching is one of {', '.join(TEACHINGS)}; received {self.teaching!r}")
+        require_fit(self.sampler, len(self.objectives), self.teaching)
 
     def ask(self, records: Records, origin: Origin) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
-        if self._fronts:
+        if is_front(self.sampler, len(self.objectives)):
             return self._of_front(records, origin)
         # telling costs about a millisecond a trial, and a random sampler does not listen
         told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits, self.teaching)
@@ -107,13 +107,8 @@ class Proposer:
 
         None where there is no such model, or not yet. `news` replaces what is on record of its trial.
         """
-        belief = self._believed(records, news) if self._fronts else None
+        belief = self._believed(records, news) if is_front(self.sampler, len(self.objectives)) else None
         return belief.most_promising(waiting, taken) if belief else None
-
-    @property
-    def _fronts(self) -> bool:
-        """Whether the sampler is `front`."""
-        return self.sampler == FRONT or (self.sampler == "auto" and len(self.objectives) == 2)
 
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)
@@ -162,8 +157,15 @@ class Proposer:
         return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
 
 
-def require_fit(sampler: str, objectives: int) -> None:
-    """Raises ValueError for a sampler that cannot have so many objectives."""
+def is_front(sampler: str, objectives: int) -> bool:
+    """Whether `front` proposes: where it is named, and as `auto` where it can have so many objectives."""
+    return sampler == FRONT or (sampler == "auto" and objectives == 2)
+
+
+def require_fit(sampler: str, objectives: int, teaching: str = "raw") -> None:
+    """Raises ValueError for a sampler that cannot have so many objectives, or makes nothing of the teaching."""
+    if teaching != "raw" and (sampler == "random" or is_front(sampler, objectives)):
+        raise ValueError(f"a teaching is for tpe, nsga2 and gp; received {sampler!r} with {teaching!r}")
     if sampler == FRONT and objectives > 2:
         others = ", ".join(SAMPLERS)
         raise ValueError(f"the sampler {FRONT} models a score and counts one cost; with a second cost take {others}")

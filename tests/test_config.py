@@ -321,6 +321,14 @@ def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
         load_config({**content, "task": {"name": "words", "paths": {"train": None}}})
 
 
+@pytest.mark.parametrize("sampler", ["auto", "front", "random"])
+def test_what_learns_nothing_from_a_teaching_is_refused_one(tmp_path: Path, sampler: str) -> None:
+    with pytest.raises(ConfigError, match=rf"teaching is for tpe, nsga2 and gp; received '{sampler}' with 'model'"):
+        load_config(study(tmp_path, sampler={"name": sampler, "teaching": "model"}))
+    three = {"score": "accuracy", "cost": "stored_parameters", "second_cost": "seconds"}
+    load_config(study(tmp_path, sampler={"name": "auto", "teaching": "model"}, objectives=three))  # gp and tpe then
+
+
 def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_nothing(tmp_path: Path) -> None:
     given = {"budget": {"trials": 60, "epochs": 9}, "scheduler": {"name": "halving"}}
     rules = [load_config(study(tmp_path, **given, sampler={"name": name})).rule for name in ("random", "tpe")]
