@@ -132,8 +132,8 @@ class Display:
         self.console.print(text, highlight=False, markup=False)
 
     def started(self, record: TrialRecord) -> None:
-        """A trial begins."""
-        self._line(record, "starts")
+        """A trial begins, or goes on from what it has reached."""
+        self._line(record, "goes on" if record.rungs else "starts")
 
     def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
         """A trial passed a milestone."""

@@ -53,6 +53,8 @@ def test_rungs_are_filled_as_the_quotas_say(paused: tuple[Study, str]) -> None:
     assert sum(trial.state is State.COMPLETE for trial in study.trials) == 2
     assert said.count("waits: others are ahead at this rung") >= 4
     assert said.count("stopped early") == 4
+    assert said.count(") starts") == TRIALS + 1  # and the reference
+    assert said.count(") goes on") == said.count(") waits") - 4  # those that were stopped waited too
 
 
 def test_a_promoted_trial_is_trained_as_if_it_had_never_waited(
