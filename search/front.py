@@ -42,7 +42,9 @@ _MOST: Final = 300  # observations that the model stands on
 _FITTED: Final = 120  # of them, those that its hyperparameters are fitted to
 _STEPS: Final = 15  # of that fit
 _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until they are counted
-_CANDIDATES: Final = 400  # drawn anywhere, and as many near the believed front
+_CANDIDATES: Final = 400  # drawn anywhere, as many near the believed front, and as many in each round near the best
+_ROUNDS: Final = 2
+_STARTS: Final = 10  # the best, near which a round looks
 _COUNTED: Final = 8  # of them, the best, whose cost is counted
 _JITTER: Final = 1e-6
 
@@ -448,7 +450,6 @@ def propose(
     """
     encoding = belief.encoding
     rows = np.vstack([encoding.draw(random, _CANDIDATES), encoding.near(random, belief.members(), _CANDIDATES)])
-    mean, deviation = belief.predict(rows)
     everyone = np.column_stack([belief.mean, belief.known.costs])
     front = everyone[non_dominated(everyone, (MINIMIZE, MINIMIZE))]
 
@@ -456,15 +457,28 @@ def propose(
         return log_ehvi(mean, deviation, cost, front, belief.reference)
 
     seen, costs = belief.rows[-_SHOWN:], belief.known.costs[-_SHOWN:]
-    about, _ = Surrogate(encoding.features(seen), costs).predict(encoding.features(rows))
-    order = np.argsort(-gain(mean, deviation, about), kind="stable")[: 4 * _COUNTED]
+    usual = Surrogate(encoding.features(seen), costs)
+
+    def about(rows: _Floats) -> _Floats:
+        return usual.predict(encoding.features(rows))[0]
+
+    def reckoned(rows: _Floats) -> _Floats:
+        return gain(*belief.predict(rows), about(rows))
+
+    gains_ = reckoned(rows)
+    for _ in range(_ROUNDS):
+        near = encoding.near(random, rows[np.argsort(-gains_, kind="stable")[:_STARTS]], _CANDIDATES)
+        rows, kept = np.unique(np.vstack([rows, near]), axis=0, return_index=True)
+        gains_ = np.concatenate([gains_, reckoned(near)])[kept]
+    rows = rows[np.argsort(-gains_, kind="stable")[: 4 * _COUNTED]]
     allowed: list[tuple[float, Mapping[str, Any]]] = []
-    for index in order:
-        point = encoding.point(rows[index])
+    for row in rows:
+        point = encoding.point(row)
         cost = spent(point)
         if cost is not None:
-            own, exact = slice(index, index + 1), np.array([about[index] if math.isnan(cost) else cost])
-            allowed.append((float(gain(mean[own], deviation[own], exact)[0]), point))
+            own = row[None]
+            exact = about(own) if math.isnan(cost) else np.array([cost])
+            allowed.append((float(gain(*belief.predict(own), exact)[0]), point))
         if len(allowed) == _COUNTED:
             break
     return max(allowed, key=lambda each: each[0])[1] if allowed else None
