@@ -465,12 +465,12 @@ def propose(
     def reckoned(rows: _Floats) -> _Floats:
         return gain(*belief.predict(rows), about(rows))
 
-    gains_ = reckoned(rows)
+    expected = reckoned(rows)
     for _ in range(_ROUNDS):
-        near = encoding.near(random, rows[np.argsort(-gains_, kind="stable")[:_STARTS]], _CANDIDATES)
+        near = encoding.near(random, rows[np.argsort(-expected, kind="stable")[:_STARTS]], _CANDIDATES)
         rows, kept = np.unique(np.vstack([rows, near]), axis=0, return_index=True)
-        gains_ = np.concatenate([gains_, reckoned(near)])[kept]
-    rows = rows[np.argsort(-gains_, kind="stable")[: 4 * _COUNTED]]
+        expected = np.concatenate([expected, reckoned(near)])[kept]
+    rows = rows[np.argsort(-expected, kind="stable")[: 4 * _COUNTED]]
     allowed: list[tuple[float, Mapping[str, Any]]] = []
     for row in rows:
         point = encoding.point(row)

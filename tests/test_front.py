@@ -209,6 +209,25 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
         assert small(propose(belief, random, small) or {}) is not None
 
 
+def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
+    records = searched(20)
+    belief = believe(records, records.origin(0).distributions)
+    assert belief is not None
+    space = resolve("unified", OPTIONS, TRAINING)
+    seen = np.column_stack([belief.mean, belief.known.costs])
+
+    def cost(point: Any) -> float:
+        return math.log1p(count(decode(space, point, BACKBONE).configuration)["stored_parameters"] / 1e3)
+
+    def gain(rows: Any) -> Any:
+        costs = np.array([cost(belief.encoding.point(row)) for row in rows])
+        return log_ehvi(*belief.predict(rows), costs, seen, belief.reference)
+
+    drawn = gain(belief.encoding.draw(np.random.default_rng(1), 4_000)).max()
+    proposed = [propose(belief, np.random.default_rng(seed), cost) or {} for seed in range(5)]
+    assert np.median(gain(belief.encoding.rows(proposed))) > drawn
+
+
 def test_a_few_trials_are_not_a_model() -> None:
     records = searched(front.RANDOM - 1)
     assert believe(records, records.origin(0).distributions) is None
