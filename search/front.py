@@ -459,26 +459,25 @@ def propose(
     seen, costs = belief.rows[-_SHOWN:], belief.known.costs[-_SHOWN:]
     usual = Surrogate(encoding.features(seen), costs)
 
-    def about(rows: _Floats) -> _Floats:
-        return usual.predict(encoding.features(rows))[0]
+    def expected(rows: _Floats) -> _Floats:
+        """A row for each: mean, deviation, about what it costs, and the gain by that."""
+        mean, deviation = belief.predict(rows)
+        about, _ = usual.predict(encoding.features(rows))
+        return np.column_stack([mean, deviation, about, gain(mean, deviation, about)])
 
-    def reckoned(rows: _Floats) -> _Floats:
-        return gain(*belief.predict(rows), about(rows))
-
-    expected = reckoned(rows)
+    table = expected(rows)
     for _ in range(_ROUNDS):
-        near = encoding.near(random, rows[np.argsort(-expected, kind="stable")[:_STARTS]], _CANDIDATES)
+        near = encoding.near(random, rows[np.argsort(-table[:, 3], kind="stable")[:_STARTS]], _CANDIDATES)
         rows, kept = np.unique(np.vstack([rows, near]), axis=0, return_index=True)
-        expected = np.concatenate([expected, reckoned(near)])[kept]
-    rows = rows[np.argsort(-expected, kind="stable")[: 4 * _COUNTED]]
+        table = np.vstack([table, expected(near)])[kept]
     allowed: list[tuple[float, Mapping[str, Any]]] = []
-    for row in rows:
-        point = encoding.point(row)
+    for index in np.argsort(-table[:, 3], kind="stable")[: 4 * _COUNTED]:
+        point = encoding.point(rows[index])
         cost = spent(point)
         if cost is not None:
-            own = row[None]
-            exact = about(own) if math.isnan(cost) else np.array([cost])
-            allowed.append((float(gain(*belief.predict(own), exact)[0]), point))
+            mean, deviation, about, _ = table[index, :, None]
+            exact = about if math.isnan(cost) else np.array([cost])
+            allowed.append((float(gain(mean, deviation, exact)[0]), point))
         if len(allowed) == _COUNTED:
             break
     return max(allowed, key=lambda each: each[0])[1] if allowed else None
