@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -97,7 +98,10 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     canonical = design.canonical(backbone.layout)
     found = deltas(canonical, backbone.row, backbone.shapes)
     owned = _owned(canonical, backbone, labels)
-    parts = tuple(_part(m, [d for d in found if d.modification == m], owned) for m in canonical.modifications)
+    of: defaultdict[Modification, list[Delta]] = defaultdict(list)
+    for delta in found:
+        of[delta.modification].append(delta)
+    parts = tuple(_part(m, of[m], owned) for m in canonical.modifications)
     base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
     rest_of_head = head - _size(shape for name, shape in owned.items() if name not in backbone.shapes)
     return Counts(

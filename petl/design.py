@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from itertools import product
@@ -291,11 +291,7 @@ class Modification:
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The layers covered in a stack of `depth`, ascending; what a shallow stack lacks covers nothing there."""
-        if self.layers == "all":
-            return tuple(range(depth))
-        if self.layers.startswith("top "):
-            return tuple(range(max(0, depth - int(self.layers[4:])), depth))
-        return tuple(sorted({number for number in map(int, self.layers.split(",")) if number < depth}))
+        return _numbers(self.layers, depth)
 
     def _layers_wanted(self) -> int:
         """The least depth of a stack that has the layers named."""
@@ -314,14 +310,16 @@ class Modification:
         if deepest and self._layers_wanted() > deepest:
             there = f"the stack has {deepest} layers, 0 to {deepest - 1}"
             raise DesignError(f"{there}; received layers {self.layers!r}")
-        return tuple(self._places(layout))
+        return self._places(layout, self.stacks, self.attentions, self.layers)
 
-    def _places(self, layout: Layout) -> Iterator[tuple[str, int, str]]:
+    def _places(self, layout: Layout, stacks: str, attentions: str, layers: str) -> tuple[tuple[str, int, str], ...]:
+        found: list[tuple[str, int, str]] = []
         for name, stack in layout.items():
-            if self.stacks in ("all", name):
-                attentions = ("",) if self.site in FEED_FORWARD else stack.attentions
-                for layer in self.layers_of(stack.depth):
-                    yield from ((name, layer, kind) for kind in attentions if self.attentions in ("all", kind))
+            if stacks in ("all", name):
+                there = ("",) if self.site in FEED_FORWARD else stack.attentions
+                kinds = [kind for kind in there if attentions in ("all", kind)]
+                found += [(name, layer, kind) for layer in _numbers(layers, stack.depth) for kind in kinds]
+        return tuple(found)
 
     def canonical(self, layout: Layout) -> Modification:
         """The same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
@@ -334,11 +332,11 @@ class Modification:
             ("all", "self", "cross") if self.site not in FEED_FORWARD else ("all",),
             ("all", f"top {len(chosen)}", ",".join(map(str, chosen))) if here else (self.layers,),
         )
-        alike = (
-            replace(self, stacks=stacks, attentions=attentions, layers=layers)
-            for stacks, attentions, layers in spellings
-        )
-        return next((m for m in alike if tuple(m._places(layout)) == here), self)
+        own = (self.stacks, self.attentions, self.layers)
+        stacks, attentions, layers = next((each for each in spellings if self._places(layout, *each) == here), own)
+        if (stacks, attentions, layers) == own:
+            return self
+        return replace(self, stacks=stacks, attentions=attentions, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; fields at their default are left out."""
@@ -385,7 +383,8 @@ class Design:
 
     def canonical(self, layout: Layout) -> Design:
         """The same design with every modification in its one spelling for that layout."""
-        return replace(self, modifications=tuple(m.canonical(layout) for m in self.modifications))
+        parts = tuple(m.canonical(layout) for m in self.modifications)
+        return self if parts == self.modifications else replace(self, modifications=parts)
 
     def folded(self) -> Design:
         """The design of the stored tensors: prefixes as direct keys and values."""
@@ -482,8 +481,16 @@ def _describe(group: Sequence[Modification]) -> str:
     return " ".join(words)
 
 
+def _numbers(layers: str, depth: int) -> tuple[int, ...]:
+    if layers == "all":
+        return tuple(range(depth))
+    if layers.startswith("top "):
+        return tuple(range(max(0, depth - int(layers[4:])), depth))
+    return tuple(sorted({number for number in map(int, layers.split(",")) if number < depth}))
+
+
 def _folded(m: Modification) -> Modification:
-    return replace(m, reparameterisation=0)
+    return replace(m, reparameterisation=0) if m.reparameterisation else m
 
 
 def _canonical(value: Any) -> str:

@@ -1,0 +1,131 @@
+"""What a proposal takes after so many trials, by sampler: the unified space on a model of BERT-base's size, counted.
+
+The trials are random points that halving has stopped, made wait or carried on; their scores are made up, and nothing
+is trained. One thread, with OMP_NUM_THREADS=1. Median, and the slowest, of some proposals after the same trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import tiny
+from transformers import BertConfig
+
+from petl.configuration import Configuration, Training
+from petl.count import count
+from petl.measurements import Measurements
+from search.budget import Budget
+from search.core import Plan, Search
+from search.halving import rule
+from search.objectives import objectives
+from search.record import Origin, Records, TrialRecord
+from search.replay import Clock, replay
+from search.samplers import NAMES, Proposer
+from spaces.space import resolve
+
+EPOCHS: Final = 9.0
+
+
+class Trainings:
+    """Made-up ones: better with size, with diminishing returns, with a learning rate near 1e-3, and with epochs."""
+
+    def __init__(self) -> None:
+        self.backbone = tiny.described(BertConfig())
+        self.space = resolve("unified", {}, Training(epochs=EPOCHS))
+
+    def count(self, configuration: Configuration) -> dict[str, float]:
+        """As a study counts."""
+        return {"stored_parameters": count(configuration.design, self.backbone, 2).stored}
+
+    def score(self, record: TrialRecord, epoch: float) -> float:
+        """What the search is told."""
+        assert record.configuration
+        size = math.log1p(self.count(record.configuration)["stored_parameters"]) / 18
+        rate = abs(math.log10(record.configuration.training.learning_rate / 1e-3))
+        return (0.5 + 0.4 * size - 0.1 * rate) * (1 - 0.3 * math.exp(-epoch))
+
+    def measured(self, record: TrialRecord) -> Measurements:
+        """At the end."""
+        assert record.configuration
+        stored = int(self.count(record.configuration)["stored_parameters"])
+        return Measurements(accuracy=self.score(record, EPOCHS), stored_parameters=stored, epochs=EPOCHS)
+
+    def searched(self, trials: int) -> Records:
+        """So many random trials, by halving."""
+        records, clock = Records.in_memory(), Clock()
+        plan = Plan(
+            space=self.space,
+            backbone=self.backbone,
+            count=self.count,
+            budget=Budget(trials=trials),
+            rule=rule("halving", EPOCHS, trials, eta=3, first=1),
+            sampler="random",
+        )
+        replay(Search(records, plan, clock), self, clock=clock)
+        return records
+
+
+def measure(trainings: Trainings, records: Records, sampler: str, proposals: int) -> dict[str, Any]:
+    """The milliseconds of some proposals, each of a sampler that has seen nothing before."""
+    found = []
+    for seed in range(proposals + 1):
+        proposer = Proposer(
+            space=trainings.space,
+            backbone=trainings.backbone,
+            objectives=objectives("accuracy", "stored_parameters"),
+            count=trainings.count,
+            sampler=sampler,
+            seed=seed,
+        )
+        began = time.perf_counter()
+        proposer.ask(records, Origin())
+        found.append(1000 * (time.perf_counter() - began))
+    found = found[1:]  # the first one imports, and fills caches
+    trials = len(records.all())
+    return {"sampler": sampler, "trials": trials, "ms": round(median(found), 1), "most": round(max(found), 1)}
+
+
+def main() -> None:
+    """The command."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tests/benchmarks/proposals.py --trials 300 --samplers front gp",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("--trials", type=int, nargs="+", default=[60, 300, 1_000], help="default 60 300 1000")
+    arguments.add_argument(
+        "--samplers",
+        nargs="+",
+        default=["front", "gp", "tpe", "nsga2"],
+        choices=NAMES,
+        metavar="SAMPLER",
+        help=f"{', '.join(NAMES)}; default front gp tpe nsga2",
+    )
+    arguments.add_argument("--proposals", type=int, default=15, help="of each; default 15")
+    arguments.add_argument("--format", choices=("text", "json"), default="text", help="json: only a list of rows")
+    given = arguments.parse_args()
+    trainings, rows = Trainings(), []
+    for trials in given.trials:
+        records = trainings.searched(trials)
+        for sampler in given.samplers:
+            row = measure(trainings, records, sampler, given.proposals)
+            rows.append(row)
+            if given.format == "text":
+                print(
+                    f"{sampler:8}{row['trials']:7,} trials {row['ms']:8.1f} ms a proposal, at most {row['most']:.1f}",
+                    flush=True,
+                )
+    if given.format == "json":
+        print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
