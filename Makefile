@@ -14,7 +14,7 @@ help:
 	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; two hours; CHAOS='--help')"
 	@echo "make lint    ruff, and mypy in strict mode"
 	@echo "make bench   what a design costs beside the bare model and peft's LoRA, and the data step (10 minutes; BENCH='--size base')"
-	@echo "make bench-search  the search against its peers on LCBench and FCNet, what of a front is true, how it grows, and Ray Tune on SST-2 (seven hours; each script has --help)"
+	@echo "make bench-search  the search against its peers on LCBench and FCNet, what of a front is true, how it grows, what a proposal takes, and Ray Tune on SST-2 (seven hours; each script has --help)"
 	@echo "make setup   .venv with everything in it"
 
 STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
@@ -66,4 +66,5 @@ bench-search: setup .venv-peers/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/tables.py --processes 2
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/believed.py --processes 2
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/scale.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/proposals.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/sst2.py --methods auto/asha front/halving --plot sst2.png

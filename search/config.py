@@ -31,7 +31,7 @@ from petl.design import DesignError
 from petl.results import PAPER_TASKS, TABLES, results
 from petl.tasks import Task
 from search import address
-from search.halving import Halving, Rule, rule
+from search.halving import Halving, Rule, rule, suited
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
 from search.samplers import NAMES, require_fit
@@ -583,11 +583,8 @@ class StudyConfig(_Section):
 
     @property
     def rule(self) -> Rule | Halving:
-        """The rung rule. A sampler that learns nothing gains nothing by waves: one, unless they are asked for."""
-        scheduler = self.scheduler
-        if scheduler.name == "halving" and scheduler.waves is None and self.sampler.name == "random":
-            scheduler = scheduler.model_copy(update={"waves": 1})
-        return scheduler.rule(self.fixed_training.epochs, self.trials)
+        """The rung rule."""
+        return suited(self.scheduler.rule(self.fixed_training.epochs, self.trials), self.sampler.name)
 
     @property
     def design_seeds(self) -> dict[str, tuple[int, ...]]:

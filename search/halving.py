@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol
 
@@ -316,3 +316,10 @@ def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Ha
         return RULES[name](epochs, **options)
     except TypeError as error:
         raise ValueError(f"scheduler {name}: {error}") from error
+
+
+def suited(chosen: Rule | Halving, sampler: str) -> Rule | Halving:
+    """The rule for this sampler: one that learns nothing gains nothing by waves; one, unless they are asked for."""
+    if isinstance(chosen, Halving) and chosen.waves is None and sampler == "random":
+        return replace(chosen, waves=1)
+    return chosen

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ from petl.untrusted import read_json
 from search.budget import Budget
 from search.core import Plan, Search
 from search.front import Encoding
-from search.halving import Halving, rule
+from search.halving import rule, suited
 from search.objectives import Objectives, objectives
 from search.pareto import hypervolume
 from search.record import Records, State, TrialRecord
@@ -176,16 +176,13 @@ class Table:
     ) -> Outcome:
         """Replays a search. Raises ValueError for a sampler or rule that there is not."""
         epochs = max(row.configuration.training.epochs for row in self.rows)
-        chosen = rule(scheduler, epochs, trials, **options)
-        if isinstance(chosen, Halving) and chosen.waves is None and sampler == "random":
-            chosen = replace(chosen, waves=1)
         records, clock = Records.in_memory(self.names), Clock()
         plan = Plan(
             space=self.space,
             backbone=_NOWHERE,
             count=self.count,
             budget=Budget(trials=trials, concurrent=workers),
-            rule=chosen,
+            rule=suited(rule(scheduler, epochs, trials, **options), sampler),
             sampler=sampler,
             seed=seed,
         )
