@@ -100,7 +100,7 @@ def main() -> None:
         epilog="example: python tests/benchmarks/proposals.py --trials 300 --samplers front gp",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    arguments.add_argument("--trials", type=int, nargs="+", default=[60, 300, 1_000], help="default 60 300 1000")
+    arguments.add_argument("--trials", type=int, nargs="+", default=[60, 300], help="default 60 300")
     arguments.add_argument(
         "--samplers",
         nargs="+",
