@@ -112,6 +112,8 @@ def main() -> None:
     arguments.add_argument("--proposals", type=int, default=15, help="of each; default 15")
     arguments.add_argument("--format", choices=("text", "json"), default="text", help="json: only a list of rows")
     given = arguments.parse_args()
+    if min(given.proposals, *given.trials) < 1:
+        arguments.error(f"trials and proposals are at least 1; received {given.trials} and {given.proposals}")
     trainings, rows = Trainings(), []
     for trials in given.trials:
         records = trainings.searched(trials)
