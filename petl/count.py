@@ -98,10 +98,10 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     canonical = design.canonical(backbone.layout)
     found = deltas(canonical, backbone.row, backbone.shapes)
     owned = _owned(canonical, backbone, labels)
-    of: defaultdict[Modification, list[Delta]] = defaultdict(list)
+    by_part: defaultdict[Modification, list[Delta]] = defaultdict(list)
     for delta in found:
-        of[delta.modification].append(delta)
-    parts = tuple(_part(m, of[m], owned) for m in canonical.modifications)
+        by_part[delta.modification].append(delta)
+    parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
     base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
     rest_of_head = head - _size(shape for name, shape in owned.items() if name not in backbone.shapes)
     return Counts(
