@@ -257,7 +257,7 @@ def parser(description: str, example: str, methods: Sequence[str], seeds: int = 
         description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--seeds", type=int, default=seeds, help=f"how many; default {seeds}")
-    arguments.add_argument("--workers", type=int, default=4, help="simulated ones; default 4")
+    arguments.add_argument("--workers", type=int, default=4, help="simulated ones; default %(default)s")
     arguments.add_argument(
         "--methods", nargs="+", default=list(methods), choices=methods, metavar="METHOD", help=", ".join(methods)
     )
