@@ -7,7 +7,9 @@ most need none. All is pure: losses and costs go in, what is believed of them an
 A trial's true mean has as prior what the scores of trials of about its cost look like without their noise: the
 non-parametric maximum likelihood estimate of that mixture, by a few steps of EM from a flat one (Laird 1978; Efron
 2014, "Two modeling strategies for empirical Bayes estimation"). A trial at the edge of a steep crowd is likely to owe
-its place to luck, one that stands apart is not; what was picked as the best needs no other correction than that.
+its place to luck, one that stands apart is less so. How much a trial's score depends on its seed is known from a few
+others only, and what was picked as the best is often of those that depend the most: so noise has the tails of Student's
+t, the heavier the fewer seeds, and what is believed to be on the front has a second seed before anything is refined.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
+from scipy.stats import f as fisher
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Flags: TypeAlias = NDArray[np.bool_]
@@ -32,8 +35,11 @@ _STEPS: Final = 30  # of EM: fewer leave it flatter
 _NEIGHBOURS: Final = 0.1  # of all trials: the standard deviation in ranks of cost within which trials are alike
 _POSSIBLE: Final = 0.002  # chance of being on the front below which a trial's prior is not worth its time
 _FIRST: Final = 4  # members whose second seeds tell how much seeds matter
+_LIKELY: Final = 0.5  # chance of being on the front from which a trial has a second seed in any case
 _OUTLYING: Final = 12.0  # times the usual variance between seeds
-_DRAWN: Final = 3.0  # degrees of freedom that the usual one is worth beside a trial's own
+_DRAWN: Final = 3.0  # degrees of freedom that the usual one is worth beside a trial's own, where nothing is known
+_FREEDOM: Final = np.geomspace(3.0, 100.0, 16)  # that it may be worth: at the end it is the same for all trials
+_TREND: Final = 2.5  # standard deviation of its logarithm around that of _DRAWN
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,7 @@ def between_seeds(losses: Sequence[Sequence[float]]) -> _Floats | None:
     A few seeds say little of it, so it is drawn to what is usual: the pooled one, in which no trial counts for more
     than a multiple of the median. Some designs are unstable, and those are not the ones that a front is made of.
     """
-    squares = np.array([float(np.var(own)) * len(own) for own in losses])
-    freedom = np.array([len(own) - 1 for own in losses])
+    squares, freedom = _squares(losses)
     if not freedom.any():
         return None
     several = freedom > 0
@@ -76,6 +81,28 @@ def between_seeds(losses: Sequence[Sequence[float]]) -> _Floats | None:
     bounded = np.minimum(variances, _OUTLYING * usual) if usual else variances
     pooled = float(np.average(bounded, weights=weights))
     return np.sqrt((_DRAWN * pooled + squares) / (_DRAWN + freedom))
+
+
+def _squares(losses: Sequence[Sequence[float]]) -> tuple[_Floats, NDArray[np.int64]]:
+    """Of each trial the sum of squares around its mean, and how many of them are free."""
+    return np.array([float(np.var(own)) * len(own) for own in losses]), np.array([len(own) - 1 for own in losses])
+
+
+def alike(losses: Sequence[Sequence[float]]) -> float:
+    """How much alike trials are in how their losses depend on seeds: the degrees of freedom of an inverse chi-square.
+
+    The more, the more alike. Variances of so many seeds are distributed as F then, which tells the most likely one
+    (the model of Smyth 2004, "Linear models and empirical Bayes methods", of which the scale is found by medians).
+    """
+    squares, freedom = _squares(losses)
+    several = (freedom > 0) & (squares > 0)
+    variances, own = squares[several] / freedom[several], freedom[several]
+    trend = -0.5 * ((np.log(_FREEDOM) - np.log(_DRAWN)) / _TREND) ** 2
+    if not several.any():
+        return float(_FREEDOM[trend.argmax()])
+    usual = np.array([np.median(variances / fisher.median(own, free)) for free in _FREEDOM])
+    density = fisher.logpdf(variances / usual[:, None], own, _FREEDOM[:, None]) - np.log(usual)[:, None]
+    return float(_FREEDOM[(density.sum(axis=1) + trend).argmax()])
 
 
 def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Belief | None:
@@ -89,16 +116,16 @@ def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) 
     random, cost = np.random.default_rng(seed), _rows(costs)
     means, counts = np.array([np.mean(own) for own in losses]), np.array([len(own) for own in losses])
     noise = np.maximum(noise, max(1e-9 * float(np.ptp(means)), 1e-300))
-    spread = noise / np.sqrt(counts)
-    samples = means + spread * random.normal(size=(_SAMPLES, len(means)))
+    spread, freedom = noise / np.sqrt(counts), alike(losses) + counts - 1
+    samples = means + spread * random.standard_t(freedom, size=(_SAMPLES, len(means)))
     rank = np.argsort(np.argsort(cost[:, 0], kind="stable"), kind="stable")
     width = max(_NEIGHBOURS * len(means), 1.0)
     for index in np.flatnonzero(_fronts(samples, cost).mean(axis=0) > _POSSIBLE):
         weights = np.exp(-0.5 * ((rank - rank[index]) / width) ** 2)
         near = weights > 0.01
         grid = means[index] + noise[index] * np.linspace(-_BELOW, _ABOVE, _GRID)
-        prior = _prior(np.minimum(means[near], grid[-1]), spread[near], weights[near], grid)
-        posterior = np.cumsum(prior * np.exp(-0.5 * ((means[index] - grid) / spread[index]) ** 2))
+        prior = _prior(np.minimum(means[near], grid[-1]), spread[near], freedom[near], weights[near], grid)
+        posterior = np.cumsum(prior * _density((means[index] - grid) / spread[index], freedom[index]))
         drawn = np.searchsorted(posterior / posterior[-1], random.uniform(size=_SAMPLES))
         samples[:, index] = grid[drawn] + (grid[1] - grid[0]) * random.uniform(-0.5, 0.5, size=_SAMPLES)
     return Belief(samples, _fronts(samples, cost), noise)
@@ -117,9 +144,10 @@ def next_run(
     """Which trial to train with another seed; None where all that can be known within `most` fresh seeds each is.
 
     The one whose true mean, if it were known a little better, would make the most certain who is on the front: by the
-    linear regression of memberships on it (as the knowledge gradient has it for means). At first those members whose
-    lead is the least. A trial is `running` once for each of its seeds that are being trained, and `failed` for each
-    that told nothing.
+    linear regression of memberships on it (as the knowledge gradient has it for means). Before that, those members
+    whose lead is the least, then what is likely, but not certain, to be a member and has shown one seed only: the luck
+    for which it was picked is in all that is said of it. A trial is `running` once for each of its seeds that are being
+    trained, and `failed` for each that told nothing.
     """
     known = np.array([len(own) for own in losses])
     seeds = known + _times(running, len(known))
@@ -132,6 +160,9 @@ def next_run(
     if belief is None:
         return None
     probability = belief.probability
+    alone = np.where((seeds == 1) & open_ & (probability < 1), probability, 0.0)
+    if alone.max() >= _LIKELY:
+        return int(alone.argmax())
     contested = (probability > 1 - sure) & (probability < sure)
     if not (contested & open_).any():
         return None
@@ -159,13 +190,20 @@ def _least_ahead(losses: Sequence[Sequence[float]], costs: ArrayLike) -> list[in
     return sorted(lead, key=lambda index: lead[index])
 
 
-def _prior(means: _Floats, spread: _Floats, weights: _Floats, grid: _Floats) -> _Floats:
+def _prior(means: _Floats, spread: _Floats, freedom: _Floats, weights: _Floats, grid: _Floats) -> _Floats:
     """The weights of the grid's values, of which these means are noisy draws."""
-    likelihood = np.exp(-0.5 * ((means[:, None] - grid) / spread[:, None]) ** 2) / spread[:, None] + 1e-300
+    apart = (means[:, None] - grid) / spread[:, None]
+    likelihood = _density(apart, freedom[:, None]) / spread[:, None] + 1e-300
     prior = np.full(len(grid), 1 / len(grid))
     for _ in range(_STEPS):
         prior = prior * (likelihood.T @ (weights / (likelihood @ prior))) / weights.sum()
     return prior
+
+
+def _density(apart: _Floats, freedom: ArrayLike) -> _Floats:
+    """Student's, up to a factor that the same freedom has in common."""
+    freedom = np.asarray(freedom, dtype=np.float64)
+    return np.asarray((1 + apart**2 / freedom) ** (-(freedom + 1) / 2))
 
 
 def _rows(costs: ArrayLike) -> _Floats:

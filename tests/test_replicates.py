@@ -9,7 +9,7 @@ import pytest
 
 from search import pareto
 from search.pareto import MINIMIZE
-from search.replicates import Belief, _fronts, believe, between_seeds, next_run
+from search.replicates import Belief, _fronts, alike, believe, between_seeds, next_run
 from search.seeds import credible
 
 
@@ -59,6 +59,17 @@ def test_one_unstable_design_says_little_of_the_others() -> None:
     noise = between_seeds(losses)
     assert noise is not None
     assert noise[0] < 0.01 < 1 < noise[4]
+
+
+def test_how_much_alike_trials_are_is_found_from_their_seeds() -> None:
+    """Drawn from the model itself: inverse chi-square variances of 3 degrees of freedom, and all the same."""
+    random = np.random.default_rng(0)
+    unlike = [random.normal(scale=math.sqrt(3 / random.chisquare(3)), size=3).tolist() for _ in range(400)]
+    same = [random.normal(size=3).tolist() for _ in range(400)]
+    assert 2 < alike(unlike) < 5
+    assert alike(same) > 30
+    assert alike([[0.1], [0.2]]) == pytest.approx(3.0, abs=0.1)  # nothing is known
+    assert alike([[1000 * loss for loss in own] for own in unlike]) == alike(unlike)
 
 
 def test_scores_that_do_not_depend_on_the_seed_are_believed() -> None:
@@ -161,7 +172,7 @@ def test_where_the_first_ones_fail_others_tell_how_much_seeds_matter() -> None:
 
 
 def test_what_is_contested_is_trained_and_what_is_clear_is_not() -> None:
-    losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51, 0.5], [0.495, 0.505], [0.3, 0.31]]
+    losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51, 0.5], [0.497, 0.507], [0.3, 0.31]]
     belief = believe(losses, COSTS[:5])
     assert belief is not None
     assert belief.probability[[0, 1, 2, 4]] == pytest.approx(1.0, abs=0.01)
@@ -169,6 +180,17 @@ def test_what_is_contested_is_trained_and_what_is_clear_is_not() -> None:
     assert next_run(losses, COSTS[:5], belief, most=5) == 3
     # with three more of it under way, the one that it is compared with is what is known the least
     assert next_run(losses, COSTS[:5], belief, [3, 3, 3], most=5) == 2
+
+
+def test_what_is_likely_on_the_front_has_a_second_seed_however_clear_it_is() -> None:
+    losses = [[0.9, 0.91], [0.8, 0.79], [0.366, 0.376], [0.7, 0.71], [0.35], [0.3, 0.31]]
+    belief = believe(losses, COSTS[:6])
+    assert belief is not None
+    assert 0.95 < belief.probability[4] < 1
+    assert next_run(losses, COSTS[:6], belief, most=5) == 4
+    assert next_run(losses, COSTS[:6], belief, [4], most=5) is None
+    assert next_run(losses, COSTS[:6], belief, [], [4] * 5, most=5) == 4
+    assert next_run(losses, COSTS[:6], belief, [], [4] * 6, most=5) is None  # it fails always
 
 
 def test_no_seeds_are_spent_where_nothing_is_open() -> None:
