@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from statistics import median
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr, logsumexp
+from scipy.stats import qmc
 
 from search.objectives import ruling
 from search.pareto import MAXIMIZE, MINIMIZE
@@ -38,7 +39,7 @@ from search.record import Records, State, TrialRecord
 _Floats: TypeAlias = NDArray[np.float64]
 _Number: TypeAlias = IntDistribution | FloatDistribution
 
-RANDOM: Final = 10  # points drawn at random before the model is asked
+FIRST: Final = 10  # trials that have shown something before the model is asked
 _MOST: Final = 200  # observations that the model stands on
 _FITTED: Final = 80  # of them, those that its hyperparameters are fitted to
 _STEPS: Final = 15  # of that fit
@@ -46,7 +47,9 @@ _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until t
 _CANDIDATES: Final = 400  # drawn anywhere, as many near the believed front, and as many in each round near the best
 _ROUNDS: Final = 2
 _STARTS: Final = 10  # the best, near which a round looks
-_COUNTED: Final = 8  # of them, the best, whose cost is counted
+_COUNTED: Final = 8  # of them, the best, whose cost is counted; more where none of these is allowed
+_LOOKS: Final = 8  # at most so many times
+_BEYOND: Final = 0.02  # of the range of costs: how far the reference lies beyond the dearest, so that it counts too
 _JITTER: Final = 1e-6
 
 
@@ -95,6 +98,15 @@ class Encoding:
         step = np.clip(table + random.normal(scale=0.2, size=table.shape), 0.0, 1.0)
         anew = random.uniform(size=table.shape) * self._ends
         return self._snapped(np.where(moved, np.where(self._categorical, anew, step), table))
+
+    def along(self, row: _Floats, column: int) -> _Floats:
+        """Rows that differ from this one in one dimension: at its ends and its thirds, or all its categories."""
+        distribution = list(self.distributions.values())[column]
+        categories = isinstance(distribution, CategoricalDistribution)
+        places = np.arange(self._ends[column]) if categories else np.linspace(0.0, 1.0, 4)
+        table = np.repeat(row[None], len(places), axis=0)
+        table[:, column] = places
+        return self._snapped(table)
 
     def features(self, rows: _Floats) -> _Floats:
         """What the model sees: a category as one of several columns, so that all differ alike."""
@@ -353,10 +365,10 @@ def _known(records: Records, news: TrialRecord | None) -> _Known:
 class Belief:
     """What the model makes of the trials of a study; see `believe`."""
 
-    def __init__(self, known: _Known, encoding: Encoding) -> None:
+    def __init__(self, known: _Known, encoding: Encoding, dearest: float) -> None:
         self.known, self.encoding = known, encoding
         self.rows = encoding.rows(known.coordinates)
-        kept = sorted(known.observations, key=lambda each: (-each.share, -each.trial))[:_MOST]
+        kept = _telling(known)
         kept.sort(key=lambda each: (each.trial, each.share))
         shares = np.array([each.share for each in kept])
         self._first = math.log(shares.min())
@@ -375,7 +387,9 @@ class Belief:
         under_way = self.rows[running[-_MOST:]]
         self.model = model.with_believed(self._inputs(under_way, np.ones(len(under_way))))
         self.mean, self.deviation = self.predict(self.rows)
-        self.reference = (float(np.quantile(values, 0.9)), float(known.costs.max()) + 1e-9)
+        dearest = max(dearest, float(known.costs.max()))
+        beyond = _BEYOND * (dearest - float(known.costs.min())) or 1.0
+        self.reference = (float(np.quantile(values, 0.9)), dearest + beyond)
 
     def predict(self, rows: _Floats) -> tuple[_Floats, _Floats]:
         """The loss at full epochs, scaled, and its standard deviation."""
@@ -389,12 +403,12 @@ class Belief:
     def most_promising(self, waiting: Collection[int], taken: Collection[int]) -> int | None:
         """Of the trials that wait the one that is expected to add most to what those that were `taken` come to.
 
-        None where the model does not know them all.
+        None where the model does not know all of those that wait: a design from outside the space has no coordinates.
         """
         place = {record.number: index for index, record in enumerate(self.known.records)}
-        if not place.keys() >= {*waiting, *taken}:
+        if not place.keys() >= set(waiting):
             return None
-        own, there = ([place[number] for number in sorted(numbers)] for numbers in (waiting, taken))
+        own, there = ([place[number] for number in sorted(numbers) if number in place] for numbers in (waiting, taken))
         front = np.column_stack([self.mean, self.known.costs])[there]
         gain = log_ehvi(self.mean[own], self.deviation[own], self.known.costs[own], front, self.reference)
         return sorted(waiting)[int(np.argmax(gain))]
@@ -412,6 +426,17 @@ class Belief:
         """What the trials are believed to come to, in the unit of their losses."""
         values = np.where(self.mean > 0, np.expm1(np.maximum(self.mean, 0.0)), self.mean)
         return values * self._spread + self._middle
+
+
+def _telling(known: _Known) -> list[_Observation]:
+    """The observations that the model stands on: those of the front in full, then the longest and latest."""
+    full = [each for each in known.observations if each.share > 1 - 1e-6]
+    values = np.array([(each.loss, known.costs[each.trial]) for each in full]).reshape(-1, 2)
+    first = {full[index].trial for index in np.flatnonzero(non_dominated(values, (MINIMIZE, MINIMIZE)))}
+    return sorted(
+        known.observations,
+        key=lambda each: (each.share <= 1 - 1e-6 or each.trial not in first, -each.share, -each.trial),
+    )[:_MOST]
 
 
 def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
@@ -448,22 +473,69 @@ def dimensions(records: Records) -> dict[str, BaseDistribution]:
 
 
 def believe(
-    records: Records, distributions: Mapping[str, BaseDistribution], news: TrialRecord | None = None
+    records: Records,
+    distributions: Mapping[str, BaseDistribution],
+    news: TrialRecord | None = None,
+    dearest: float = -math.inf,
 ) -> Belief | None:
-    """What is believed of a study's trials, once RANDOM of them have shown something. `news` is not on record yet."""
+    """What is believed of a study's trials, once FIRST of them have shown something. `news` is not on record yet.
+
+    `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials.
+    """
     known = _known(records, news)
-    if len({each.trial for each in known.observations}) < RANDOM:
+    if len({each.trial for each in known.observations}) < FIRST:
         return None
-    return Belief(known, Encoding(distributions))
+    return Belief(known, Encoding(distributions), dearest)
+
+
+def share_of_cost(index: int) -> float:
+    """How far the first points go along the cost axis: 0, 1/2, 1/4, 3/4, 1/8 ... (van der Corput's sequence)."""
+    return float(qmc.Halton(1, scramble=False).fast_forward(index).random()[0, 0])
+
+
+def toward(
+    target: float,
+    start: Mapping[str, Any],
+    encoding: Encoding,
+    random: np.random.Generator,
+    cost: Callable[[Mapping[str, Any]], float | None],
+) -> Mapping[str, Any]:
+    """Coordinates of about this cost, which differ from the start no more than that takes.
+
+    One dimension after the other, in a random order, moves to where the cost comes nearest; none does that the cost
+    does not depend on. Points at random cost about the same, near the most that there is: where a design has several
+    parts, none of them is small. The cost is None for coordinates that the space does not hold.
+    """
+    row = encoding.rows([start])[0]
+    found = cost(start)
+    apart = math.inf if found is None else abs(found - target)
+    for column in random.permutation(len(row)):
+        for moved in encoding.along(row, int(column)):
+            found = cost(encoding.point(moved))
+            if found is not None and abs(found - target) < apart - 1e-9:
+                row, apart = moved, abs(found - target)
+    return encoding.point(row)
+
+
+class Counted(NamedTuple):
+    """What is known of coordinates before training: the cost, as a sampler sees it, and whether to propose them.
+
+    The cost is NaN where only training tells, or the space does not hold them.
+    """
+
+    cost: float
+    allowed: bool
 
 
 def propose(
-    belief: Belief, random: np.random.Generator, spent: Callable[[Mapping[str, Any]], float | None]
+    belief: Belief,
+    random: np.random.Generator,
+    count: Callable[[Mapping[str, Any]], Counted],
+    limit: float = math.inf,
 ) -> Mapping[str, Any] | None:
-    """The coordinates of the largest expected gain.
+    """The coordinates of the largest expected gain; None where none of those that were counted is allowed.
 
-    `spent` counts the cost, as a sampler sees it, of coordinates: NaN where only training tells, None where they
-    are not to be proposed.
+    `limit` is on the cost, as a sampler sees it: what is expected to lie beyond it is not counted.
     """
     encoding = belief.encoding
     rows = np.vstack([encoding.draw(random, _CANDIDATES), encoding.near(random, belief.members(), _CANDIDATES)])
@@ -471,10 +543,10 @@ def propose(
     front = everyone[non_dominated(everyone, (MINIMIZE, MINIMIZE))]
 
     def gain(mean: _Floats, deviation: _Floats, cost: _Floats) -> _Floats:
-        return log_ehvi(mean, deviation, cost, front, belief.reference)
+        return np.where(cost > limit, -np.inf, log_ehvi(mean, deviation, cost, front, belief.reference))
 
-    seen, costs = belief.rows[-_SHOWN:], belief.known.costs[-_SHOWN:]
-    usual = Surrogate(encoding.features(seen), costs)
+    inputs, costs = encoding.features(belief.rows[-_SHOWN:]), belief.known.costs[-_SHOWN:]
+    usual = Surrogate(inputs, costs)
 
     def expected(rows: _Floats) -> _Floats:
         """A row for each: mean, deviation, about what it costs, and the gain by that."""
@@ -488,14 +560,22 @@ def propose(
         rows, table = np.vstack([rows, near]), np.vstack([table, expected(near)])
         kept = list({row.tobytes(): index for index, row in enumerate(rows)}.values())  # those that differ
         rows, table = rows[kept], table[kept]
-    allowed: list[tuple[float, Mapping[str, Any]]] = []
-    for index in np.argsort(-table[:, 3], kind="stable")[: 4 * _COUNTED]:
-        point = encoding.point(rows[index])
-        cost = spent(point)
-        if cost is not None:
-            mean, deviation, about, _ = table[index, :, None]
-            exact = about if math.isnan(cost) else np.array([cost])
-            allowed.append((float(gain(mean, deviation, exact)[0]), point))
-        if len(allowed) == _COUNTED:
-            break
-    return max(allowed, key=lambda each: each[0])[1] if allowed else None
+    mean, deviation, about, gained = table.T
+    left = np.ones(len(rows), dtype=np.bool_)
+    for _ in range(_LOOKS):
+        best = [index for index in np.argsort(-gained, kind="stable") if left[index]][:_COUNTED]
+        left[best] = False
+        points = [encoding.point(rows[index]) for index in best]
+        counted = [count(point) for point in points]
+        exact = np.array([each.cost for each in counted])
+        gained[best] = gain(mean[best], deviation[best], np.where(np.isnan(exact), about[best], exact))
+        allowed = [place for place, each in enumerate(counted) if each.allowed]
+        if allowed:
+            return points[max(allowed, key=lambda place: gained[best[place]])]
+        # These are not where they were thought to be: with them, the others' costs are expected anew.
+        known = ~np.isnan(exact)
+        inputs, costs = np.vstack([inputs, encoding.features(rows[best])[known]]), np.append(costs, exact[known])
+        usual = Surrogate(inputs, costs, parameters=usual.parameters)
+        about = usual.predict(encoding.features(rows))[0]
+        gained = gain(mean, deviation, about)
+    return None

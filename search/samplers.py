@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
 ASIDES: Final = 100  # the latest, that a sampler is told: enough to learn a limit from, and bounded
+COVERING: Final = 8  # first points of `front`, the last at about a hundredth of the first one's cost, in logarithms
+DEAREST: Final = 30  # points at random that tell about the largest cost
 DRAWN: Final = 200  # at random for one proposal of `front`, before one outside the limits is proposed
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
@@ -113,37 +115,83 @@ class Proposer:
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)
         if self._latest.get("key") != key:
-            self._latest.update(key=key, belief=front.believe(records, front.dimensions(records), news))
-        belief: front.Belief | None = self._latest["belief"]
-        return belief
+            belief = front.believe(records, front.dimensions(records), news, self._dearest)
+            self._latest.update(key=key, belief=belief)
+        latest: front.Belief | None = self._latest["belief"]
+        return latest
 
     def _of_front(self, records: Records, origin: Origin) -> Point:
-        """The point of the largest expected gain, new and within the limits; a random such one at first."""
-        cost = self.objectives[1]
+        """The point of the largest expected gain, new and within the limits; at first one of `_covering`."""
+        random = np.random.default_rng(self._seed(records, origin))
         there = {record.configuration.key for record in records.all() if record.configuration and not record.reference}
 
-        def spent(coordinates: Mapping[str, Any]) -> float | None:
+        def count(coordinates: Mapping[str, Any]) -> front.Counted:
             try:
                 configuration = decode(self.space, coordinates, self.backbone).configuration
             except SpaceError:  # of a space that branches: it asks for more here than it has shown yet
-                return None
-            counts = self.count(configuration)
-            if configuration.key in there or any(above > 0 for above in excess(counts, self.limits).values()):
-                return None
-            return cost.seen(counts[cost.name]) if cost.known else math.nan
+                return front.Counted(math.nan, False)
+            within = all(above <= 0 for above in excess(self.count(configuration), self.limits).values())
+            return front.Counted(self._seen(configuration), within and configuration.key not in there)
 
         if belief := self._believed(records):
-            found = front.propose(belief, np.random.default_rng(self._seed(records, origin)), spent)
+            found = front.propose(belief, random, count, self._limit)
             if found is not None:
                 return decode(self.space, found, self.backbone)
-        drawn = self.draw(records, origin, DRAWN)
+        covering = self._covering(records, origin, random, count) if self._cost.known else iter(())
+        drawn = chain(covering, self.draw(records, origin, DRAWN))
         first = next(drawn)
-        return next((one for one in chain([first], drawn) if spent(one.coordinates) is not None), first)
+        return next((one for one in chain([first], drawn) if count(one.coordinates).allowed), first)
+
+    def _covering(
+        self,
+        records: Records,
+        origin: Origin,
+        random: np.random.Generator,
+        count: Callable[[Mapping[str, Any]], front.Counted],
+    ) -> Iterator[Point]:
+        """Random points, moved so that the trials cover the axis of the cost, which is known before training.
+
+        Where one is not to be had the next one is at half its cost: so one within the limits is found.
+        """
+        covered = [record for record in records.all() if records.origin(record.number).coordinates and not record.name]
+        share = front.share_of_cost(len(covered) + len(origin.asides))
+        for start in self.draw(records, origin, COVERING):
+            encoding = front.Encoding(start.distributions)
+            found = front.toward(share * self._dearest, start.coordinates, encoding, random, lambda at: count(at).cost)
+            yield decode(self.space, found, self.backbone)
+            share /= 2
+
+    @property
+    def _cost(self) -> Objective:
+        return self.objectives[1]
+
+    @property
+    def _limit(self) -> float:
+        """On the cost, as a sampler sees it."""
+        return self._cost.seen(self.limits.get(self._cost.name, math.inf))
+
+    @property
+    def _dearest(self) -> float:
+        """About the largest cost that the space has within the limit, as a sampler sees it; -inf if unknown."""
+        if not self._cost.known:
+            return -math.inf
+        if "dearest" not in self._latest:
+            drawn = self._drawn(self.seed, DEAREST)
+            self._latest["dearest"] = min(self._limit, max(self._seen(each.configuration) for each in drawn))
+        dearest: float = self._latest["dearest"]
+        return dearest
+
+    def _seen(self, configuration: Configuration) -> float:
+        """The cost as a sampler sees it; NaN where only training tells."""
+        return self._cost.seen(self.count(configuration)[self._cost.name]) if self._cost.known else math.nan
 
     def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""
+        return self._drawn(self._seed(records, origin), count)
+
+    def _drawn(self, seed: int, count: int) -> Iterator[Point]:
         with quiet():
-            study = optuna.create_study(sampler=RandomSampler(seed=self._seed(records, origin)))
+            study = optuna.create_study(sampler=RandomSampler(seed=seed))
         for _ in range(count):
             with quiet():
                 trial = study.ask()

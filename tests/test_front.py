@@ -14,12 +14,15 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from test_core import BACKBONE, OPTIONS, TRAINING, count, measured, plan, score
 
+from petl.configuration import Configuration
 from petl.measurements import Measurements
+from petl.presets import parse
 from search import front
 from search.budget import Budget
-from search.core import Search, Start
-from search.front import Encoding, Surrogate, believe, log_ehvi, log_improvement, propose
+from search.core import Enqueued, Search, Start
+from search.front import Counted, Encoding, Surrogate, believe, log_ehvi, log_improvement, propose
 from search.halving import Halving
+from search.pareto import front as non_dominated
 from search.pareto import hypervolume
 from search.record import Records, State
 from search.replay import Clock, replay
@@ -198,15 +201,105 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
     records, random = searched(12, limits={"stored_parameters": 800.0}), np.random.default_rng(0)
     belief = believe(records, records.origin(0).distributions)
     assert belief is not None
-    assert propose(belief, random, lambda point: None) is None
+    assert propose(belief, random, lambda point: Counted(1.0, False)) is None
     space = resolve("unified", OPTIONS, TRAINING)
 
-    def small(point: Any) -> float | None:
+    def small(point: Any) -> Counted:
         stored = count(decode(space, point, BACKBONE).configuration)["stored_parameters"]
-        return math.log1p(stored / 1e3) if stored <= 800 else None
+        return Counted(math.log1p(stored / 1e3), stored <= 800)
 
     for _ in range(5):
-        assert small(propose(belief, random, small) or {}) is not None
+        assert small(propose(belief, random, small) or {}).allowed
+
+
+def costs(records: Records) -> list[float]:
+    """Of the trials, as a sampler sees them."""
+    return [math.log1p(records.origin(record.number).counts["stored_parameters"] / 1e3) for record in records.all()]
+
+
+def test_the_first_points_cover_the_cost() -> None:
+    """They are at 0, 1/2, 1/4, 3/4 ... of it, as far as there are such points; random ones are hardly ever cheap."""
+    for seed in range(3):
+        found = costs(searched(front.FIRST, sampler="front", seed=seed))
+        dearest = max(costs(searched(30, seed=seed)))
+        wanted = [dearest * share for share in (0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8, 1 / 16, 9 / 16)]
+        assert np.abs(np.subtract(found, wanted)).max() < 0.15 * dearest
+        assert found[0] == 0.0
+        cheap = [
+            sum(cost < 0.2 * dearest for cost in each) for each in (found, costs(searched(front.FIRST, seed=seed)))
+        ]
+        assert cheap[0] == 3 > cheap[1] + 1
+
+
+def test_a_point_is_moved_no_more_than_its_cost_takes() -> None:
+    encoding = Encoding(DISTRIBUTIONS)
+
+    def cost(point: Any) -> float | None:
+        return None if point["layers"] == 3 else point["units"] * (2.0 if point["form"] == "a" else 1.0)
+
+    starts = [point for point in map(encoding.point, encoding.draw(np.random.default_rng(0), 20)) if cost(point)]
+    for seed, start in enumerate(starts):
+        moved = front.toward(16.0, start, encoding, np.random.default_rng(seed), cost)
+        assert cost(moved) == 16.0
+        free = set(DISTRIBUTIONS) - {"units", "form", "layers"}
+        assert {name: moved[name] for name in free} == pytest.approx({name: start[name] for name in free})
+
+
+def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
+    """Where better ones may be, and only as far as they are of interest."""
+    records = searched(12, limits={"stored_parameters": 800.0})
+    space, there = resolve("unified", OPTIONS, TRAINING), max(costs(records))
+
+    def free(point: Any) -> Counted:
+        stored = count(decode(space, point, BACKBONE).configuration)["stored_parameters"]
+        return Counted(math.log1p(stored / 1e3), True)
+
+    for dearest, beyond in ((-math.inf, False), (2 * there, True)):
+        belief = believe(records, front.dimensions(records), dearest=dearest)
+        assert belief is not None
+        found = [free(propose(belief, np.random.default_rng(seed), free) or {}).cost for seed in range(5)]
+        assert (max(found) > 1.1 * there) is beyond
+
+
+def test_a_limit_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a limit that most points break, proposals are the model's: few come to nothing."""
+    proposed: list[Any] = []
+
+    def spy(*given: Any) -> Any:
+        proposed.append(propose(*given))
+        return proposed[-1]
+
+    monkeypatch.setattr(front, "propose", spy)
+    for seed in range(2):
+        records = searched(60, sampler="front", seed=seed, limits={"stored_parameters": 600.0})
+        assert max(costs(records)) <= math.log1p(0.6)
+    assert len(proposed) >= 2 * (60 - front.FIRST)
+    assert sum(each is None for each in proposed) <= 0.02 * len(proposed)
+
+
+def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
+    """However long ago it was trained."""
+    records = searched(60, sampler="front")
+    values = [
+        (record.measurements.accuracy, cost)
+        for record, cost in zip(records.all(), costs(records), strict=True)
+        if record.measurements
+    ]
+    members = np.flatnonzero(non_dominated(values, ("maximize", "minimize")))
+    told = front._telling(front._known(records, None))
+    assert min(members) < 30
+    assert {each.trial for each in told[: len(members)]} == set(members.tolist())
+    assert [each.trial for each in told[len(members) :]] == sorted(set(range(60)) - set(members.tolist()), reverse=True)
+
+
+def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting() -> None:
+    other = Enqueued("houlsby:size=10", Configuration(parse("houlsby:size=10"), TRAINING))
+    rule = Halving(epochs=3, eta=3, first=1, trials=36, waves=1)
+    records = searched(36, rule=rule, enqueued=[other])
+    belief = believe(records, front.dimensions(records))
+    assert belief is not None
+    assert belief.most_promising([4, 5, 6], [0, 7]) == belief.most_promising([4, 5, 6], [7])
+    assert belief.most_promising([0, 5, 6], [7]) is None
 
 
 def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
@@ -224,10 +317,13 @@ def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
         return log_ehvi(*belief.predict(rows), costs, seen, belief.reference)
 
     drawn = gain(belief.encoding.draw(np.random.default_rng(1), 4_000)).max()
-    proposed = [propose(belief, np.random.default_rng(seed), cost) or {} for seed in range(5)]
+    proposed = [
+        propose(belief, np.random.default_rng(seed), lambda point: Counted(cost(point), True)) or {}
+        for seed in range(5)
+    ]
     assert np.median(gain(belief.encoding.rows(proposed))) > drawn
 
 
 def test_a_few_trials_are_not_a_model() -> None:
-    records = searched(front.RANDOM - 1)
+    records = searched(front.FIRST - 1)
     assert believe(records, records.origin(0).distributions) is None
