@@ -189,8 +189,8 @@ def test_what_is_likely_on_the_front_has_a_second_seed_however_clear_it_is() -> 
     assert 0.95 < belief.probability[4] < 1
     assert next_run(losses, COSTS[:6], belief, most=5) == 4
     assert next_run(losses, COSTS[:6], belief, [4], most=5) is None
-    assert next_run(losses, COSTS[:6], belief, [], [4] * 5, most=5) == 4
-    assert next_run(losses, COSTS[:6], belief, [], [4] * 6, most=5) is None  # it fails always
+    assert next_run(losses, COSTS[:6], belief, [], [4] * 4, most=5) == 4
+    assert next_run(losses, COSTS[:6], belief, [], [4] * 5, most=5) is None  # it fails always
 
 
 def test_no_seeds_are_spent_where_nothing_is_open() -> None:
