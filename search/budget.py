@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from search.record import Records
 
+KEPT_EVERY: Final = 60.0  # seconds after which the time that a study has taken is on record again
 _DEVICE_SECONDS: Final = "device_seconds"
 
 
@@ -39,7 +40,8 @@ class Budget:
 class Meter:
     """The time that a study has taken, over all searches of its records.
 
-    `clock` tells the seconds that the study has run.
+    `clock` tells the seconds that the study has run. What trials held since it was last on record, a minute at most,
+    is lost with a driver that is killed.
     """
 
     def __init__(self, budget: Budget, records: Records, clock: Callable[[], float] | None = None) -> None:
@@ -48,7 +50,7 @@ class Meter:
         self._clock = clock or (lambda: time.monotonic() - began)
         self._running = 0
         self._device_seconds = float(records.info(_DEVICE_SECONDS, 0.0))
-        self._ticked = self._clock()
+        self._ticked = self._kept = self._clock()
 
     def runs(self, trials: int) -> None:
         """So many trials hold devices from now on."""
@@ -57,6 +59,7 @@ class Meter:
 
     def keep(self) -> None:
         """Puts it on record."""
+        self._kept = self._clock()
         self._records.set_info(_DEVICE_SECONDS, self.device_hours * 3600)
 
     @property
@@ -69,12 +72,14 @@ class Meter:
     def spent(self) -> str:
         """Which hard limit is reached, in words; "" for none."""
         if self._clock() >= self._budget.hours * 3600:
-            return f"{self._budget.hours:g} hours"
+            return f"{self._budget.hours:.3g} hours"
         if self.device_hours >= self._budget.device_hours:
-            return f"{self._budget.device_hours:g} device-hours"
+            return f"{self._budget.device_hours:.3g} device-hours"
         return ""
 
     def _tick(self) -> None:
         now = self._clock()
         self._device_seconds += self._running * self._budget.devices * (now - self._ticked)
         self._ticked = now
+        if now - self._kept >= KEPT_EVERY:
+            self.keep()

@@ -404,6 +404,8 @@ def replay(
     seeds: Annotated[int, typer.Option(help="Searches of each kind.", min=1)] = 5,
     eta: Annotated[float | None, typer.Option(help="Of the schedulers that have rungs.")] = None,
     first: Annotated[float | None, typer.Option(help="Their first rung, in epochs.")] = None,
+    waves: Annotated[int | None, typer.Option(help="Of halving: in how many its rungs are filled.")] = None,
+    least: Annotated[int | None, typer.Option(help="Of halving: how many trials at least are trained in full.")] = None,
     format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
 ) -> None:
     """Compare settings on what a finished study has shown, without training.
@@ -417,7 +419,8 @@ def replay(
     from search.table import Table
 
     table = Table.read(file)
-    options = {name: value for name, value in (("eta", eta), ("first", first)) if value is not None}
+    given = {"eta": eta, "first": first, "waves": waves, "least": least}
+    options = {name: value for name, value in given.items() if value is not None}
     rows = compare(
         table,
         samplers or ["random", "tpe", "front" if len(table.names) == 2 else "nsga2"],

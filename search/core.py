@@ -165,7 +165,7 @@ class Search:
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
         self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
         self._ladder = Ladder(plan.rule) if isinstance(plan.rule, Halving) else None
-        self._closed: list[int] = []  # that could not be promoted any more, since `take_closed` was called last
+        self._closed: list[int] = []  # that were ended without a worker, since `take_closed` was called last
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
         self._lacking = lacking
@@ -180,6 +180,7 @@ class Search:
                     self._resumable.append(record.number)
                 else:  # it was told to stop, and the driver did not live to see it end
                     self.finish(record.number, stopped=True)
+                    self._closed.append(record.number)
         self._close_hopeless()
 
     @property
@@ -280,7 +281,10 @@ class Search:
         self.meter.keep()
 
     def take_closed(self) -> list[TrialRecord]:
-        """The trials that waited and were ended since this was asked last: all that go on were chosen."""
+        """The trials that were ended here since this was asked last: no worker tells of them.
+
+        They waited, and all that go on were chosen; or an earlier driver had told them to stop.
+        """
         closed, self._closed = self._closed, []
         return [self.records.get(number) for number in closed]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol
 
@@ -23,6 +23,7 @@ import numpy as np
 from search.pareto import MINIMIZE, ranks
 
 _BOTH: Final = (MINIMIZE, MINIMIZE)
+_LEAST_ETA: Final = 1.1  # nearer to 1 there would be no end of rungs
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class _Geometric:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs is positive; received {self.epochs}")
-        if not (math.isfinite(self.eta) and self.eta > 1):
-            raise ValueError(f"eta is greater than 1; received {self.eta}")
+        if not _LEAST_ETA <= self.eta < math.inf:
+            raise ValueError(f"eta is at least {_LEAST_ETA}; received {self.eta}")
         if not 0 < self.first < math.inf:
             raise ValueError(f"first, the first rung in epochs, is positive; received {self.first}")
 
@@ -291,14 +292,8 @@ class Ladder:
         return best(list(at.values()), taken).number if found is None else found
 
 
-def _none(epochs: float, **options: Any) -> Rule:
-    if options:
-        raise ValueError(f"scheduler none takes no options; received {', '.join(options)}")
-    return Never()
-
-
-RULES: Final[Mapping[str, Callable[..., Rule | Halving]]] = {
-    "none": _none,
+RULES: Final[Mapping[str, type[Never | Asha | ParetoAsha | Dominated | Halving]]] = {
+    "none": Never,
     "asha": Asha,
     "pareto-asha": ParetoAsha,
     "dominated": Dominated,
@@ -306,16 +301,20 @@ RULES: Final[Mapping[str, Callable[..., Rule | Halving]]] = {
 }
 
 
-def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Halving:
-    """The rule of this name for `trials` trials of `epochs` epochs. Raises ValueError for what it does not take."""
+def takes(name: str) -> tuple[str, ...]:
+    """The options of the rule of this name. Raises ValueError where there is no such rule."""
     if name not in RULES:
         raise ValueError(f"a scheduler is one of {', '.join(RULES)}; received {name!r}")
-    if RULES[name] is Halving:
-        options["trials"] = trials
-    try:
-        return RULES[name](epochs, **options)
-    except TypeError as error:
-        raise ValueError(f"scheduler {name}: {error}") from error
+    return tuple(each.name for each in fields(RULES[name]) if each.name not in ("epochs", "trials"))
+
+
+def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Halving:
+    """The rule of this name for `trials` trials of `epochs` epochs. Raises ValueError for what it does not take."""
+    taken = takes(name)
+    if unknown := [option for option in options if option not in taken]:
+        raise ValueError(f"scheduler {name} takes {', '.join(taken) or 'no options'}; received {', '.join(unknown)}")
+    known: dict[str, Any] = {"epochs": epochs, "trials": trials}
+    return RULES[name](**{each.name: known[each.name] for each in fields(RULES[name]) if each.name in known}, **options)
 
 
 def suited(chosen: Rule | Halving, sampler: str) -> Rule | Halving:

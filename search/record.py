@@ -165,6 +165,8 @@ class Records:
     @classmethod
     def open_study(cls, url: str, name: str, guard: Callable[[], None] | None = None) -> Records:
         """An existing study. Raises RecordsError where there is none of that name."""
+        if not _is_there(url):
+            raise RecordsError(f"there is no study {name!r}; there are: none")
         storage = _storage(url)
         with _answering(url):
             study_id = _study_id(storage, name)

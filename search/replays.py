@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import track
 
-from search.halving import RULES
+from search.halving import RULES, rule, takes
 from search.report import add, console, new_table, say
 from search.samplers import NAMES, require_fit
 from search.table import Table, TableError
@@ -24,13 +24,21 @@ def compare(
     seeds: int,
     options: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """A row for each pair: means over the seeds, the best share first. Raises TableError for what there is not."""
+    """A row for each pair: means over the seeds, the best share first. Each scheduler has the `options` that it takes.
+
+    Raises TableError for what there is not, and for an option that none of the schedulers takes.
+    """
     for role, given, there in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
         if unknown := [name for name in given if name not in there]:
             raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
+    taken = {each: {name: options[name] for name in takes(each) if name in options} for each in schedulers}
+    if unused := options.keys() - {name for own in taken.values() for name in own}:
+        raise TableError(f"none of {', '.join(schedulers)} takes {', '.join(sorted(unused))}")
     try:
         for sampler in samplers:
             require_fit(sampler, len(table.names))
+        for scheduler, own in taken.items():
+            rule(scheduler, table.epochs, trials, **own)
     except ValueError as error:
         raise TableError(str(error)) from None
     pairs = [(sampler, scheduler) for scheduler in schedulers for sampler in samplers]
@@ -43,7 +51,7 @@ def compare(
                 trials=trials,
                 workers=workers,
                 seed=seed,
-                options={} if scheduler == "none" else options,
+                options=taken[scheduler],
             )
             for seed in range(seeds)
         ]

@@ -30,7 +30,7 @@ from petl.design import Design
 from search import cluster, report
 from search.address import bare, masked, sqlite_file, whole, whole_again
 from search.attempt import Workload
-from search.budget import Budget, Meter
+from search.budget import KEPT_EVERY, Budget, Meter
 from search.config import StudyConfig, load_config
 from search.core import Enqueued, Plan, Search
 from search.database import driving, is_postgresql
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved, in MLflow
 _JOURNAL: Final = "journal"  # in the study's folder
-_KEPT_EVERY: Final = 60.0  # seconds after which the time that a study has searched is on record again
 _BRIEFLY: Final = 10.0  # seconds for MLflow to hear of it that a run ends before its time
 _CHANGEABLE: Final = ("budget", "replicates", "resources")  # sections that a resume may set anew, but for:
 _MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
@@ -358,13 +357,16 @@ def _search(
 ) -> None:
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     resolved, score = records.info("resolved"), config.objectives.score
-    publisher.everything()
-    display.say(_headline(config, resolved, display.at_once))
     with _stopwatch(records) as clock:
         search = Search(records, _plan(config, resolved), clock, room.lacking)
+        publisher.everything()  # after the search has ended what cannot go on
+        display.say(_headline(config, resolved, display.at_once))
         if not search.done:
-            with display.showing():
-                run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
+            try:
+                with display.showing():
+                    run_trials(Bridge(search, (publisher, display), score), workload, config.resources)
+            finally:
+                search.meter.keep()
         if not search.done:
             raise KeyboardInterrupt
         if search.note:
@@ -375,12 +377,14 @@ def _search(
                 f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
                 "a resume with more goes on"
             )
-        if config.replicates.seeds and not search.meter.spent:
+        if config.replicates.seeds and search.meter.spent:
+            display.say(f"no replicates: the budget of {search.meter.spent} is spent; a resume with more trains them")
+        elif config.replicates.seeds:
             _race(config, search, workload, publisher, display, room)
         if config.budget.most_device_hours < math.inf:
             price = config.budget.price_per_device_hour
-            cost = f", {price * search.meter.device_hours:.2f} of money" if price else ""
-            display.say(f"trials have held devices for {search.meter.device_hours:.2f} hours{cost}")
+            cost = f", {price * search.meter.device_hours:.3g} of money" if price else ""
+            display.say(f"trials have held devices for {search.meter.device_hours:.3g} hours{cost}")
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")
@@ -409,8 +413,11 @@ def _race(
             f"replicates: up to {config.replicates.seeds} fresh seeds for trials that are contested, "
             f"{race.left:.3g} epochs together at most"
         )
-        with display.replicating(lambda: race.runs):
-            run_trials(RaceBridge(race, (publisher, display)), workload, config.resources)
+        try:
+            with display.replicating(lambda: race.runs):
+                run_trials(RaceBridge(race, (publisher, display)), workload, config.resources)
+        finally:
+            race.meter.keep()
     if not race.done:
         raise KeyboardInterrupt
     beliefs = race.conclude()
@@ -459,7 +466,7 @@ def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
     def clock() -> float:
         nonlocal kept
         now = time.monotonic()
-        if now - kept >= _KEPT_EVERY:
+        if now - kept >= KEPT_EVERY:
             kept = now
             records.set_info("seconds", before + now - began)
         return before + now - began

@@ -81,7 +81,14 @@ class Table:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise TableError(f"a table has at least one trial that was trained in full; study {self.study!r} has none")
+            raise TableError(
+                "a table has at least one trial that was trained in full and is of a space, not of a list of designs; "
+                f"study {self.study!r} has none"
+            )
+        score = objectives(*self.names)[0]
+        for index, row in enumerate(self.rows):
+            if not row.curve or score.value(row.measurements) is None:
+                raise TableError(f"each row of a table has a curve and a measured {score.name}; row {index} has not")
 
     @classmethod
     def of(cls, study: str, records: Records) -> Table:
@@ -100,7 +107,7 @@ class Table:
         return cls(study, tuple(each.name for each in records.objectives), dimensions, rows)
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """As JSON. Raises TableError where the file cannot be written."""
         content = {
             "format": _FORMAT,
             "study": self.study,
@@ -117,7 +124,10 @@ class Table:
                 for row in self.rows
             ],
         }
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        try:
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise TableError(f"{path} cannot be written: {error.strerror}") from None
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -137,9 +147,10 @@ class Table:
                 )
                 for row in data["rows"]
             ]
-            names = tuple(data["objectives"])
-            objectives(*names)
-            return cls(data["study"], names, dimensions, rows)
+            table = cls(data["study"], tuple(data["objectives"]), dimensions, rows)
+            if not (dimensions and table._features.size):
+                raise ValueError("without dimensions")
+            return table
         except OSError as error:
             raise TableError(f"{path} cannot be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -148,6 +159,11 @@ class Table:
             raise TableError(
                 f"{path} is not a table of `petl-search export-table`: {type(error).__name__} {error}"
             ) from None
+
+    @property
+    def epochs(self) -> float:
+        """What a trial is trained for."""
+        return max(row.configuration.training.epochs for row in self.rows)
 
     # --- a replayed search's view of it ---
 
@@ -175,14 +191,13 @@ class Table:
         self, *, sampler: str, scheduler: str, trials: int, workers: int, seed: int, options: Mapping[str, Any]
     ) -> Outcome:
         """Replays a search. Raises ValueError for a sampler or rule that there is not."""
-        epochs = max(row.configuration.training.epochs for row in self.rows)
         records, clock = Records.in_memory(self.names), Clock()
         plan = Plan(
             space=self.space,
             backbone=_NOWHERE,
             count=self.count,
             budget=Budget(trials=trials, concurrent=workers),
-            rule=suited(rule(scheduler, epochs, trials, **options), sampler),
+            rule=suited(rule(scheduler, self.epochs, trials, **options), sampler),
             sampler=sampler,
             seed=seed,
         )

@@ -23,7 +23,7 @@ from spaces.space import encode
 if TYPE_CHECKING:
     from search.query import Study, Trial
 
-MOST: Final = 5  # trials, and at most a fifth of the budget
+MOST: Final = 5  # trials, and at most a fifth of the budget, but one in any case
 
 
 def prior(
@@ -45,7 +45,7 @@ def prior(
     chosen: dict[str, dict[str, Any]] = {}
     turns = zip_longest(*([(study.name, trial) for trial in _covering(study)] for study in studies))
     for name, trial in filter(None, chain.from_iterable(turns)):
-        if len(chosen) >= min(MOST, trials // 5):
+        if len(chosen) >= min(MOST, max(1, trials // 5)):
             break
         before = trial.configuration
         assert before is not None  # of a member of a front

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
         load_config(study(tmp_path), ["budget.trials"])
     with pytest.raises(ConfigError, match="study is a value, not a section"):
         load_config(study(tmp_path), ["study.name=x"])
+
+
+def test_money_buys_device_hours(tmp_path: Path) -> None:
+    """Of two limits the lower one holds."""
+    bought = load_config(study(tmp_path), ["budget.money=3", "budget.price_per_device_hour=2"])
+    assert bought.budget.most_device_hours == 1.5
+    assert load_config(study(tmp_path)).budget.most_device_hours == math.inf
+    less = ["budget.money=3", "budget.price_per_device_hour=2", "budget.device_hours=0.5"]
+    assert load_config(study(tmp_path), less).budget.most_device_hours == 0.5
+    for settings, message in (
+        (["budget.money=3"], "money needs a price_per_device_hour; received money 3 alone"),
+        (["budget.money=-3", "budget.price_per_device_hour=2"], r"budget.money: .*greater than 0"),
+        (["budget.money=3", "budget.price_per_device_hour=0"], r"budget.price_per_device_hour: .*greater than 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(study(tmp_path), settings)
 
 
 def test_zero_stage_is_one_of_four(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -246,10 +247,11 @@ def test_none_has_no_rungs() -> None:
         ("halving", {"waves": 0}, "waves is at least 1; received 0"),
         ("halving", {"least": -1}, "least is at least 0; received -1"),
         ("hyperband", {}, "one of none, asha, .*; received 'hyperband'"),
-        ("asha", {"eta": 1}, "eta is greater than 1; received 1"),
+        ("asha", {"eta": 1}, "eta is at least 1.1; received 1"),
+        ("halving", {"eta": math.nan}, "eta is at least 1.1; received nan"),
         ("asha", {"first": 0}, "first rung in epochs, is positive; received 0"),
-        ("asha", {"grace": 2}, "scheduler asha: .*grace"),
-        ("none", {"eta": 3}, "takes no options; received eta"),
+        ("asha", {"grace": 2, "waves": 3}, "scheduler asha takes eta, first; received grace, waves"),
+        ("none", {"eta": 3}, "scheduler none takes no options; received eta"),
     ],
 )
 def test_errors_say_the_rule(name: str, options: dict[str, float], message: str) -> None:

@@ -13,11 +13,18 @@ from petl.design import Design
 from petl.measurements import Measurements
 from search.budget import Budget
 from search.core import Decision, Search
-from search.halving import Asha, Halving, Never, Rule
+from search.halving import Asha, Dominated, Halving, Never, ParetoAsha, Rule
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, Event, replay
 
-RULES = (Never(), Asha(epochs=3, eta=2), Halving(epochs=3, eta=2, trials=8, least=2))
+RULES = (
+    Never(),
+    Asha(epochs=3, eta=2),
+    ParetoAsha(epochs=3, eta=2),
+    Dominated(epochs=3, eta=2),
+    Halving(epochs=3, eta=2, trials=8, least=2),
+)
+NAMES = ("none", "asha", "pareto-asha", "dominated", "halving")
 
 
 class Slower:
@@ -62,7 +69,7 @@ def test_of_those_that_arrive_together_the_one_begun_first_is_first() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-@pytest.mark.parametrize("rule", RULES, ids=["none", "asha", "halving"])
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_one_worker_is_a_plain_loop(rule: Rule | Halving, sampler: str) -> None:
     plain, chosen = Records.in_memory(), {"rule": rule, "sampler": sampler, "budget": Budget(trials=8)}
     run(Search(plain, plan(**chosen)))
@@ -106,7 +113,7 @@ def test_no_more_epochs_are_trained_than_allowed(workers: int) -> None:
     assert any(record.state is State.RUNNING for record in records.all())
 
 
-@pytest.mark.parametrize("rule", RULES, ids=["none", "asha", "halving"])
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @pytest.mark.parametrize("workers", [1, 4])
 def test_it_is_a_function_of_seed_and_workers_and_survives_restarts(rule: Rule | Halving, workers: int) -> None:
     """A limit cuts it anywhere; another search over the same records, with one worker, goes on as the first would."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from search.budget import Budget
 from search.cli import app
 from search.core import Search, Start
 from search.pareto import hypervolume
-from search.record import Records
+from search.record import Records, RecordsError
 from search.table import Table, TableError
 from spaces.space import decode, resolve
 
@@ -112,11 +114,64 @@ def test_wrong_inputs_are_said(table: Table, tmp_path: Path) -> None:
         Table.read(tmp_path / "gone.json")
     with pytest.raises(TableError, match="study 'empty' has none"):
         Table.of("empty", Records.in_memory())
+    with pytest.raises(TableError, match="cannot be written: No such file"):
+        table.write(tmp_path / "no" / "such" / "table.json")
+    with pytest.raises(TableError, match="cannot be written: Is a directory"):
+        table.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["rows"][3].update(curve=[]), "a curve and a measured accuracy; row 3 has not"),
+        (lambda data: data["rows"][2]["measurements"].pop("accuracy"), "a measured accuracy; row 2 has not"),
+        (lambda data: data["rows"][0]["coordinates"].update({"ffn.insertion": "sideways"}), "not a table"),
+        (lambda data: data.update(dimensions={}), "not a table .*without dimensions"),
+        (lambda data: data.update(objectives=["accuracy", "beauty"]), "not a table"),
+    ],
+)
+def test_tables_that_no_search_could_use_are_refused(
+    table: Table, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
     file = tmp_path / "table.json"
     table.write(file)
-    refused = CliRunner().invoke(app, ["replay", str(file), "--scheduler", "hyperband"])
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    with pytest.raises(TableError, match=message):
+        Table.read(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--scheduler hyperband", "a scheduler is one of none, asha"),
+        ("--sampler grid", "a sampler is one of random"),
+        ("--eta 0.5", "eta is at least 1.1; received 0.5"),
+        ("--eta nan", "eta is at least 1.1; received nan"),
+        ("--first 0", "is positive; received 0"),
+        ("--waves 0", "waves is at least 1; received 0"),
+        ("--scheduler none --scheduler asha --waves 2", "none of none, asha takes waves"),
+    ],
+)
+def test_wrong_settings_of_a_replay_are_said(table: Table, tmp_path: Path, options: str, message: str) -> None:
+    file = tmp_path / "table.json"
+    table.write(file)
+    refused = CliRunner().invoke(app, ["replay", str(file), *options.split()])
     assert isinstance(refused.exception, TableError)
-    assert "a scheduler is one of none, asha" in str(refused.exception)
+    assert message in str(refused.exception)
+
+
+def test_options_of_halving_are_replayed(table: Table, tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    table.write(file)
+    asked = ["replay", str(file), "--sampler", "random", "--trials", "12", "--seeds", "1", "--format", "json"]
+    asked += ["--scheduler", "halving", "--scheduler", "none"]
+    full = [
+        {row["scheduler"]: row["full"] for row in json.loads(CliRunner().invoke(app, [*asked, *more]).output)}
+        for more in (["--least", "2"], ["--least", "9"])
+    ]
+    assert full == [{"halving": 4, "none": 12}, {"halving": 9, "none": 12}]
 
 
 def test_a_study_is_exported_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +181,11 @@ def test_a_study_is_exported_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 0, done.output
     assert "30 trials in" in done.output
     assert len(Table.read(tmp_path / "kept.json").rows) == TRIALS
+    monkeypatch.setenv("PETL_SEARCH_DATABASE", f"sqlite:///{tmp_path}/none.db")
+    refused = CliRunner().invoke(app, ["export-table", "kept", str(tmp_path / "kept.json")])
+    assert isinstance(refused.exception, RecordsError)
+    assert "there is no study 'kept'" in str(refused.exception)
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_table_of_three_objectives(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from numpy.typing import NDArray
 from peers import PEERS, Peers
-from shares import Method, Problem, Result, best_of, collect, parser, seed_of, show
+from shares import Method, Problem, Result, best_of, collect, kept, parser, seed_of, show
 
 from search.pareto import MINIMIZE, hypervolume, ranks
 
@@ -165,7 +165,13 @@ def asked(
 
 
 def run(
-    job: tuple[str, int], data: Path, methods: Sequence[str], workers: int, budget: float, python: str
+    job: tuple[str, int],
+    data: Path,
+    methods: Sequence[str],
+    workers: int,
+    budget: float,
+    python: str,
+    folder: Path | None,
 ) -> list[Result]:
     """All methods on one task with one seed."""
     task, seed = job
@@ -182,8 +188,9 @@ def run(
         max(math.log10(size(point)) for point in pool),
         float(np.quantile([surrogate.curve(point)[-1] for point in pool], 0.9)),
     )
-    whole, results = volume(pool), []
-    for name in methods:
+    whole = volume(pool)
+
+    def searched(name: str) -> Result:
         if name == SYNCHRONOUS:
             trained, proposals, ms = synchronous(pool, surrogate), POOL, 0.0
         elif name in PEERS:
@@ -198,7 +205,12 @@ def run(
             )
             records, ms = problem.search(METHODS[name], own, workers, budget, pool)
             trained, proposals = problem.complete(records), len(records.all())
-        results.append(Result(name, task, seed, volume(trained) / whole, proposals, ms))
+        return Result(name, task, seed, volume(trained) / whole, proposals, ms)
+
+    results = []
+    for name in methods:
+        file = folder and folder / f"{name.replace(' ', '-')}-{task}-{seed}.json"
+        results.append(Result(*kept(file, {"workers": workers, "budget": budget}, partial(searched, name))))
     return results
 
 
@@ -219,6 +231,7 @@ def main() -> None:
     arguments.add_argument(
         "--peers", metavar="PYTHON", help=f"that {' and '.join(PEERS)} are installed for; without it they are left out"
     )
+    arguments.add_argument("--out", type=Path, help="a folder that keeps finished searches, for a run that goes on")
     given = arguments.parse_args()
     methods = [method for method in given.methods if given.peers or method not in PEERS]
     if not methods:
@@ -231,9 +244,15 @@ def main() -> None:
     tasks = [task for name in given.tasks for task in sets.get(name, [name])]
     if unknown := [task for task in tasks if task not in listed[0]["choices"]]:
         sys.exit(f"a task is one of {', '.join(names)}, first16 or others; received {', '.join(unknown)}")
-    jobs = [(task, seed) for task in tasks for seed in range(given.seeds)]
+    jobs = [(task, seed) for seed in range(given.seeds) for task in tasks]
     work = partial(
-        run, data=given.data, methods=methods, workers=given.workers, budget=given.budget, python=given.peers
+        run,
+        data=given.data,
+        methods=methods,
+        workers=given.workers,
+        budget=given.budget,
+        python=given.peers,
+        folder=given.out,
     )
     results = collect(jobs, work, given.processes)
     show(results, methods, best_of(results, [SYNCHRONOUS]), given.format)

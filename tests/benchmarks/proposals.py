@@ -2,6 +2,7 @@
 
 The trials are random points that halving has stopped, made wait or carried on; their scores are made up, and nothing
 is trained. One thread, with OMP_NUM_THREADS=1. Median, and the slowest, of some proposals after the same trials.
+With a --limit on stored parameters, how many of the proposals lie within it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ EPOCHS: Final = 9.0
 class Trainings:
     """Made-up ones: better with size, with diminishing returns, with a learning rate near 1e-3, and with epochs."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float) -> None:
+        self.limits = {"stored_parameters": limit}
         self.backbone = tiny.described(BertConfig())
         self.space = resolve("unified", {}, Training(epochs=EPOCHS))
 
@@ -67,6 +69,7 @@ class Trainings:
             count=self.count,
             budget=Budget(trials=trials),
             rule=rule("halving", EPOCHS, trials, eta=3, first=1),
+            limits=self.limits,
             sampler="random",
         )
         replay(Search(records, plan, clock), self, clock=clock)
@@ -75,22 +78,30 @@ class Trainings:
 
 def measure(trainings: Trainings, records: Records, sampler: str, proposals: int) -> dict[str, Any]:
     """The milliseconds of some proposals, each of a sampler that has seen nothing before."""
-    found = []
+    found, within = [], 0
     for seed in range(proposals + 1):
         proposer = Proposer(
             space=trainings.space,
             backbone=trainings.backbone,
             objectives=objectives("accuracy", "stored_parameters"),
             count=trainings.count,
+            limits=trainings.limits,
             sampler=sampler,
             seed=seed,
         )
         began = time.perf_counter()
-        proposer.ask(records, Origin())
+        proposed = proposer.ask(records, Origin())
         found.append(1000 * (time.perf_counter() - began))
+        within += trainings.count(proposed.configuration)["stored_parameters"] <= trainings.limits["stored_parameters"]
     found = found[1:]  # the first one imports, and fills caches
     trials = len(records.all())
-    return {"sampler": sampler, "trials": trials, "ms": round(median(found), 1), "most": round(max(found), 1)}
+    return {
+        "sampler": sampler,
+        "trials": trials,
+        "ms": round(median(found), 1),
+        "most": round(max(found), 1),
+        "within": round(within / (proposals + 1), 3),
+    }
 
 
 def main() -> None:
@@ -109,22 +120,21 @@ def main() -> None:
         metavar="SAMPLER",
         help=f"{', '.join(NAMES)}; default front gp tpe nsga2",
     )
+    arguments.add_argument("--limit", type=float, default=math.inf, help="on stored parameters; default none")
     arguments.add_argument("--proposals", type=int, default=15, help="of each; default 15")
     arguments.add_argument("--format", choices=("text", "json"), default="text", help="json: only a list of rows")
     given = arguments.parse_args()
     if min(given.proposals, *given.trials) < 1:
         arguments.error(f"trials and proposals are at least 1; received {given.trials} and {given.proposals}")
-    trainings, rows = Trainings(), []
+    trainings, rows = Trainings(given.limit), []
     for trials in given.trials:
         records = trainings.searched(trials)
         for sampler in given.samplers:
             row = measure(trainings, records, sampler, given.proposals)
             rows.append(row)
             if given.format == "text":
-                print(
-                    f"{sampler:8}{row['trials']:7,} trials {row['ms']:8.1f} ms a proposal, at most {row['most']:.1f}",
-                    flush=True,
-                )
+                line = f"{sampler:8}{row['trials']:7,} trials {row['ms']:8.1f} ms a proposal, at most {row['most']:.1f}"
+                print(line + (f", {row['within']:.0%} within" if given.limit < math.inf else ""), flush=True)
     if given.format == "json":
         print(json.dumps(rows, indent=1))
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -178,6 +179,26 @@ def collect(jobs: Sequence[Any], run: Callable[[Any], list[R]], processes: int) 
             for future in as_completed([pool.submit(run, job) for job in jobs]):
                 take(future.result())
     return results
+
+
+def kept(file: Path | None, setting: Mapping[str, Any], found: Callable[[], Any]) -> Any:
+    """What JSON has of a search in this file, from an earlier call; else what is `found` now, which is left there.
+
+    So a benchmark of hours can be interrupted and goes on. It knows nothing of the code that is measured: files of
+    what has changed since are to be removed. Exits where the file is of another setting.
+    """
+    if file and file.exists():
+        content = json.loads(file.read_text())
+        if content["setting"] != setting:
+            sys.exit(f"{file} is of another setting, {content['setting']}; give another --out, or remove it")
+        return content["found"]
+    result = found()
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({"setting": setting, "found": result}, indent=1))
+        part.rename(file)
+    return result
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

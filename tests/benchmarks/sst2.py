@@ -31,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shares import interval
+from shares import interval, kept
 
 from petl import backbones, tasks
 from petl.backbones import Backbone
@@ -324,25 +324,11 @@ def measure(setting: Setting, method: str, seed: int) -> Curve:
         return Curve(method, seed, trials, count(Design(), backbone).base, scored)
 
 
-def kept(setting: Setting, method: str, seed: int, folder: Path | None) -> Curve:
-    """The search of an earlier call if `folder` has it, else a new one, which is left there.
-
-    Exits where the folder has it of another setting.
-    """
+def searched(setting: Setting, method: str, seed: int, folder: Path | None) -> Curve:
+    """The search of an earlier call if `folder` has it, else a new one, which is left there."""
     file = folder and folder / f"{method.replace('/', '-')}-{seed}.json"
-    if file and file.exists():
-        content = json.loads(file.read_text())
-        if content["setting"] != asdict(setting):
-            sys.exit(f"{file} is of another setting, {content['setting']}; give another --out, or remove it")
-        curve = content["curve"]
-        return Curve(**{**curve, "trained": [Trained(**trial) for trial in curve["trained"]]})
-    curve = measure(setting, method, seed)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({"setting": asdict(setting), "curve": asdict(curve)}, indent=1))
-        part.rename(file)
-    return curve
+    curve = kept(file, asdict(setting), lambda: asdict(measure(setting, method, seed)))
+    return Curve(**{**curve, "trained": [Trained(**trial) for trial in curve["trained"]]})
 
 
 def reached(times: np.ndarray, volumes: np.ndarray, volume: float) -> float | None:
@@ -547,7 +533,7 @@ def main() -> None:
     for seed in range(given.seeds):
         for method in methods:
             began = time.monotonic()
-            curves.append(curve := kept(setting, method, seed, given.out))
+            curves.append(curve := searched(setting, method, seed, given.out))
             spent = time.monotonic() - began
             line = f"{method}, seed {seed}: {len(curve.trained)} of {curve.trials} trained in full, {spent:.0f} s"
             print(line, file=sys.stderr, flush=True)
