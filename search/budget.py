@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from search.naming import cost_text
+
 if TYPE_CHECKING:
     from search.record import Records
 
@@ -54,7 +56,7 @@ class Meter:
 
     def runs(self, trials: int) -> None:
         """So many trials hold devices from now on."""
-        self._tick()
+        self.tick()
         self._running = trials
 
     def keep(self) -> None:
@@ -65,19 +67,20 @@ class Meter:
     @property
     def device_hours(self) -> float:
         """What the trials have held devices for."""
-        self._tick()
+        self.tick()
         return self._device_seconds / 3600
 
     @property
     def spent(self) -> str:
         """Which hard limit is reached, in words; "" for none."""
         if self._clock() >= self._budget.hours * 3600:
-            return f"{self._budget.hours:.3g} hours"
+            return f"{cost_text(self._budget.hours)} hours"
         if self.device_hours >= self._budget.device_hours:
-            return f"{self._budget.device_hours:.3g} device-hours"
+            return f"{cost_text(self._budget.device_hours)} device-hours"
         return ""
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """To be called whenever something happens, so that time is on record even where nothing ends."""
         now = self._clock()
         self._device_seconds += self._running * self._budget.devices * (now - self._ticked)
         self._ticked = now

@@ -212,6 +212,7 @@ class Search:
 
         Raises SearchError where the space holds nothing within the limits.
         """
+        self.meter.tick()
         if free_workers < 1 or len(self._active) >= self.plan.budget.concurrent:
             return WAIT if self._active or self._open() else DONE
         if not self._open():

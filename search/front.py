@@ -29,7 +29,6 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr, logsumexp
-from scipy.stats import qmc
 
 from search.objectives import ruling
 from search.pareto import MAXIMIZE, MINIMIZE
@@ -47,9 +46,10 @@ _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until t
 _CANDIDATES: Final = 400  # drawn anywhere, as many near the believed front, and as many in each round near the best
 _ROUNDS: Final = 2
 _STARTS: Final = 10  # the best, near which a round looks
-_COUNTED: Final = 8  # of them, the best, whose cost is counted; more where none of these is allowed
+_COUNTED: Final = 8  # of them, the best, that are counted; more where none of these is allowed
 _LOOKS: Final = 8  # at most so many times
 _BEYOND: Final = 0.02  # of the range of costs: how far the reference lies beyond the dearest, so that it counts too
+_FAR: Final = 1e9  # below any logarithm of a gain
 _JITTER: Final = 1e-6
 
 
@@ -400,18 +400,20 @@ class Belief:
         values = np.column_stack([self.mean, self.known.costs])
         return self.rows[non_dominated(values, (MINIMIZE, MINIMIZE))]
 
-    def most_promising(self, waiting: Collection[int], taken: Collection[int]) -> int | None:
+    def most_promising(self, waiting: Collection[int], taken: Collection[int], first: int) -> int:
         """Of the trials that wait the one that is expected to add most to what those that were `taken` come to.
 
-        None where the model does not know all of those that wait: a design from outside the space has no coordinates.
+        It is `first`, the one that scores alone would have, where the model does not know that one: a design from
+        outside the space has no coordinates.
         """
         place = {record.number: index for index, record in enumerate(self.known.records)}
-        if not place.keys() >= set(waiting):
-            return None
-        own, there = ([place[number] for number in sorted(numbers) if number in place] for numbers in (waiting, taken))
-        front = np.column_stack([self.mean, self.known.costs])[there]
+        if first not in place:
+            return first
+        known, there = ([number for number in sorted(numbers) if number in place] for numbers in (waiting, taken))
+        own = [place[number] for number in known]
+        front = np.column_stack([self.mean, self.known.costs])[[place[number] for number in there]]
         gain = log_ehvi(self.mean[own], self.deviation[own], self.known.costs[own], front, self.reference)
-        return sorted(waiting)[int(np.argmax(gain))]
+        return known[int(np.argmax(gain))]
 
     def _inputs(self, rows: _Floats, shares: _Floats) -> _Floats:
         time = np.log(shares) / self._first if self._first < 0 else np.zeros(len(shares))
@@ -490,7 +492,7 @@ def believe(
 
 def share_of_cost(index: int) -> float:
     """How far the first points go along the cost axis: 0, 1/2, 1/4, 3/4, 1/8 ... (van der Corput's sequence)."""
-    return float(qmc.Halton(1, scramble=False).fast_forward(index).random()[0, 0])
+    return float(int(f"{index:b}"[::-1], 2) / 2 ** index.bit_length())
 
 
 def toward(
@@ -498,61 +500,79 @@ def toward(
     start: Mapping[str, Any],
     encoding: Encoding,
     random: np.random.Generator,
-    cost: Callable[[Mapping[str, Any]], float | None],
+    cost: Callable[[Mapping[str, Any]], float],
 ) -> Mapping[str, Any]:
     """Coordinates of about this cost, which differ from the start no more than that takes.
 
     One dimension after the other, in a random order, moves to where the cost comes nearest; none does that the cost
-    does not depend on. Points at random cost about the same, near the most that there is: where a design has several
-    parts, none of them is small. The cost is None for coordinates that the space does not hold.
+    does not depend on. The cost is NaN for coordinates that the space does not hold.
     """
+
+    def distance(row: _Floats) -> float:
+        found = cost(encoding.point(row))
+        return math.inf if math.isnan(found) else abs(found - target)
+
     row = encoding.rows([start])[0]
-    found = cost(start)
-    apart = math.inf if found is None else abs(found - target)
+    apart = distance(row)
     for column in random.permutation(len(row)):
+        if apart <= _JITTER:
+            break
         for moved in encoding.along(row, int(column)):
-            found = cost(encoding.point(moved))
-            if found is not None and abs(found - target) < apart - 1e-9:
-                row, apart = moved, abs(found - target)
+            if (nearer := distance(moved)) < apart - _JITTER:
+                row, apart = moved, nearer
     return encoding.point(row)
 
 
 class Counted(NamedTuple):
-    """What is known of coordinates before training: the cost, as a sampler sees it, and whether to propose them.
+    """What is known of coordinates before training.
 
-    The cost is NaN where only training tells, or the space does not hold them.
+    `cost` is as a sampler sees it, NaN where only training tells. `over` is how far they are beyond the limits, at most
+    0 within, NaN for coordinates that the space does not hold. `new` ones mean what no trial does.
     """
 
     cost: float
-    allowed: bool
+    over: float
+    new: bool
+
+    @property
+    def allowed(self) -> bool:
+        """Whether they may be proposed."""
+        return self.over <= 0 and self.new
 
 
 def propose(
     belief: Belief,
     random: np.random.Generator,
     count: Callable[[Mapping[str, Any]], Counted],
-    limit: float = math.inf,
+    over: _Floats | None = None,
 ) -> Mapping[str, Any] | None:
     """The coordinates of the largest expected gain; None where none of those that were counted is allowed.
 
-    `limit` is on the cost, as a sampler sees it: what is expected to lie beyond it is not counted.
+    `over` says of each trial how far it is beyond the limits, None that there are none: what is expected to lie beyond
+    them comes last.
     """
     encoding = belief.encoding
     rows = np.vstack([encoding.draw(random, _CANDIDATES), encoding.near(random, belief.members(), _CANDIDATES)])
     everyone = np.column_stack([belief.mean, belief.known.costs])
     front = everyone[non_dominated(everyone, (MINIMIZE, MINIMIZE))]
 
-    def gain(mean: _Floats, deviation: _Floats, cost: _Floats) -> _Floats:
-        return np.where(cost > limit, -np.inf, log_ehvi(mean, deviation, cost, front, belief.reference))
+    def gain(mean: _Floats, deviation: _Floats, cost: _Floats, beyond: _Floats) -> _Floats:
+        return np.where(beyond > 0, -_FAR * (1 + beyond), log_ehvi(mean, deviation, cost, front, belief.reference))
 
-    inputs, costs = encoding.features(belief.rows[-_SHOWN:]), belief.known.costs[-_SHOWN:]
-    usual = Surrogate(inputs, costs)
+    inputs = encoding.features(belief.rows[-_SHOWN:])
+    counts = np.column_stack([belief.known.costs] if over is None else [belief.known.costs, over])[-_SHOWN:]
+    usual = [Surrogate(inputs, column) for column in counts.T]
+
+    def counted_about(rows: _Floats) -> tuple[_Floats, _Floats]:
+        """What rows are expected to cost, and how far they are expected to be beyond the limits."""
+        about = [each.predict(encoding.features(rows))[0] for each in usual]
+        return about[0], about[1] if over is not None else np.full(len(rows), -np.inf)
 
     def expected(rows: _Floats) -> _Floats:
         """A row for each: mean, deviation, about what it costs, and the gain by that."""
         mean, deviation = belief.predict(rows)
-        about, _ = usual.predict(encoding.features(rows))
-        return np.column_stack([mean, deviation, about, gain(mean, deviation, about)])
+        about, beyond = counted_about(rows)
+        return np.column_stack([mean, deviation, about, gain(mean, deviation, about, beyond)])
 
     table = expected(rows)
     for _ in range(_ROUNDS):
@@ -567,15 +587,22 @@ def propose(
         left[best] = False
         points = [encoding.point(rows[index]) for index in best]
         counted = [count(point) for point in points]
-        exact = np.array([each.cost for each in counted])
-        gained[best] = gain(mean[best], deviation[best], np.where(np.isnan(exact), about[best], exact))
-        allowed = [place for place, each in enumerate(counted) if each.allowed]
-        if allowed:
-            return points[max(allowed, key=lambda place: gained[best[place]])]
-        # These are not where they were thought to be: with them, the others' costs are expected anew.
-        known = ~np.isnan(exact)
-        inputs, costs = np.vstack([inputs, encoding.features(rows[best])[known]]), np.append(costs, exact[known])
-        usual = Surrogate(inputs, costs, parameters=usual.parameters)
-        about = usual.predict(encoding.features(rows))[0]
-        gained = gain(mean, deviation, about)
+        cost = np.array([each.cost for each in counted])
+        exact = np.where(np.isnan(cost), about[best], cost)
+        if allowed := [place for place, each in enumerate(counted) if each.allowed]:
+            gains = gain(mean[best], deviation[best], exact, np.full(len(best), -np.inf))
+            return points[max(allowed, key=lambda place: gains[place])]
+        if not left.any():
+            break
+        if over is None:
+            continue
+        # These are not where they were thought to be: with them, the others are expected anew.
+        beyond = np.array([each.over for each in counted])
+        held = ~np.isnan(beyond)
+        inputs = np.vstack([inputs, encoding.features(rows[best])[held]])
+        counts = np.vstack([counts, np.column_stack([exact, beyond])[held]])
+        usual = [
+            Surrogate(inputs, column, parameters=each.parameters) for each, column in zip(usual, counts.T, strict=True)
+        ]
+        gained = gain(mean, deviation, *counted_about(rows))
     return None

@@ -240,12 +240,12 @@ class Ladder:
             (under_way.add if runs and at == level else under_way.discard)(number)
 
     def next(
-        self, *, fresh: bool, choose: Callable[[Collection[int], Collection[int]], int | None] = lambda *of: None
+        self, *, fresh: bool, choose: Callable[[Collection[int], Collection[int], int], int] = lambda *of: of[-1]
     ) -> int | None:
         """The waiting trial to promote, or NEW; None where all depends on those that run. `fresh`: NEW is possible.
 
-        `choose` picks one of those that wait at a rung, beside those that have left it; where it has no opinion they
-        are compared by their scores there: see `best`.
+        `choose` picks one of those that wait at a rung, beside those that have left it and the one that is first by
+        its score there (see `best`), which it is without a choice.
 
         The targets are filled in their order, each when as many have reported as its wave needs. Rather than to
         leave a worker idle the best of those that have reported so far is promoted.
@@ -285,11 +285,10 @@ class Ladder:
         """How many have entered a level and are through with it, failed ones included."""
         return self._entered[level] - len(self._under_way[level])
 
-    def _best(self, rung: int, choose: Callable[[Collection[int], Collection[int]], int | None]) -> int:
+    def _best(self, rung: int, choose: Callable[[Collection[int], Collection[int], int], int]) -> int:
         at, waiting = self._at[rung], self._waiting[rung]
         taken = at.keys() - waiting
-        found = choose(waiting, taken)
-        return best(list(at.values()), taken).number if found is None else found
+        return choose(waiting, taken, best(list(at.values()), taken).number)
 
 
 RULES: Final[Mapping[str, type[Never | Asha | ParetoAsha | Dominated | Halving]]] = {
@@ -314,7 +313,11 @@ def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Ha
     if unknown := [option for option in options if option not in taken]:
         raise ValueError(f"scheduler {name} takes {', '.join(taken) or 'no options'}; received {', '.join(unknown)}")
     known: dict[str, Any] = {"epochs": epochs, "trials": trials}
-    return RULES[name](**{each.name: known[each.name] for each in fields(RULES[name]) if each.name in known}, **options)
+    known = {each.name: known[each.name] for each in fields(RULES[name]) if each.name in known}
+    try:
+        return RULES[name](**known, **options)
+    except TypeError as error:
+        raise ValueError(f"scheduler {name}: {error}") from error
 
 
 def suited(chosen: Rule | Halving, sampler: str) -> Rule | Halving:

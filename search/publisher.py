@@ -74,15 +74,9 @@ class Publisher:
         self._tell(("withdraw", {"number": number, "why": "removed to stay within storage.max_gb"}))
 
     def everything(self) -> None:
-        """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little.
-
-        What an earlier driver had no time to remove goes, too: the training state of trials that are closed.
-        """
+        """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
         self._told.clear()
-        for record in self.records.all():
-            self._tell(*self._whole(record))
-            if not record.state.open:
-                TrialFolder(self.folder, record.number).drop_states()
+        self._tell(*(told for record in self.records.all() for told in self._whole(record)))
         self._tell(*(self._replicate(run, ()) for run in replicates(self.records) if run.over))
         self.believed(believed(self.records))
 

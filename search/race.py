@@ -101,6 +101,7 @@ class Race:
 
     def next(self) -> Replicate | Idle:
         """What to train with a free worker. Every answer that is a Replicate takes one."""
+        self.meter.tick()
         over = WAIT if self._active else DONE
         if len(self._active) >= self._budget.concurrent:
             return WAIT

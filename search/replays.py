@@ -33,7 +33,7 @@ def compare(
             raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
     taken = {each: {name: options[name] for name in takes(each) if name in options} for each in schedulers}
     if unused := options.keys() - {name for own in taken.values() for name in own}:
-        raise TableError(f"none of {', '.join(schedulers)} takes {', '.join(sorted(unused))}")
+        raise TableError(f"no scheduler of {', '.join(schedulers)} takes {', '.join(sorted(unused))}")
     try:
         for sampler in samplers:
             require_fit(sampler, len(table.names))

@@ -35,11 +35,11 @@ _STEPS: Final = 30  # of EM: fewer leave it flatter
 _NEIGHBOURS: Final = 0.1  # of all trials: the standard deviation in ranks of cost within which trials are alike
 _POSSIBLE: Final = 0.002  # chance of being on the front below which a trial's prior is not worth its time
 _FIRST: Final = 4  # members whose second seeds tell how much seeds matter
-_LIKELY: Final = 0.5  # chance of being on the front from which a trial has a second seed in any case
+_LIKELY: Final = 0.5  # chance of being on the front from which a trial has a second seed, unless it is certain
 _OUTLYING: Final = 12.0  # times the usual variance between seeds
-_DRAWN: Final = 3.0  # degrees of freedom that the usual one is worth beside a trial's own, where nothing is known
-_FREEDOM: Final = np.geomspace(3.0, 100.0, 16)  # that it may be worth: at the end it is the same for all trials
-_TREND: Final = 2.5  # standard deviation of its logarithm around that of _DRAWN
+_DRAWN: Final = 3.0  # degrees of freedom that the usual one is worth beside a trial's own
+_FREEDOM: Final = np.geomspace(3.0, 100.0, 16)  # of the noise's tails: at the end trials are all alike
+_DOUBT: Final = 2.5  # standard deviation of its logarithm, around that of _DRAWN, before anything is known
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _squares(losses: Sequence[Sequence[float]]) -> tuple[_Floats, NDArray[np.int
     return np.array([float(np.var(own)) * len(own) for own in losses]), np.array([len(own) - 1 for own in losses])
 
 
-def alike(losses: Sequence[Sequence[float]]) -> float:
+def freedom_between_seeds(losses: Sequence[Sequence[float]]) -> float:
     """How much alike trials are in how their losses depend on seeds: the degrees of freedom of an inverse chi-square.
 
     The more, the more alike. Variances of so many seeds are distributed as F then, which tells the most likely one
@@ -97,12 +97,12 @@ def alike(losses: Sequence[Sequence[float]]) -> float:
     squares, freedom = _squares(losses)
     several = (freedom > 0) & (squares > 0)
     variances, own = squares[several] / freedom[several], freedom[several]
-    trend = -0.5 * ((np.log(_FREEDOM) - np.log(_DRAWN)) / _TREND) ** 2
+    prior = -0.5 * ((np.log(_FREEDOM) - np.log(_DRAWN)) / _DOUBT) ** 2
     if not several.any():
-        return float(_FREEDOM[trend.argmax()])
+        return float(_FREEDOM[prior.argmax()])
     usual = np.array([np.median(variances / fisher.median(own, free)) for free in _FREEDOM])
     density = fisher.logpdf(variances / usual[:, None], own, _FREEDOM[:, None]) - np.log(usual)[:, None]
-    return float(_FREEDOM[(density.sum(axis=1) + trend).argmax()])
+    return float(_FREEDOM[(density.sum(axis=1) + prior).argmax()])
 
 
 def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Belief | None:
@@ -116,7 +116,7 @@ def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) 
     random, cost = np.random.default_rng(seed), _rows(costs)
     means, counts = np.array([np.mean(own) for own in losses]), np.array([len(own) for own in losses])
     noise = np.maximum(noise, max(1e-9 * float(np.ptp(means)), 1e-300))
-    spread, freedom = noise / np.sqrt(counts), alike(losses) + counts - 1
+    spread, freedom = noise / np.sqrt(counts), freedom_between_seeds(losses) + counts - 1
     samples = means + spread * random.standard_t(freedom, size=(_SAMPLES, len(means)))
     rank = np.argsort(np.argsort(cost[:, 0], kind="stable"), kind="stable")
     width = max(_NEIGHBOURS * len(means), 1.0)

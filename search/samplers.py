@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
 ASIDES: Final = 100  # the latest, that a sampler is told: enough to learn a limit from, and bounded
-COVERING: Final = 8  # first points of `front`, the last at about a hundredth of the first one's cost, in logarithms
-DEAREST: Final = 30  # points at random that tell about the largest cost
+COVERING: Final = 8  # points that are tried for one of the first proposals of `front`
+REACHING: Final = 30  # points at random that tell how far the space reaches
 DRAWN: Final = 200  # at random for one proposal of `front`, before one outside the limits is proposed
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
@@ -103,19 +104,21 @@ class Proposer:
             return point(trial, self.space(trial, self.backbone))
 
     def most_promising(
-        self, records: Records, news: TrialRecord | None, waiting: Collection[int], taken: Collection[int]
-    ) -> int | None:
+        self, records: Records, news: TrialRecord | None, waiting: Collection[int], taken: Collection[int], first: int
+    ) -> int:
         """Of the trials that wait at a rung the one to promote, after those that were `taken`, by the sampler's model.
 
-        None where there is no such model, or not yet. `news` replaces what is on record of its trial.
+        It is `first`, the one that scores alone would have, where there is no such model, or not yet, or where it does
+        not know that one. `news` replaces what is on record of its trial.
         """
         belief = self._believed(records, news) if is_front(self.sampler, len(self.objectives)) else None
-        return belief.most_promising(waiting, taken) if belief else None
+        return belief.most_promising(waiting, taken, first) if belief else first
 
     def _believed(self, records: Records, news: TrialRecord | None = None) -> front.Belief | None:
         key = (records.changes, news)
         if self._latest.get("key") != key:
-            belief = front.believe(records, front.dimensions(records), news, self._dearest)
+            dearest = self._reach if self._cost.known else -math.inf
+            belief = front.believe(records, front.dimensions(records), news, dearest)
             self._latest.update(key=key, belief=belief)
         latest: front.Belief | None = self._latest["belief"]
         return latest
@@ -129,35 +132,42 @@ class Proposer:
             try:
                 configuration = decode(self.space, coordinates, self.backbone).configuration
             except SpaceError:  # of a space that branches: it asks for more here than it has shown yet
-                return front.Counted(math.nan, False)
-            within = all(above <= 0 for above in excess(self.count(configuration), self.limits).values())
-            return front.Counted(self._seen(configuration), within and configuration.key not in there)
+                return front.Counted(math.nan, math.nan, False)
+            counts = self.count(configuration)
+            cost = self._along(counts) if self._cost.known else math.nan
+            return front.Counted(cost, self._over(counts), configuration.key not in there)
 
         if belief := self._believed(records):
-            found = front.propose(belief, random, count, self._limit)
+            numbers = [record.number for record in belief.known.records]
+            over = np.array([self._over(records.origin(number).counts) for number in numbers]) if self.limits else None
+            found = front.propose(belief, random, count, over)
             if found is not None:
                 return decode(self.space, found, self.backbone)
-        covering = self._covering(records, origin, random, count) if self._cost.known else iter(())
+        covering = self._covering(records, origin, random) if self._cost.known or self.limits else iter(())
         drawn = chain(covering, self.draw(records, origin, DRAWN))
         first = next(drawn)
         return next((one for one in chain([first], drawn) if count(one.coordinates).allowed), first)
 
-    def _covering(
-        self,
-        records: Records,
-        origin: Origin,
-        random: np.random.Generator,
-        count: Callable[[Mapping[str, Any]], front.Counted],
-    ) -> Iterator[Point]:
-        """Random points, moved so that the trials cover the axis of the cost, which is known before training.
+    def _covering(self, records: Records, origin: Origin, random: np.random.Generator) -> Iterator[Point]:
+        """Random points, moved so that the trials cover the axis of what is known before training.
 
-        Where one is not to be had the next one is at half its cost: so one within the limits is found.
+        Points at random lie all at about the same place of it, near its end: where a design has several parts, hardly
+        ever are all of them small. Where a point is not to be had the next one is tried at half its cost: so one
+        within the limits is found.
         """
+
+        def along(coordinates: Mapping[str, Any]) -> float:
+            try:
+                return self._along(self.count(decode(self.space, coordinates, self.backbone).configuration))
+            except SpaceError:
+                return math.nan
+
+        # Enqueued designs have a name; they are where the user wants them.
         covered = [record for record in records.all() if records.origin(record.number).coordinates and not record.name]
         share = front.share_of_cost(len(covered) + len(origin.asides))
         for start in self.draw(records, origin, COVERING):
             encoding = front.Encoding(start.distributions)
-            found = front.toward(share * self._dearest, start.coordinates, encoding, random, lambda at: count(at).cost)
+            found = front.toward(share * self._reach, start.coordinates, encoding, random, along)
             yield decode(self.space, found, self.backbone)
             share /= 2
 
@@ -165,25 +175,28 @@ class Proposer:
     def _cost(self) -> Objective:
         return self.objectives[1]
 
-    @property
-    def _limit(self) -> float:
-        """On the cost, as a sampler sees it."""
-        return self._cost.seen(self.limits.get(self._cost.name, math.inf))
+    def _along(self, counts: Mapping[str, float]) -> float:
+        """Where these lie on the axis that first points cover: the cost as a sampler sees it, or what has a limit."""
+        if self._cost.known:
+            return self._cost.seen(counts[self._cost.name])
+        return math.log1p(counts[next(iter(self.limits))])
 
-    @property
-    def _dearest(self) -> float:
-        """About the largest cost that the space has within the limit, as a sampler sees it; -inf if unknown."""
-        if not self._cost.known:
-            return -math.inf
-        if "dearest" not in self._latest:
-            drawn = self._drawn(self.seed, DEAREST)
-            self._latest["dearest"] = min(self._limit, max(self._seen(each.configuration) for each in drawn))
-        dearest: float = self._latest["dearest"]
-        return dearest
+    def _over(self, counts: Mapping[str, float]) -> float:
+        """How far these are beyond the limits; at most 0 within them."""
+        return max(excess(counts, self.limits).values(), default=-math.inf)
 
-    def _seen(self, configuration: Configuration) -> float:
-        """The cost as a sampler sees it; NaN where only training tells."""
-        return self._cost.seen(self.count(configuration)[self._cost.name]) if self._cost.known else math.nan
+    @cached_property
+    def _reach(self) -> float:
+        """About how far the space reaches on that axis: what lies beyond the limits is scaled down to them."""
+
+        def within(counts: Mapping[str, float]) -> float:
+            scale = 1.0
+            for name, limit in self.limits.items():
+                if counts[name] > limit:
+                    scale = max(scale, counts[name] / limit if limit else math.inf)
+            return self._along({name: value / scale for name, value in counts.items()})
+
+        return max(within(self.count(each.configuration)) for each in self._drawn(self.seed, REACHING))
 
     def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""

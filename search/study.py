@@ -41,6 +41,7 @@ from search.halving import Halving
 from search.home import FullDiskError, StoreError, artifact_root, database_url, home, store_uri
 from search.journal import Journal
 from search.mirror import Mirror, keep_at, mirror_of
+from search.naming import cost_text
 from search.pareto import front as non_dominated
 from search.publisher import Publisher
 from search.query import Study, load_study
@@ -357,10 +358,12 @@ def _search(
 ) -> None:
     """The trials, and the test scores of those that are shown. Raises KeyboardInterrupt where Tune was stopped."""
     resolved, score = records.info("resolved"), config.objectives.score
+    publisher.everything()
+    display.say(_headline(config, resolved, display.at_once))
     with _stopwatch(records) as clock:
         search = Search(records, _plan(config, resolved), clock, room.lacking)
-        publisher.everything()  # after the search has ended what cannot go on
-        display.say(_headline(config, resolved, display.at_once))
+        for record in search.take_closed():  # no worker will tell of them
+            publisher.ended(record)
         if not search.done:
             try:
                 with display.showing():
@@ -378,13 +381,13 @@ def _search(
                 "a resume with more goes on"
             )
         if config.replicates.seeds and search.meter.spent:
-            display.say(f"no replicates: the budget of {search.meter.spent} is spent; a resume with more trains them")
+            display.say(f"no more replicates: the budget of {search.meter.spent} is spent; a resume with more goes on")
         elif config.replicates.seeds:
             _race(config, search, workload, publisher, display, room)
         if config.budget.most_device_hours < math.inf:
             price = config.budget.price_per_device_hour
-            cost = f", {price * search.meter.device_hours:.3g} of money" if price else ""
-            display.say(f"trials have held devices for {search.meter.device_hours:.3g} hours{cost}")
+            cost = f", {cost_text(price * search.meter.device_hours)} of money" if price else ""
+            display.say(f"trials have held devices for {cost_text(search.meter.device_hours)} hours{cost}")
     if untested := _untested(config, records):
         splits = " and ".join(resolved["final"])
         display.say(f"scoring {len(untested)} trials on the {splits} split{'s' if len(resolved['final']) > 1 else ''}")

@@ -85,10 +85,10 @@ class Table:
                 "a table has at least one trial that was trained in full and is of a space, not of a list of designs; "
                 f"study {self.study!r} has none"
             )
-        score = objectives(*self.names)[0]
         for index, row in enumerate(self.rows):
-            if not row.curve or score.value(row.measurements) is None:
-                raise TableError(f"each row of a table has a curve and a measured {score.name}; row {index} has not")
+            lacking = [each.name for each in objectives(*self.names) if each.value(row.measurements) is None]
+            if lacking or not row.curve:
+                raise TableError(f"row {index} of the table lacks {', '.join(lacking) or 'a curve'}")
 
     @classmethod
     def of(cls, study: str, records: Records) -> Table:

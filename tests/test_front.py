@@ -201,12 +201,12 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
     records, random = searched(12, limits={"stored_parameters": 800.0}), np.random.default_rng(0)
     belief = believe(records, records.origin(0).distributions)
     assert belief is not None
-    assert propose(belief, random, lambda point: Counted(1.0, False)) is None
+    assert propose(belief, random, lambda point: Counted(1.0, 1.0, True)) is None
     space = resolve("unified", OPTIONS, TRAINING)
 
     def small(point: Any) -> Counted:
         stored = count(decode(space, point, BACKBONE).configuration)["stored_parameters"]
-        return Counted(math.log1p(stored / 1e3), stored <= 800)
+        return Counted(math.log1p(stored / 1e3), stored - 800, True)
 
     for _ in range(5):
         assert small(propose(belief, random, small) or {}).allowed
@@ -234,10 +234,10 @@ def test_the_first_points_cover_the_cost() -> None:
 def test_a_point_is_moved_no_more_than_its_cost_takes() -> None:
     encoding = Encoding(DISTRIBUTIONS)
 
-    def cost(point: Any) -> float | None:
-        return None if point["layers"] == 3 else point["units"] * (2.0 if point["form"] == "a" else 1.0)
+    def cost(point: Any) -> float:
+        return math.nan if point["layers"] == 3 else point["units"] * (2.0 if point["form"] == "a" else 1.0)
 
-    starts = [point for point in map(encoding.point, encoding.draw(np.random.default_rng(0), 20)) if cost(point)]
+    starts = [point for point in map(encoding.point, encoding.draw(np.random.default_rng(0), 20)) if cost(point) > 0]
     for seed, start in enumerate(starts):
         moved = front.toward(16.0, start, encoding, np.random.default_rng(seed), cost)
         assert cost(moved) == 16.0
@@ -252,7 +252,7 @@ def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
 
     def free(point: Any) -> Counted:
         stored = count(decode(space, point, BACKBONE).configuration)["stored_parameters"]
-        return Counted(math.log1p(stored / 1e3), True)
+        return Counted(math.log1p(stored / 1e3), -1.0, True)
 
     for dearest, beyond in ((-math.inf, False), (2 * there, True)):
         belief = believe(records, front.dimensions(records), dearest=dearest)
@@ -261,7 +261,8 @@ def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
         assert (max(found) > 1.1 * there) is beyond
 
 
-def test_a_limit_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [{"stored_parameters": 600.0}, {"stored_percent": 0.6}], ids=["cost", "percent"])
+def test_a_limit_is_learned(limits: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a limit that most points break, proposals are the model's: few come to nothing."""
     proposed: list[Any] = []
 
@@ -271,10 +272,22 @@ def test_a_limit_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(front, "propose", spy)
     for seed in range(2):
-        records = searched(60, sampler="front", seed=seed, limits={"stored_parameters": 600.0})
-        assert max(costs(records)) <= math.log1p(0.6)
+        records = searched(60, sampler="front", seed=seed, limits=limits)
+        assert 0.8 * math.log1p(0.6) < max(costs(records)) <= math.log1p(0.6)
     assert len(proposed) >= 2 * (60 - front.FIRST)
     assert sum(each is None for each in proposed) <= 0.02 * len(proposed)
+
+
+def test_limits_hold_for_first_points_where_the_cost_is_measured() -> None:
+    """Nothing is put aside for being outside: what is limited is covered instead."""
+    records = Records.in_memory(("accuracy", "seconds"))
+    search = Search(records, plan(sampler="front", limits={"stored_percent": 0.3}, budget=Budget(trials=front.FIRST)))
+    for number in range(front.FIRST):
+        step = search.next(1)
+        assert isinstance(step, Start)
+        search.finish(number, measured(step.record.configuration, seconds=1.0 + number))
+        assert records.origin(number).counts["stored_percent"] <= 0.3
+        assert not records.origin(number).asides
 
 
 def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
@@ -298,8 +311,9 @@ def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting(
     records = searched(36, rule=rule, enqueued=[other])
     belief = believe(records, front.dimensions(records))
     assert belief is not None
-    assert belief.most_promising([4, 5, 6], [0, 7]) == belief.most_promising([4, 5, 6], [7])
-    assert belief.most_promising([0, 5, 6], [7]) is None
+    chosen = belief.most_promising([4, 5, 6], [7], 5)
+    assert chosen == belief.most_promising([4, 5, 6], [0, 7], 4) == belief.most_promising([0, 4, 5, 6], [7], 5)
+    assert belief.most_promising([0, 4, 5, 6], [7], 0) == 0  # whose turn it is by the scores
 
 
 def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
@@ -318,7 +332,7 @@ def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
 
     drawn = gain(belief.encoding.draw(np.random.default_rng(1), 4_000)).max()
     proposed = [
-        propose(belief, np.random.default_rng(seed), lambda point: Counted(cost(point), True)) or {}
+        propose(belief, np.random.default_rng(seed), lambda point: Counted(cost(point), -1.0, True)) or {}
         for seed in range(5)
     ]
     assert np.median(gain(belief.encoding.rows(proposed))) > drawn

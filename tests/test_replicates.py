@@ -9,7 +9,7 @@ import pytest
 
 from search import pareto
 from search.pareto import MINIMIZE
-from search.replicates import Belief, _fronts, alike, believe, between_seeds, next_run
+from search.replicates import Belief, _fronts, believe, between_seeds, freedom_between_seeds, next_run
 from search.seeds import credible
 
 
@@ -66,10 +66,10 @@ def test_how_much_alike_trials_are_is_found_from_their_seeds() -> None:
     random = np.random.default_rng(0)
     unlike = [random.normal(scale=math.sqrt(3 / random.chisquare(3)), size=3).tolist() for _ in range(400)]
     same = [random.normal(size=3).tolist() for _ in range(400)]
-    assert 2 < alike(unlike) < 5
-    assert alike(same) > 30
-    assert alike([[0.1], [0.2]]) == pytest.approx(3.0, abs=0.1)  # nothing is known
-    assert alike([[1000 * loss for loss in own] for own in unlike]) == alike(unlike)
+    assert 2 < freedom_between_seeds(unlike) < 5
+    assert freedom_between_seeds(same) > 30
+    assert freedom_between_seeds([[0.1], [0.2]]) == pytest.approx(3.0, abs=0.1)  # nothing is known
+    assert freedom_between_seeds([[1000 * loss for loss in own] for own in unlike]) == freedom_between_seeds(unlike)
 
 
 def test_scores_that_do_not_depend_on_the_seed_are_believed() -> None:

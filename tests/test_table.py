@@ -123,8 +123,9 @@ def test_wrong_inputs_are_said(table: Table, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data["rows"][3].update(curve=[]), "a curve and a measured accuracy; row 3 has not"),
-        (lambda data: data["rows"][2]["measurements"].pop("accuracy"), "a measured accuracy; row 2 has not"),
+        (lambda data: data["rows"][3].update(curve=[]), "row 3 of the table lacks a curve"),
+        (lambda data: data["rows"][2]["measurements"].pop("accuracy"), "row 2 of the table lacks accuracy"),
+        (lambda data: data.update(objectives=["accuracy", "latency_ms"]), "row 0 of the table lacks latency_ms"),
         (lambda data: data["rows"][0]["coordinates"].update({"ffn.insertion": "sideways"}), "not a table"),
         (lambda data: data.update(dimensions={}), "not a table .*without dimensions"),
         (lambda data: data.update(objectives=["accuracy", "beauty"]), "not a table"),
@@ -151,7 +152,7 @@ def test_tables_that_no_search_could_use_are_refused(
         ("--eta nan", "eta is at least 1.1; received nan"),
         ("--first 0", "is positive; received 0"),
         ("--waves 0", "waves is at least 1; received 0"),
-        ("--scheduler none --scheduler asha --waves 2", "none of none, asha takes waves"),
+        ("--scheduler none --scheduler asha --waves 2", "no scheduler of none, asha takes waves"),
     ],
 )
 def test_wrong_settings_of_a_replay_are_said(table: Table, tmp_path: Path, options: str, message: str) -> None:

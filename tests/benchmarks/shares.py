@@ -189,7 +189,7 @@ def kept(file: Path | None, setting: Mapping[str, Any], found: Callable[[], Any]
     """
     if file and file.exists():
         content = json.loads(file.read_text())
-        if content["setting"] != setting:
+        if content["setting"] != setting or "found" not in content:
             sys.exit(f"{file} is of another setting, {content['setting']}; give another --out, or remove it")
         return content["found"]
     result = found()
