@@ -152,8 +152,8 @@ class Proposer:
         """Random points, moved so that the trials cover the axis of what is known before training.
 
         Points at random lie all at about the same place of it, near its end: where a design has several parts, hardly
-        ever are all of them small. Where a point is not to be had the next one is tried at half its cost: so one
-        within the limits is found.
+        ever are all of them small. Those whose place a trial has already come last: within a tight limit most places
+        are nearest to that of the designs that store nothing.
         """
 
         def along(coordinates: Mapping[str, Any]) -> float:
@@ -164,12 +164,17 @@ class Proposer:
 
         # Enqueued designs have a name; they are where the user wants them.
         covered = [record for record in records.all() if records.origin(record.number).coordinates and not record.name]
-        share = front.share_of_cost(len(covered) + len(origin.asides))
-        for start in self.draw(records, origin, COVERING):
-            encoding = front.Encoding(start.distributions)
-            found = front.toward(share * self._reach, start.coordinates, encoding, random, along)
-            yield decode(self.space, found, self.backbone)
-            share /= 2
+        places = {self._along(records.origin(record.number).counts) for record in covered}
+        taken: list[Point] = []
+        for index, start in enumerate(self.draw(records, origin, COVERING), len(covered) + len(origin.asides)):
+            encoding, target = front.Encoding(start.distributions), front.share_of_cost(index) * self._reach
+            found = front.toward(target, start.coordinates, encoding, random, along)
+            one = decode(self.space, found, self.backbone)
+            if along(found) in places:
+                taken.append(one)
+            else:
+                yield one
+        yield from taken
 
     @property
     def _cost(self) -> Objective:

@@ -211,6 +211,11 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
     for _ in range(5):
         assert small(propose(belief, random, small) or {}).allowed
 
+    def other_than(there: Any) -> Any:
+        return propose(belief, np.random.default_rng(0), lambda point: Counted(1.0, -1.0, point != there))
+
+    assert other_than(other_than(None)) not in (None, other_than(None))
+
 
 def costs(records: Records) -> list[float]:
     """Of the trials, as a sampler sees them."""
@@ -231,6 +236,14 @@ def test_the_first_points_cover_the_cost() -> None:
         assert cheap[0] == 3 > cheap[1] + 1
 
 
+def test_within_a_limit_the_first_points_cover_what_it_leaves() -> None:
+    """Each fifth of what may be spent has one. Most points cost more, and what costs nothing is often the nearest."""
+    for seed in range(3):
+        found = costs(searched(front.FIRST, sampler="front", seed=seed, limits={"stored_percent": 0.3}))
+        assert {math.ceil(5 * cost / math.log1p(0.3)) for cost in found} == {0, 1, 2, 3, 4, 5}
+        assert found.count(0.0) <= 2
+
+
 def test_a_point_is_moved_no_more_than_its_cost_takes() -> None:
     encoding = Encoding(DISTRIBUTIONS)
 
@@ -246,7 +259,7 @@ def test_a_point_is_moved_no_more_than_its_cost_takes() -> None:
 
 
 def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
-    """Where better ones may be, and only as far as they are of interest."""
+    """Where better ones may be, and only as far as they are of interest; what costs as much as it is."""
     records = searched(12, limits={"stored_parameters": 800.0})
     space, there = resolve("unified", OPTIONS, TRAINING), max(costs(records))
 
@@ -259,6 +272,8 @@ def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
         assert belief is not None
         found = [free(propose(belief, np.random.default_rng(seed), free) or {}).cost for seed in range(5)]
         assert (max(found) > 1.1 * there) is beyond
+        [gain] = log_ehvi(np.zeros(1), np.ones(1), np.array([there]), np.empty((0, 2)), belief.reference)
+        assert gain > -math.inf
 
 
 @pytest.mark.parametrize("limits", [{"stored_parameters": 600.0}, {"stored_percent": 0.6}], ids=["cost", "percent"])
@@ -288,6 +303,33 @@ def test_limits_hold_for_first_points_where_the_cost_is_measured() -> None:
         search.finish(number, measured(step.record.configuration, seconds=1.0 + number))
         assert records.origin(number).counts["stored_percent"] <= 0.3
         assert not records.origin(number).asides
+
+
+def test_a_limit_is_learned_where_the_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a point is outside is not in its cost then: what is like those outside comes last."""
+    proposed: list[Any] = []
+
+    def spy(*given: Any) -> Any:
+        proposed.append(propose(*given))
+        return proposed[-1]
+
+    monkeypatch.setattr(front, "propose", spy)
+    records = Records.in_memory(("accuracy", "seconds"))
+    search = Search(records, plan(sampler="front", limits={"stored_percent": 0.05}, budget=Budget(trials=40)))
+    for number in range(40):
+        step = search.next(1)
+        assert isinstance(step, Start)
+        search.finish(number, measured(step.record.configuration, seconds=1.0 + score(step.record.configuration, 3)))
+    assert len(proposed) >= 40 - front.FIRST
+    assert None not in proposed
+
+
+def test_whom_the_model_names_is_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the newest, which the scores alone would not."""
+    monkeypatch.setattr(front.Belief, "most_promising", lambda self, waiting, taken, first: max(waiting))
+    rule = Halving(epochs=3, eta=3, first=1, trials=12, waves=1, least=0)
+    records = searched(12, sampler="front", rule=rule)
+    assert [record.number for record in records.all() if record.state is State.COMPLETE] == [8, 9, 10, 11]
 
 
 def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
