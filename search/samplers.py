@@ -152,8 +152,8 @@ class Proposer:
         """Random points, moved so that the trials cover the axis of what is known before training.
 
         Points at random lie all at about the same place of it, near its end: where a design has several parts, hardly
-        ever are all of them small. Those whose place a trial has already come last: within a tight limit most places
-        are nearest to that of the designs that store nothing.
+        ever are all of them small. Within limits, those whose place a trial has already come last: what stores nothing
+        is the nearest to most places then, and would be tried again and again.
         """
 
         def along(coordinates: Mapping[str, Any]) -> float:
@@ -170,7 +170,7 @@ class Proposer:
             encoding, target = front.Encoding(start.distributions), front.share_of_cost(index) * self._reach
             found = front.toward(target, start.coordinates, encoding, random, along)
             one = decode(self.space, found, self.backbone)
-            if along(found) in places:
+            if self.limits and along(found) in places:
                 taken.append(one)
             else:
                 yield one
