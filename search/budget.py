@@ -22,19 +22,23 @@ class Budget:
     """When to stop.
 
     `trials` counts what was sampled and enqueued, whatever became of it; references are free. After `hours` on the
-    search's clock, or when trials have held `devices` each for `device_hours` together, nothing starts, and what runs
-    is left at its next report, for a search with more to go on with. At most `concurrent` trials run at once.
+    search's clock, or when trials have held `devices` each for `device_hours` together, or for what `money` buys at
+    `price` an hour of one, nothing starts, and what runs is left at its next report, for a search with more to go on
+    with. At most `concurrent` trials run at once.
     Raises ValueError, naming the rule and the value.
     """
 
     trials: int
     hours: float = math.inf
     device_hours: float = math.inf
+    money: float = math.inf
+    price: float = 0.0
     devices: float = 1.0
     concurrent: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 0), ("hours", 0), ("device_hours", 0), ("devices", 0), ("concurrent", 1)):
+        for name in ("trials", "hours", "device_hours", "money", "price", "devices", "concurrent"):
+            least = 1 if name == "concurrent" else 0
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is at least {least}; received {getattr(self, name)}")
 
@@ -77,6 +81,8 @@ class Meter:
             return f"{cost_text(self._budget.hours)} hours"
         if self.device_hours >= self._budget.device_hours:
             return f"{cost_text(self._budget.device_hours)} device-hours"
+        if self._budget.price * self.device_hours >= self._budget.money:
+            return f"{cost_text(self._budget.money)} of money"
         return ""
 
     def tick(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -195,12 +194,6 @@ class BudgetConfig(_Section):
             raise ValueError(f"money needs a price_per_device_hour; received money {self.money:g} alone")
         return self
 
-    @property
-    def most_device_hours(self) -> float:
-        """By device_hours or by money, whichever is less; infinite for no limit."""
-        bought = self.money / self.price_per_device_hour if self.money and self.price_per_device_hour else math.inf
-        return min(self.device_hours or math.inf, bought)
-
 
 class DesignConfig(_Section):
     """One row of a list. `training` goes over the study's, `seeds` replace the study's."""
@@ -341,10 +334,19 @@ class ReplicatesConfig(_Section):
     extra: float = Field(default=0.2, gt=0, allow_inf_nan=False)
 
 
+_SHORT: Final[Mapping[str, tuple[type, Callable[[Any], Any]]]] = {  # what a field may be instead of a section or list
+    "sampler": (str, lambda name: {"name": name}),
+    "scheduler": (str, lambda name: {"name": name}),
+    "replicates": (int, lambda seeds: {"seeds": seeds}),
+    "warm_start": (str, lambda study: [study]),
+}
+
+
 class StudyConfig(_Section):
     """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
     `seed` is the training seed of all trials of a search; a list trains each design with each of `seeds`.
+    A sampler or scheduler may be its name alone, replicates their seeds, `warm_start` one study.
     """
 
     # in this order: a field's rules look at the fields before it, so that every fault is found in one go
@@ -381,6 +383,9 @@ class StudyConfig(_Section):
         except (KeyError, TypeError, ValueError):  # a fault that the field tells of
             task = None
         data, listed = dict(data), bool(data.get("designs"))
+        for name, (kind, whole) in _SHORT.items():
+            if isinstance(data.get(name), kind) and not isinstance(data[name], bool):
+                data[name] = whole(data[name])
         if task is not None and isinstance(data.get("objectives", {}), Mapping):
             data["objectives"] = {"score": task.scores[0], **data.get("objectives", {})}
         if listed:

@@ -141,8 +141,10 @@ class Display:
             last = report["validations"][-1]
             reached = f"{self.score} {last['scores'][self.score]:.4f} after {last['epoch']:g} epochs"
             with self._lock:
+                news = self._reached.get(record.number) != reached  # one that goes on tells what it had reached again
                 self._reached[record.number] = reached
-            self._line(record, reached)
+            if news:
+                self._line(record, reached)
 
     def restarted(self, record: TrialRecord) -> None:
         """A trial's process died."""
@@ -151,9 +153,7 @@ class Display:
     def paused(self, record: TrialRecord) -> None:
         """A trial waits for its promotion."""
         behind = record.state is State.PAUSED
-        self._line(
-            record, "waits: others are ahead at this rung" if behind else "is left for a resume: the budget is spent"
-        )
+        self._line(record, "waits for its promotion" if behind else "is left for a resume: the budget is spent")
 
     def ended(self, record: TrialRecord) -> None:
         """A trial is over."""

@@ -123,13 +123,14 @@ class _View:
                 yield x, y
 
     def _limits(self) -> Point:
-        """The scores worth a close look: those of the front, and what lies not far below."""
+        """The scores worth a close look: those of the front, of its seeds, and what lies not far below."""
         sign = 1 if self.upward else -1
+        seeds = [sign * mean + way * spread for _, mean, spread in self.seeds for way in (-1, 1)]
         core = sorted(sign * y for _, y in (self.members or self.complete)) or [0.0, 1.0]
-        top = max([*core, *(sign * y for _, y in self.references)])
+        top = max([*core, *seeds, *(sign * y for _, y in self.references)])
         span = max(top - core[0], 0.02 * max(abs(top), 1e-9))
         near = [v for v in (*(sign * y for _, y in self.complete + self.stopped + self.references),) if v <= top]
-        bottom = min([v for v in near if v >= core[0] - 0.5 * span], default=core[0])
+        bottom = min([*seeds, *(v for v in near if v >= core[0] - 0.5 * span)], default=core[0])
         return sign * (bottom - 0.08 * span), sign * (top + 0.14 * span)
 
     def inside(self, y: float) -> bool:

@@ -206,14 +206,13 @@ class Bridge(_Bridge):
     def _end(self, tune_id: str, **outcome: Any) -> None:
         number = self._numbers.pop(tune_id)
         self.search.finish(number, **outcome)
-        for listener in self.listeners:
-            listener.ended(self.search.records.get(number))
-        self._tell_closed()
+        self._tell_closed(number)
 
-    def _tell_closed(self) -> None:
-        for record in self.search.take_closed():
+    def _tell_closed(self, *numbers: int) -> None:
+        """Of these, and of those that the search closed itself: one may be both."""
+        for number in dict.fromkeys([*numbers, *(record.number for record in self.search.take_closed())]):
             for listener in self.listeners:
-                listener.ended(record)
+                listener.ended(self.search.records.get(number))
 
 
 class RaceBridge(_Bridge):

@@ -384,7 +384,7 @@ def _search(
             display.say(f"no more replicates: the budget of {search.meter.spent} is spent; a resume with more goes on")
         elif config.replicates.seeds:
             _race(config, search, workload, publisher, display, room)
-        if config.budget.most_device_hours < math.inf:
+        if config.budget.device_hours or config.budget.money:
             price = config.budget.price_per_device_hour
             cost = f", {cost_text(price * search.meter.device_hours)} of money" if price else ""
             display.say(f"trials have held devices for {cost_text(search.meter.device_hours)} hours{cost}")
@@ -585,7 +585,9 @@ def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
         budget=Budget(
             trials=config.trials,
             hours=config.budget.hours or math.inf,
-            device_hours=config.budget.most_device_hours,
+            device_hours=config.budget.device_hours or math.inf,
+            money=config.budget.money or math.inf,
+            price=config.budget.price_per_device_hour or 0.0,
             devices=config.resources.devices,
             concurrent=cluster.room(config.resources),
         ),

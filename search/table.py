@@ -89,6 +89,9 @@ class Table:
             lacking = [each.name for each in objectives(*self.names) if each.value(row.measurements) is None]
             if lacking or not row.curve:
                 raise TableError(f"row {index} of the table lacks {', '.join(lacking) or 'a curve'}")
+            for name, value in row.coordinates.items():
+                if name not in self.dimensions or not _holds(self.dimensions[name], value):
+                    raise TableError(f"row {index} of the table has {name} = {value!r}, which its dimensions do not")
 
     @classmethod
     def of(cls, study: str, records: Records) -> Table:
@@ -156,9 +159,8 @@ class Table:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, TableError):
                 raise
-            raise TableError(
-                f"{path} is not a table of `petl-search export-table`: {type(error).__name__} {error}"
-            ) from None
+            fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise TableError(f"{path} is not a table of `petl-search export-table`: {fault}") from None
 
     @property
     def epochs(self) -> float:
@@ -246,6 +248,13 @@ def _values(searched: Objectives, measured: Measurements) -> list[float]:
     """As a sampler sees them; NaN for what was not measured."""
     values = [(each, each.value(measured)) for each in searched]
     return [math.nan if value is None else each.seen(value) for each, value in values]
+
+
+def _holds(dimension: BaseDistribution, value: Any) -> bool:
+    try:
+        return dimension._contains(dimension.to_internal_repr(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _suggested(trial: Any, name: str, of: BaseDistribution) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +90,19 @@ def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
         load_config(study(tmp_path), ["study.name=x"])
 
 
-def test_money_buys_device_hours(tmp_path: Path) -> None:
-    """Of two limits the lower one holds."""
-    bought = load_config(study(tmp_path), ["budget.money=3", "budget.price_per_device_hour=2"])
-    assert bought.budget.most_device_hours == 1.5
-    assert load_config(study(tmp_path)).budget.most_device_hours == math.inf
-    less = ["budget.money=3", "budget.price_per_device_hour=2", "budget.device_hours=0.5"]
-    assert load_config(study(tmp_path), less).budget.most_device_hours == 0.5
+def test_a_section_may_be_what_matters_of_it(tmp_path: Path) -> None:
+    short = load_config({**study(tmp_path), "sampler": "tpe", "scheduler": "none", "replicates": 3, "warm_start": "b"})
+    assert short.sampler.name == "tpe"
+    assert short.scheduler.name == "none"
+    assert short.replicates.seeds == 3
+    assert short.warm_start == ("b",)
+    with pytest.raises(ConfigError, match="a scheduler is one of none"):
+        load_config({**study(tmp_path), "scheduler": "hyperband"})
+    with pytest.raises(ConfigError, match=r"replicates: .*received True"):
+        load_config({**study(tmp_path), "replicates": True})
+
+
+def test_money_needs_a_price(tmp_path: Path) -> None:
     for settings, message in (
         (["budget.money=3"], "money needs a price_per_device_hour; received money 3 alone"),
         (["budget.money=-3", "budget.price_per_device_hour=2"], r"budget.money: .*greater than 0"),

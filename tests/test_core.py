@@ -244,6 +244,20 @@ def test_what_devices_were_held_for_outlives_a_driver_that_is_killed() -> None:
     assert 2 * 4 * 3_600 <= killed.meter.device_hours * 3600 <= search.meter.device_hours * 3600
 
 
+def test_money_is_what_devices_cost() -> None:
+    """Two devices at 3 an hour each: 6 an hour, so 2 are spent after 20 minutes."""
+    now = [0.0]
+    chosen = plan(budget=Budget(trials=3, devices=2.0, device_hours=1.0, money=2.0, price=3.0))
+    search = Search(Records.in_memory(), chosen, clock=lambda: now[0])
+    assert isinstance(search.next(1), Start)
+    now[0] = 1_199.0
+    assert search.meter.spent == ""
+    now[0] = 1_201.0
+    assert search.meter.spent == "2 of money"
+    now[0] = 1_801.0
+    assert search.meter.spent == "1 device-hours"
+
+
 def test_trials_that_an_earlier_driver_had_stopped_are_told_of() -> None:
     records = Records.in_memory()
     chosen = plan(rule=Asha(epochs=3, eta=2), budget=Budget(trials=3, concurrent=3))

@@ -87,7 +87,7 @@ def test_expected_time_of_a_halving_is_the_pace_of_its_epochs(monkeypatch: pytes
     records[0] = replace(LORA, state=State.PAUSED, rungs={10.0: 0.5, 20.0: 0.6})
     display.paused(records[0])
     assert out.getvalue() == (
-        "[0:01:00, about 0:02:00 left] 0/24  trial 1 (lora query,value 8 x2) waits: others are ahead at this rung\n"
+        "[0:01:00, about 0:02:00 left] 0/24  trial 1 (lora query,value 8 x2) waits for its promotion\n"
     )
     display.paused(replace(records[0], state=State.RUNNING))
     assert out.getvalue().endswith("is left for a resume: the budget is spent\n")

@@ -51,7 +51,7 @@ def test_rungs_are_filled_as_the_quotas_say(paused: tuple[Study, str]) -> None:
     reached = sorted(max(trial.record.rungs) for trial in study.trials)
     assert reached == [0.5, 0.5, 0.5, 1.0, 2.0, 2.0]
     assert sum(trial.state is State.COMPLETE for trial in study.trials) == 2
-    assert said.count("waits: others are ahead at this rung") >= 4
+    assert said.count("waits for its promotion") >= 4
     assert said.count("stopped early") == 4
     assert said.count(") starts") == TRIALS + 1  # and the reference
     assert said.count(") goes on") == said.count(") waits") - 4  # those that were stopped waited too

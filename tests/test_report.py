@@ -24,6 +24,7 @@ from search import plot as picture
 from search import report
 from search.query import ROW, Study
 from search.record import State, TrialRecord
+from search.seeds import Believed
 from search.tracking import StudySummary, TrialRow
 
 BASE = 22_713_216
@@ -288,6 +289,16 @@ def test_the_picture_names_members_and_references(drawn: Any) -> None:
     assert "full 0.730, 100 %" in words
     assert "majority 0.430 ↓" in words  # below the picture, named at its foot
     assert axes.get_title("left") == "demo · minilm · tweets"
+
+
+def test_what_seeds_came_to_is_in_the_picture(drawn: Any) -> None:
+    """However far below the score for which a trial is on the front."""
+    plain = study()
+    low = Believed(mean=0.31, spread=0.05, seeds=3, failed=0, probability=0.4, corrected=0.35)
+    rows = [replace(trial.row, believed=low) if trial in plain.front() else trial.row for trial in plain.trials]
+    axes = drawn(Study(plain.summary, tuple(rows), plain.uri)).axes[0]
+    bottom, top = axes.get_ylim()
+    assert bottom < 0.26 < 0.36 < top
 
 
 def test_a_stopped_trial_stands_at_its_last_rung(drawn: Any) -> None:

@@ -120,14 +120,24 @@ def test_wrong_inputs_are_said(table: Table, tmp_path: Path) -> None:
         table.write(tmp_path)
 
 
+def empty(data: Any) -> None:
+    """No row, and no dimension, says where it lies."""
+    data.update(dimensions={})
+    for row in data["rows"]:
+        row.update(coordinates={})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda data: data["rows"][3].update(curve=[]), "row 3 of the table lacks a curve"),
         (lambda data: data["rows"][2]["measurements"].pop("accuracy"), "row 2 of the table lacks accuracy"),
         (lambda data: data.update(objectives=["accuracy", "latency_ms"]), "row 0 of the table lacks latency_ms"),
-        (lambda data: data["rows"][0]["coordinates"].update({"ffn.insertion": "sideways"}), "not a table"),
-        (lambda data: data.update(dimensions={}), "not a table .*without dimensions"),
+        (lambda data: data["rows"][0]["coordinates"].update({"ffn.insertion": "sideways"}), "row 0 .*'sideways'"),
+        (lambda data: data["rows"][1]["coordinates"].update({"ffn.size": 99_999}), "row 1 .*ffn.size = 99999"),
+        (lambda data: data["rows"][1].pop("coordinates"), "not a table .*'coordinates' is missing"),
+        (lambda data: data.update(dimensions={}), "row 0 .*which its dimensions do not"),
+        (empty, "not a table .*without dimensions"),
         (lambda data: data.update(objectives=["accuracy", "beauty"]), "not a table"),
     ],
 )
