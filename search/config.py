@@ -34,7 +34,7 @@ from search.halving import Halving, Rule, rule, suited
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
 from search.samplers import NAMES, require_fit
-from search.teaching import TEACHINGS
+from search.teaching import TEACHING, TEACHINGS
 from spaces.space import resolve as resolve_space
 
 CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
@@ -120,12 +120,12 @@ class ObjectivesConfig(_Section):
 
 class SamplerConfig(_Section):
     """`auto` is front; with a second cost gp up to 300 finished trials and tpe beyond. `teaching`: what Optuna's
-    samplers are told of trials that are not finished, raw, pruned, corrected or model; `front` has a model of its own.
+    samplers are told of trials that are not finished, model, raw, pruned or corrected; `front` has a model of its own.
     """
 
     name: str = "auto"
     seed: NonNegativeInt = 0
-    teaching: str = "raw"
+    teaching: str = TEACHING
 
     @field_validator("teaching")
     @classmethod

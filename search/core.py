@@ -31,6 +31,7 @@ from search.objectives import ruling
 from search.pareto import MAXIMIZE
 from search.record import Aside, Origin, Records, State, TrialRecord
 from search.samplers import Proposer, excess
+from search.teaching import TEACHING
 from spaces.space import Point, Space, decode
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Plan:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
-    teaching: str = "raw"
+    teaching: str = TEACHING
     references: Mapping[str, Configuration | None] = field(default_factory=dict)
     enqueued: Sequence[Enqueued] = ()
 

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search import front
 from search.objectives import Objective, Objectives
 from search.record import Origin, Records, State, TrialRecord, quiet
-from search.teaching import TEACHINGS, unfinished
+from search.teaching import TEACHING, TEACHINGS, unfinished
 from search.teaching import expected as teaching_of
 from spaces.dimensions import SpaceError
 from spaces.space import Point, Space, decode, point
@@ -78,7 +78,7 @@ class Proposer:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"  # `front` where it can have these objectives
     seed: int = 0
-    teaching: str = "raw"
+    teaching: str = TEACHING
     _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -228,9 +228,9 @@ def is_front(sampler: str, objectives: int) -> bool:
     return sampler == FRONT or (sampler == "auto" and objectives == 2)
 
 
-def require_fit(sampler: str, objectives: int, teaching: str = "raw") -> None:
+def require_fit(sampler: str, objectives: int, teaching: str = TEACHING) -> None:
     """Raises ValueError for a sampler that cannot have so many objectives, or makes nothing of the teaching."""
-    if teaching != "raw" and (sampler == "random" or is_front(sampler, objectives)):
+    if teaching != TEACHING and (sampler == "random" or is_front(sampler, objectives)):
         raise ValueError(f"a teaching is for tpe, nsga2 and gp; received {sampler!r} with {teaching!r}")
     if sampler == FRONT and objectives > 2:
         others = ", ".join(SAMPLERS)
@@ -242,7 +242,7 @@ def tell(
     origin: Origin,
     objectives: Objectives,
     limits: Mapping[str, float],
-    teaching: str = "raw",
+    teaching: str = TEACHING,
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 

@@ -17,6 +17,7 @@ from search.pareto import MAXIMIZE
 from search.record import Records, State, TrialRecord
 
 TEACHINGS: Final = ("raw", "pruned", "corrected", "model")
+TEACHING: Final = "model"  # the best on LCBench: `tests/benchmarks/lcbench.py`
 
 
 def unfinished(record: TrialRecord) -> bool:

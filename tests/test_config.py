@@ -345,10 +345,10 @@ def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["auto", "front", "random"])
 def test_what_learns_nothing_from_a_teaching_is_refused_one(tmp_path: Path, sampler: str) -> None:
-    with pytest.raises(ConfigError, match=rf"teaching is for tpe, nsga2 and gp; received '{sampler}' with 'model'"):
-        load_config(study(tmp_path, sampler={"name": sampler, "teaching": "model"}))
+    with pytest.raises(ConfigError, match=rf"teaching is for tpe, nsga2 and gp; received '{sampler}' with 'corrected'"):
+        load_config(study(tmp_path, sampler={"name": sampler, "teaching": "corrected"}))
     three = {"score": "accuracy", "cost": "stored_parameters", "second_cost": "seconds"}
-    load_config(study(tmp_path, sampler={"name": "auto", "teaching": "model"}, objectives=three))  # gp and tpe then
+    load_config(study(tmp_path, sampler={"name": "auto", "teaching": "corrected"}, objectives=three))  # gp and tpe then
 
 
 def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_nothing(tmp_path: Path) -> None:

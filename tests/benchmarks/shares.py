@@ -25,6 +25,7 @@ from search.core import Enqueued, Plan, Search, Start, Step
 from search.halving import rule
 from search.record import Records, State, TrialRecord
 from search.replay import Clock, replay
+from search.teaching import TEACHING
 
 _NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; no table has a model
 
@@ -37,7 +38,7 @@ class Method:
     scheduler: str = "none"
     trials: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    teaching: str = "raw"
+    teaching: str = TEACHING
 
 
 class Outcome(Protocol):
