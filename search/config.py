@@ -33,7 +33,7 @@ from search import address
 from search.halving import Halving, Rule, rule, suited
 from search.home import STUDY_NAME
 from search.objectives import COSTS, SCORES
-from search.samplers import NAMES, require_fit
+from search.samplers import NAMES, is_taught, require_fit
 from search.teaching import TEACHING, TEACHINGS
 from spaces.space import resolve as resolve_space
 
@@ -562,6 +562,9 @@ class StudyConfig(_Section):
     @classmethod
     def _sampler(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
         if objectives := info.data.get("objectives"):
+            if value.teaching == "raw" and not is_taught(value.name, len(objectives.names)):
+                # studies have it on record from when it was everybody's default, and are resumed
+                value = value.model_copy(update={"teaching": TEACHING})
             require_fit(value.name, len(objectives.names), value.teaching)
         return value
 

@@ -228,9 +228,14 @@ def is_front(sampler: str, objectives: int) -> bool:
     return sampler == FRONT or (sampler == "auto" and objectives == 2)
 
 
+def is_taught(sampler: str, objectives: int) -> bool:
+    """Whether it makes a difference to the sampler what it is told of trials that are not finished."""
+    return sampler != "random" and not is_front(sampler, objectives)
+
+
 def require_fit(sampler: str, objectives: int, teaching: str = TEACHING) -> None:
     """Raises ValueError for a sampler that cannot have so many objectives, or makes nothing of the teaching."""
-    if teaching != TEACHING and (sampler == "random" or is_front(sampler, objectives)):
+    if teaching != TEACHING and not is_taught(sampler, objectives):
         raise ValueError(f"a teaching is for tpe, nsga2 and gp; received {sampler!r} with {teaching!r}")
     if sampler == FRONT and objectives > 2:
         others = ", ".join(SAMPLERS)

@@ -347,6 +347,8 @@ def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
 def test_what_learns_nothing_from_a_teaching_is_refused_one(tmp_path: Path, sampler: str) -> None:
     with pytest.raises(ConfigError, match=rf"teaching is for tpe, nsga2 and gp; received '{sampler}' with 'corrected'"):
         load_config(study(tmp_path, sampler={"name": sampler, "teaching": "corrected"}))
+    earlier = load_config(study(tmp_path, sampler={"name": sampler, "teaching": "raw"}))  # the default, once
+    assert earlier.sampler == load_config(study(tmp_path, sampler={"name": sampler})).sampler
     three = {"score": "accuracy", "cost": "stored_parameters", "second_cost": "seconds"}
     load_config(study(tmp_path, sampler={"name": "auto", "teaching": "corrected"}, objectives=three))  # gp and tpe then
 
