@@ -43,6 +43,17 @@ def shown(terminal: bool) -> str:
     return out.getvalue()
 
 
+def test_what_was_said_before_a_pause_is_not_said_again() -> None:
+    """A worker that goes on tells all validations; a new one is news, also of the same score."""
+    out = io.StringIO()
+    display = Display("demo", 24, 2, ["accuracy", "stored_parameters"], lambda: RECORDS, lambda: [], Console(file=out))
+    validations = [{"epoch": 1.0, "scores": {"accuracy": 0.75}}]
+    display.reported(LORA, {"validations": validations})
+    display.reported(LORA, {"validations": validations})
+    display.reported(LORA, {"validations": [*validations, {"epoch": 2.0, "scores": {"accuracy": 0.75}}]})
+    assert out.getvalue().count("0.7500 after 1") == out.getvalue().count("0.7500 after 2") == 1
+
+
 def test_plain_lines_without_a_terminal() -> None:
     text = shown(terminal=False)
     assert "trial 1 (lora query,value 8 x2) accuracy 0.7500 after 1 epochs" in text

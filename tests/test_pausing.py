@@ -6,16 +6,22 @@ import io
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import studies
 import yaml
 from mlflow import MlflowClient
 from rich.console import Console
+from test_core import plan
 
+from search.budget import Budget
+from search.core import Search
+from search.halving import Halving
 from search.home import store_uri
 from search.query import Study, load_study
-from search.record import State
+from search.ray_tune import Bridge
+from search.record import Records, State
 from search.store import TrialFolder
 from search.study import InterruptedStudy, resume, run
 
@@ -115,3 +121,19 @@ def test_what_waits_is_there_after_an_interruption(
     assert [(trial.state, trial.record.rungs) for trial in over] == [
         (trial.state, trial.record.rungs) for trial in whole
     ]
+
+
+def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
+    """One of three goes on, the first, rather than to leave its worker idle; the others are over as they report."""
+    listener, records = Mock(), Records.in_memory()
+    rule = Halving(epochs=3, eta=3, first=1, trials=3, waves=1, least=0)
+    search = Search(records, plan(rule=rule, budget=Budget(trials=3, concurrent=3)))
+    bridge = Bridge(search, [listener], "accuracy")
+    for tune_id in "abc":
+        assert isinstance(bridge.next(tune_id), dict)
+    went_on = [
+        bridge.heard(tune_id, {"validations": [{"epoch": 1.0, "scores": {"accuracy": score}}]})
+        for tune_id, score in (("a", 0.9), ("b", 0.2), ("c", 0.1))
+    ]
+    assert went_on == [True, False, False]
+    assert [call.args[0].number for call in listener.ended.call_args_list] == [1, 2]
