@@ -93,7 +93,7 @@ class Terminating(io.StringIO):
 
     def write(self, text: str) -> int:
         done = super().write(text)
-        if "waits:" in text and self.getvalue().count("waits:") == 2:
+        if ") waits" in text and self.getvalue().count(") waits") == 2:
             signal.raise_signal(signal.SIGTERM)
         return done
 
