@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from search.record import Records
 
 KEPT_EVERY: Final = 60.0  # seconds after which the time that a study has taken is on record again
+SECONDS: Final = "seconds"  # on record: those that the search has run
 _DEVICE_SECONDS: Final = "device_seconds"
 
 
@@ -41,6 +42,14 @@ class Budget:
             least = 1 if name == "concurrent" else 0
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is at least {least}; received {getattr(self, name)}")
+
+
+def spent(records: Records) -> dict[str, float]:
+    """What a study has spent, as it is on record: `hours` of searching, and `device_hours` that its trials held."""
+    return {
+        "hours": float(records.info(SECONDS, 0.0)) / 3600,
+        "device_hours": float(records.info(_DEVICE_SECONDS, 0.0)) / 3600,
+    }
 
 
 class Meter:

@@ -291,7 +291,7 @@ def show(
     elif trial is None:
         report.print_study(study)
     else:
-        report.print_trial(study.trial(trial))
+        report.print_trial(study.trial(trial), study=study.summary.status)
 
 
 @app.command()

@@ -52,6 +52,7 @@ TELLINGS: Final[Mapping[str, Telling]] = {
     ),
     "withdraw": lambda tracker, folder, entry: _withdraw(tracker, folder, entry.what["number"], entry.what["why"]),
     "disk": lambda tracker, folder, entry: tracker.disk(entry.what["used"], entry.what["limit"]),
+    "spent": lambda tracker, folder, entry: tracker.spent(entry.what),
     "front": lambda tracker, folder, entry: tracker.front(
         entry.what["rows"], entry.what["references"], [folder / file for file in entry.what["files"]]
     ),

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from petl.measurements import SCORES as MEASURED
 from search.attempt import PREDICTIONS, SCORES
+from search.budget import spent
 from search.journal import Told
 from search.naming import curve
 from search.race import believed, replicates
@@ -65,9 +66,9 @@ class Publisher:
             self.weighed()
 
     def weighed(self) -> None:
-        """The bytes that the study uses now."""
+        """The bytes that the study uses now, and what it has spent."""
         self._weighed = time.monotonic()
-        self._tell(("disk", {"used": self._used(), "limit": self._limit}))
+        self._tell(("disk", {"used": self._used(), "limit": self._limit}), ("spent", spent(self.records)))
 
     def withdrawn(self, number: int) -> None:
         """A trial's adapter goes, here and there, so that the study stays within its limit."""

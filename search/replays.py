@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import track
 
 from search.halving import RULES, rule, takes
+from search.naming import cost_text
 from search.report import add, console, new_table, say
 from search.samplers import NAMES, require_fit
 from search.table import Table, TableError
@@ -79,7 +80,7 @@ def print_compared(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         shown.add_column(column, justify="left" if column in ("scheduler", "sampler") else "right")
     for row in rows:
         spread = "" if row["deviation"] is None else f"{row['deviation']:.3f}"
-        numbers = (f"{row['epochs']:,.1f}", f"{row['hours']:.2f}", f"{row['trials']:.0f}", f"{row['full']:.0f}")
+        numbers = (f"{row['epochs']:,.1f}", cost_text(row["hours"]), f"{row['trials']:.0f}", f"{row['full']:.0f}")
         add(shown, row["scheduler"], row["sampler"], f"{row['share']:.3f}", spread, *numbers)
     out.print(shown)
     if len(table.rows) < 100:

@@ -38,6 +38,12 @@ _NAMES: Final[Mapping[State, str]] = {
     State.RUNNING: "running",
     State.PAUSED: "waiting at a rung",
 }
+_LEFT: Final = "not finished"  # what is running in a study that is not
+_SPENT: Final[Mapping[str, str]] = {  # keys of the section budget, with their units
+    "hours": "hours",
+    "device_hours": "device-hours",
+    "money": "in money",
+}
 
 
 def console() -> Console:
@@ -105,7 +111,9 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
         if any(trial.believed for trial in front):
             out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
     else:
-        say(out, f"The front of {study.name} is empty: no complete trial is within the limits ({count_states(study)}).")
+        complete = any(trial.state is State.COMPLETE for trial in study.trials)
+        reason = "no complete trial is within the limits" if complete else "no trial is complete"
+        say(out, f"The front of {study.name} is empty: {reason} ({count_states(study)}).")
         _print_failures(study, out)
     _print_references(study, out)
 
@@ -159,6 +167,7 @@ def print_study(study: Study, out: Console | None = None) -> None:
         "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
         "trials": count_states(study),
         "disk": _disk(study.summary.disk),
+        "spent": _spent(study),
     }
     out.print(Text.assemble((study.name, "bold"), f"  {study.summary.status.lower()}"))
     for name, fact in facts.items():
@@ -173,12 +182,12 @@ def print_study(study: Study, out: Console | None = None) -> None:
         _print_failures(study, out)
 
 
-def print_trial(trial: Trial, out: Console | None = None) -> None:
-    """Everything that is known of one trial."""
+def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNING") -> None:
+    """Everything that is known of one trial. `study` is its study's status: nothing runs in one that is over."""
     out = out or console()
     record, measured = trial.record, trial.measurements
     heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
-    say(out, f"{heading}  {trial.name}  {_NAMES[trial.state]}", "bold")
+    say(out, f"{heading}  {trial.name}  {_state(trial.state, study)}", "bold")
     if record.failure:
         say(out, record.failure)
     if trial.row.withdrawn:
@@ -256,7 +265,8 @@ def counts_table(counts: Counts, design: str, labels: int) -> Table:
 def count_states(study: Study) -> str:
     """Such as `20 complete, 3 stopped early, 1 failed`; references are not counted."""
     counts = Counter(trial.state for trial in study.trials)
-    return ", ".join(f"{counts[state]} {name}" for state, name in _NAMES.items() if counts[state]) or "none yet"
+    names = {state: _state(state, study.summary.status) for state in _NAMES}
+    return ", ".join(f"{counts[state]} {name}" for state, name in names.items() if counts[state]) or "none yet"
 
 
 def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
@@ -335,6 +345,25 @@ def _beliefs(found: Believed) -> tuple[str, str, str, str]:
         f"{found.seeds}{failed}",
         f"{found.corrected:.4f}",
         f"{100 * found.probability:.0f} %",
+    )
+
+
+def _state(state: State, study: str) -> str:
+    """A trial's, in a study of that status: a hard budget, or an interruption, leaves trials for a resume."""
+    return _LEFT if state is State.RUNNING and study != "RUNNING" else _NAMES[state]
+
+
+def _spent(study: Study) -> str:
+    """Such as `0.5 of 0.5 hours, 0.83 device-hours, 2.1 in money`; empty where it is not on record."""
+    limits, spent = study.summary.info.get("budget", {}), dict(study.summary.spent)
+    if not spent:
+        return ""
+    if price := limits.get("price_per_device_hour"):
+        spent["money"] = price * spent["device_hours"]
+    return ", ".join(
+        f"{cost_text(spent[name])} {f'of {cost_text(limit)} ' if (limit := limits.get(name)) else ''}{unit}"
+        for name, unit in _SPENT.items()
+        if name in spent
     )
 
 

@@ -30,7 +30,7 @@ from petl.design import Design
 from search import cluster, report
 from search.address import bare, masked, sqlite_file, whole, whole_again
 from search.attempt import Workload
-from search.budget import KEPT_EVERY, Budget, Meter
+from search.budget import KEPT_EVERY, SECONDS, Budget, Meter
 from search.config import StudyConfig, load_config
 from search.core import Enqueued, Plan, Search
 from search.database import driving, is_postgresql
@@ -210,7 +210,7 @@ def _go_on(config: StudyConfig, records: Records, address: str | None, console: 
 
 @contextmanager
 def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
-    """This process is the study's one driver inside; Ctrl-C becomes InterruptedStudy.
+    """This process is the study's one driver inside; Ctrl-C, or a closed pipe, becomes InterruptedStudy.
 
     What it yields makes sure that it still is the only one: see `search.database.driving`.
     """
@@ -219,7 +219,7 @@ def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[
     try:
         with driving(database, study) as guard:
             yield guard
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
         begun = True
         with suppress(StoreError):  # of a database that is away
             begun = Records.begun(database, study)
@@ -309,7 +309,7 @@ def _drive(config: StudyConfig, records: Records, console: Console) -> Study:
         except UndeliveredStudy:
             raise
         except BaseException as error:
-            delivery.tell(("close", {"status": "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"}))
+            delivery.tell(("close", {"status": "FAILED" if isinstance(error, Exception) else "KILLED"}))
             if not delivery.drain(patience=0.0, limit=_BRIEFLY):
                 display.say(f"{delivery.waiting} for MLflow wait on disk; a resume delivers them")
             raise
@@ -447,7 +447,7 @@ def _replicating(
     return Race(
         records,
         plan.budget,
-        meter or Meter(plan.budget, records, lambda: float(records.info("seconds", 0.0))),
+        meter or Meter(plan.budget, records, lambda: float(records.info(SECONDS, 0.0))),
         seeds=config.replicates.seeds,
         extra=config.replicates.extra,
         rungs=plan.rule.rungs,
@@ -462,7 +462,7 @@ def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
 
     What a killed driver spent in its last minute is not known, and not counted.
     """
-    before, began = float(records.info("seconds", 0.0)), time.monotonic()
+    before, began = float(records.info(SECONDS, 0.0)), time.monotonic()
 
     kept = began
 
@@ -471,13 +471,13 @@ def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
         now = time.monotonic()
         if now - kept >= KEPT_EVERY:
             kept = now
-            records.set_info("seconds", before + now - began)
+            records.set_info(SECONDS, before + now - began)
         return before + now - began
 
     try:
         yield clock
     finally:
-        records.set_info("seconds", clock())
+        records.set_info(SECONDS, clock())
 
 
 def _unfinished(config: StudyConfig, records: Records) -> bool:
@@ -780,9 +780,13 @@ def _front(records: Records) -> list[TrialRecord]:
 def _headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
     fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
+    rungs = " and ".join(f"{rung:g}" for rung in config.rule.rungs)
+    name = config.scheduler.name
+    decided = f", {name} at {rungs}" if rungs else "" if name == "none" else f", {name} without a rung below that"
     return (
         f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
-        f"{resolved['precision']}, {config.trials} trials, {at_once}{fewer} at once"
+        f"{resolved['precision']}, {config.trials} trials of {config.budget.epochs:.3g} epochs{decided}, "
+        f"{at_once}{fewer} at once"
     )
 
 

@@ -83,7 +83,8 @@ class _Info:
 
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
 _WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
-_DISK: Final = "disk"  # the parent's tag
+_DISK: Final = "disk"  # the parent's tags
+_SPENT: Final = "spent"
 _FINAL: Final = "final"  # the tag of a trial's scores on whole splits
 _BELIEVED: Final = "believed"  # that of what all its seeds say
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
@@ -126,8 +127,8 @@ class LeftOutWarning(UserWarning):
 class StudySummary:
     """A study as its experiment and parent run tell it. `info` is what `Tracker.open` was given.
 
-    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. `disk` has the bytes
-    `used` by the study, and their `limit`, as it last told.
+    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. As it last told, `disk` has the
+    bytes `used` by the study, and their `limit`, and `spent` its `hours` of searching and `device_hours`.
     """
 
     name: str
@@ -137,6 +138,7 @@ class StudySummary:
     started: float
     info: Mapping[str, Any]
     disk: Mapping[str, int | None] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,6 +420,10 @@ class Tracker:
     def disk(self, used: int, limit: int | None) -> None:
         """Publish the bytes that the study uses, and their limit."""
         self._client.set_tag(self.run_id, _DISK, json.dumps({"used": used, "limit": limit}))
+
+    def spent(self, hours: Mapping[str, float]) -> None:
+        """Publish what the study has spent, as `budget.spent` tells it."""
+        self._client.set_tag(self.run_id, _SPENT, json.dumps(hours))
 
     def front(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
@@ -745,6 +751,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
         _INFO.validate_python(info)
         disk = _BYTES.validate_python(_parsed(parent, _DISK))
+        spent = _NUMBERS.validate_python(_parsed(parent, _SPENT))
         objectives(**info["objectives"])
     return StudySummary(
         name=name,
@@ -754,6 +761,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
         started=parent.info.start_time / 1000,
         info=info,
         disk=disk,
+        spent=spent,
     )
 
 

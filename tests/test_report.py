@@ -158,7 +158,7 @@ def test_an_empty_front_says_why(show: Any) -> None:
     reasons = ["out of memory: 9 GB"] * 7 + ["diverged", None, "diverged"] + [f"OSError: {n}" for n in range(4)]
     empty = study([failed(number, reason) for number, reason in enumerate(reasons)])
     lines = [line.rstrip() for line in printed(lambda out: show(empty, out), 80).splitlines()]
-    assert "The front of demo is empty: no complete trial is within the limits (14 failed)." in lines
+    assert "The front of demo is empty: no trial is complete (14 failed)." in lines
     assert [line for line in lines if line.startswith("  ") and " failed " in line and "trials " not in line] == [
         "  7 failed (trial 0, 1, 2, 3, 4 ...): out of memory: 9 GB",
         "  2 failed (trial 7, 9): diverged",
@@ -219,6 +219,29 @@ def test_brackets_are_no_markup(brackets: str, monkeypatch: pytest.MonkeyPatch, 
         text = printed(show, 200)
         for word in words:
             assert f"{word} {brackets}" in text
+
+
+def test_a_front_that_limits_leave_empty_says_so() -> None:
+    what = study()
+    text = printed(lambda out: report.print_front(what, what.front(max_parameters=1), out), 120)
+    assert "no complete trial is within the limits (15 complete, 1 stopped early, 1 failed)." in text
+
+
+def test_what_a_study_has_spent_and_what_it_left() -> None:
+    """By its own clock; at 2.5 an hour, 0.4 device-hours are 1."""
+    left = study([trial(0, 0.5, 100), trial(1, 0.5, 100, state=State.RUNNING, measurements=None)])
+    budget = {"trials": 24, "hours": None, "money": 1.0, "price_per_device_hour": 2.5}
+    spent = {"hours": 0.25, "device_hours": 0.4}
+    summary = replace(left.summary, info={**left.summary.info, "budget": budget}, spent=spent)
+    text = printed(lambda out: report.print_study(replace(left, summary=summary), out), 120)
+    assert "  trials  1 complete, 1 not finished\n" in text
+    assert "  spent   0.25 hours, 0.4 device-hours, 1 of 1 in money\n" in text
+    status = left.summary.status
+    assert "not finished" in printed(lambda out: report.print_trial(left.trial(1), out, study=status), 120)
+    running = replace(left, summary=replace(summary, status="RUNNING", info=INFO))
+    text = printed(lambda out: report.print_study(running, out), 120)
+    assert "1 complete, 1 running" in text
+    assert "  spent   0.25 hours, 0.4 device-hours\n" in text
 
 
 def test_a_study_in_words() -> None:

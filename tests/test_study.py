@@ -22,11 +22,20 @@ from rich.console import Console
 from petl import storage
 from search import cluster
 from search.config import ConfigError, ResourcesConfig, load_config
-from search.home import StoreError
+from search.home import StoreError, database_url
 from search.query import Study, load_study
 from search.record import Records, State
 from search.store import read_json
-from search.study import StudyError, _terminated_as_interrupted, _workload, resume, run
+from search.study import (
+    InterruptedStudy,
+    StudyError,
+    _driving,
+    _headline,
+    _terminated_as_interrupted,
+    _workload,
+    resume,
+    run,
+)
 
 DEVIL = """
 from petl.configuration import Configuration, Training
@@ -84,6 +93,33 @@ def test_budget_and_references_are_spent(finished: tuple[Study, str]) -> None:
         ("majority", "probe", "head_only", "full"), State.COMPLETE
     )
     assert [trial.name for trial in study.trials[:2]] == ["lora:rank=2", "bitfit"]
+
+
+def test_what_it_has_spent_is_published(finished: tuple[Study, str]) -> None:
+    """Two trials at once hold a CPU each: for what they trained at least, and at most all the time."""
+    study, _ = finished
+    trained = sum(trial.measurements.seconds for trial in study.trials if trial.measurements)
+    spent = study.summary.spent
+    assert trained / 3600 < spent["device_hours"] <= 2 * spent["hours"]
+
+
+def test_the_headline_says_where_trials_are_compared(finished: tuple[Study, str]) -> None:
+    headline = next(line for line in finished[1].splitlines() if line.startswith("study tiny:"))
+    assert headline.endswith("fp32, 6 trials of 2 epochs, asha at 1, 2 at once")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"name": "halving", "first": 0.5}, "of 2 epochs, halving at 0.5 and 1.5, 2 at once"),
+        ({"name": "halving", "first": 2}, "of 2 epochs, halving without a rung below that, 2 at once"),
+        ({"name": "none"}, "of 2 epochs, 2 at once"),
+    ],
+)
+def test_a_rule_without_rungs_is_told_of(scheduler: dict[str, Any], words: str, content: dict[str, Any]) -> None:
+    config = load_config({**content, "scheduler": scheduler})
+    resolved = {"rows": {}, "task": {"name": "tweets"}, "precision": "fp32"}
+    assert _headline(config, resolved, at_once=2).endswith(words)
 
 
 def test_stopped_trials_are_not_complete_and_not_on_the_front(finished: tuple[Study, str]) -> None:
@@ -191,6 +227,17 @@ def test_sigterm_is_a_ctrl_c(disposition: Any) -> None:
             time.sleep(5)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit(1)])
+def test_ctrl_c_and_a_closed_pipe_say_how_to_go_on(end: Any, finished: tuple[Study, str], home: Path) -> None:
+    """Rich raises SystemExit where it finds that nobody reads what it writes."""
+    console = Console(file=(home / "unread.txt").open("w"))
+    with (
+        pytest.raises(InterruptedStudy, match=r"nothing that was finished is lost.*petl-search resume tiny"),
+        _driving("tiny", database_url(), console),
+    ):
+        raise end
 
 
 def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(

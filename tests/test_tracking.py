@@ -455,8 +455,14 @@ def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
     assert study in {summary.name for summary in tracking.studies(uri)}
     summary = tracking.summary(uri, study)
     assert (summary.info, summary.run_id, summary.status) == (INFO, tracker.run_id, "RUNNING")
+    assert (summary.disk, summary.spent) == ({}, {})  # as of earlier releases
+    tracker.disk(5, None)
+    tracker.spent({"hours": 0.5, "device_hours": 1.25})
     tracker.close()
-    assert tracking.summary(uri, study).status == "FINISHED"
+    summary = tracking.summary(uri, study)
+    assert summary.status == "FINISHED"
+    assert summary.disk == {"used": 5, "limit": None}
+    assert summary.spent == {"hours": 0.5, "device_hours": 1.25}
 
 
 def test_a_study_is_readable_from_its_first_moment(
