@@ -68,7 +68,12 @@ class Publisher:
     def weighed(self) -> None:
         """The bytes that the study uses now, and what it has spent."""
         self._weighed = time.monotonic()
-        self._tell(("disk", {"used": self._used(), "limit": self._limit}), ("spent", spent(self.records)))
+        self._tell(("disk", {"used": self._used(), "limit": self._limit}))
+        self.spent()
+
+    def spent(self) -> None:
+        """The time that the study has taken."""
+        self._tell(("spent", spent(self.records)))
 
     def withdrawn(self, number: int) -> None:
         """A trial's adapter goes, here and there, so that the study stays within its limit."""

@@ -360,7 +360,7 @@ def _search(
     resolved, score = records.info("resolved"), config.objectives.score
     publisher.everything()
     display.say(_headline(config, resolved, display.at_once))
-    with _stopwatch(records) as clock:
+    with _stopwatch(records, publisher) as clock:
         search = Search(records, _plan(config, resolved), clock, room.lacking)
         for record in search.take_closed():  # no worker will tell of them
             publisher.ended(record)
@@ -457,7 +457,7 @@ def _replicating(
 
 
 @contextmanager
-def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
+def _stopwatch(records: Records, publisher: Publisher) -> Iterator[Callable[[], float]]:
     """The seconds that the study has been searching, over all its drivers.
 
     What a killed driver spent in its last minute is not known, and not counted.
@@ -478,6 +478,7 @@ def _stopwatch(records: Records) -> Iterator[Callable[[], float]]:
         yield clock
     finally:
         records.set_info(SECONDS, clock())
+        publisher.spent()
 
 
 def _unfinished(config: StudyConfig, records: Records) -> bool:
