@@ -561,7 +561,9 @@ def propose(
 
     inputs = encoding.features(belief.rows[-_SHOWN:])
     counts = np.column_stack([belief.known.costs] if over is None else [belief.known.costs, over])[-_SHOWN:]
-    usual = [Surrogate(inputs, column) for column in counts.T]
+    usual = [Surrogate(inputs, counts[:, 0])]
+    # What is over is a count less its limit, in logarithms, as costs are: nearly always the same plus a constant.
+    usual += [Surrogate(inputs, column, parameters=usual[0].parameters) for column in counts.T[1:]]
 
     def counted_about(rows: _Floats) -> tuple[_Floats, _Floats]:
         """What rows are expected to cost, and how far they are expected to be beyond the limits."""
