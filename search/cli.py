@@ -381,7 +381,7 @@ def export_table(
     from search.record import Records
     from search.table import Table
 
-    table = Table.of(name, Records.open_study(database_url(), name))
+    table = Table.of(name, Records.open_study(database_url(), name, writes=False))
     table.write(file)
     typer.echo(f"{len(table.rows)} trials in {file}")
 

@@ -157,6 +157,7 @@ class Search:
             sampler=plan.sampler,
             seed=plan.seed,
             teaching=plan.teaching,
+            rungs=plan.rule.rungs,
         )
         self._check_limits()
         self._enqueued = deque(self._checked(plan.enqueued))
@@ -234,23 +235,25 @@ class Search:
             return self._promoted(turn)
         assert self._proposed is not None
         if lacking := self._lacking(self._proposed.configuration, self._active, None):
-            return self._without_room(lacking)
+            waiting = self._turn(new=False)
+            return self._without_room(lacking) if waiting is None else self._promoted(waiting)
         record, self._proposed = self._proposed.create(), None
         self._know(record)
         self._hold(record.number)
         return Start(record)
 
-    def report(self, number: int, epoch: float, score: float) -> Decision:
+    def report(self, number: int, epoch: float, score: float, *, over: bool = False) -> Decision:
         """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
 
-        Every report is kept; the rule decides at its rungs. A score that is not finite stops the trial.
+        Every report is kept; the rule decides at its rungs, but of a trial that is `over`, by its patience, whose
+        measurements are there already. A score that is not finite stops the trial.
         """
         record = self.records.get(number)
         rungs = self.rungs(number)
         epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
         if record.state is State.RUNNING and epoch not in record.rungs:
             decision = Decision.CONTINUE if math.isfinite(score) else Decision.STOP
-            if decision is Decision.CONTINUE and epoch in rungs:
+            if decision is Decision.CONTINUE and epoch in rungs and not over:
                 decision = self._at_rung(record, epoch, score)
             stop, pause = decision is Decision.STOP, decision is Decision.PAUSE
             self.records.rung(number, epoch, float(score), stop=stop, pause=pause)
@@ -261,7 +264,7 @@ class Search:
             return Decision.PAUSE
         if self.records.get(number).state is not State.RUNNING or self.records.stopped_at(number) is not None:
             return Decision.STOP
-        if self.meter.spent and not self._is_over(number, epoch):
+        if self.meter.spent and not (over or self._is_over(number, epoch)):
             self._release(number)
             return Decision.PAUSE
         return Decision.CONTINUE
@@ -303,8 +306,14 @@ class Search:
         It is COMPLETE only with its full epochs and finite objectives. It is PRUNED where it
         was `stopped` or has fewer epochs, and FAIL with a reason otherwise.
         """
-        record = self.records.get(number)
-        state, reason = self._outcome(record, measurements, failure, stopped)
+        closed = self._finished(number, measurements, failure, stopped)
+        self._close_hopeless()
+        return closed
+
+    def _finished(
+        self, number: int, measurements: Measurements | None, failure: str | None, stopped: bool
+    ) -> TrialRecord:
+        state, reason = self._outcome(self.records.get(number), measurements, failure, stopped)
         closed = self.records.close(number, state, measurements, reason)
         self._know(closed)
         self._release(number)
@@ -337,14 +346,18 @@ class Search:
             return False
         return bool(self._resumable) or self._turn() is not None
 
-    def _turn(self, news: TrialRecord | None = None) -> int | None:
-        """Whose turn it is: NEW, a waiting trial's, or nobody's. `news` is not on record yet."""
+    def _turn(self, news: TrialRecord | None = None, *, new: bool = True) -> int | None:
+        """Whose turn it is: NEW, unless there can be no `new` one, a waiting trial's, or nobody's.
+
+        `news` is not on record yet.
+        """
         if self.meter.spent:
             return None
-        fresh = bool(self._proposed) or (
-            self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted)
+        fresh = new and (
+            bool(self._proposed)
+            or (self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted))
         )
-        if self._references or self._ladder is None:
+        if (new and self._references) or self._ladder is None:
             return NEW if fresh or self._references else None
         return self._ladder.next(fresh=fresh, choose=partial(self._proposer.most_promising, self.records, news))
 
@@ -381,7 +394,7 @@ class Search:
 
     def _close_hopeless(self) -> None:
         for number in self._ladder.hopeless if self._ladder else ():
-            self.finish(number, stopped=True)
+            self._finished(number, None, None, stopped=True)
             self._closed.append(number)
 
     def _without_room(self, lacking: str) -> Idle:
@@ -481,7 +494,7 @@ class Search:
                 record.number,
                 finite,
                 self._spent(record),
-                level=max(0, len(finite) - held),
+                level=0 if record.state is State.FAIL else max(0, len(finite) - held),
                 waits=record.state is State.PAUSED,
                 runs=record.state is State.RUNNING,
             )

@@ -30,7 +30,7 @@ from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.special import erfcx, log_ndtr, logsumexp
 
-from search.objectives import ruling
+from search.objectives import Objective, ruling
 from search.pareto import MAXIMIZE, MINIMIZE
 from search.pareto import front as non_dominated
 from search.record import Records, State, TrialRecord
@@ -320,14 +320,23 @@ class _Observation:
 class _Known:
     """The trials that have coordinates, and what is known of them."""
 
+    cost: Objective
     records: list[TrialRecord]
     coordinates: list[Mapping[str, Any]]
     costs: _Floats
     observations: list[_Observation]
 
+    @property
+    def unit(self) -> float:
+        """What a model takes costs in: in logarithms they are as it wants them, others are standardised."""
+        return 1.0 if self.cost.logarithmic else float(self.costs.std()) or 1.0
 
-def _known(records: Records, news: TrialRecord | None) -> _Known:
-    """Costs are as a sampler sees them: known before training, or measured, or the usual one."""
+
+def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[float] | None = None) -> _Known:
+    """Costs are as a sampler sees them: known before training, or measured, or the usual one.
+
+    Of the scores those at the rungs count, and the last of a trial: what lies between says little that they do not.
+    """
     score, cost = records.objectives[0], ruling(records.objectives)
     sign = -1.0 if score.direction == MAXIMIZE else 1.0
     trials: list[TrialRecord] = []
@@ -343,6 +352,9 @@ def _known(records: Records, news: TrialRecord | None) -> _Known:
         reached = {epoch: value for epoch, value in record.rungs.items() if math.isfinite(value)}
         if record.state is State.COMPLETE and record.measurements:
             reached[full] = score.value(record.measurements) or 0.0
+        if rungs is not None:
+            last = max(reached, default=0.0)
+            reached = {epoch: value for epoch, value in reached.items() if epoch in rungs or epoch == last}
         if record.state is State.FAIL:
             failed.append(len(trials))
         else:
@@ -359,7 +371,7 @@ def _known(records: Records, news: TrialRecord | None) -> _Known:
     spent_ = np.array(costs)
     usual = float(np.nanmedian(spent_)) if np.isfinite(spent_).any() else 0.0
     coordinates = [records.origin(record.number).coordinates for record in trials]
-    return _Known(trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
+    return _Known(cost, trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
 
 
 class Belief:
@@ -454,12 +466,13 @@ def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
 def _location(losses: _Floats) -> tuple[float, float]:
     """Median, and standard deviation by the quartiles."""
     spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35
-    return float(np.median(losses)), spread or float(losses.std()) or 1.0
+    least = 1e-9 * float(np.abs(losses).max())  # less is rounding
+    return float(np.median(losses)), next((each for each in (spread, float(losses.std())) if each > least), 1.0)
 
 
-def losses(records: Records) -> dict[int, float]:
+def losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
     """What each trial is believed to come to at full epochs; empty while too few have shown anything."""
-    belief = believe(records, dimensions(records))
+    belief = believe(records, dimensions(records), rungs=rungs)
     if belief is None:
         return {}
     numbers = [record.number for record in belief.known.records]
@@ -479,12 +492,14 @@ def believe(
     distributions: Mapping[str, BaseDistribution],
     news: TrialRecord | None = None,
     dearest: float = -math.inf,
+    rungs: Collection[float] | None = None,
 ) -> Belief | None:
     """What is believed of a study's trials, once FIRST of them have shown something. `news` is not on record yet.
 
-    `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials.
+    `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials. Of the
+    scores those at the `rungs` count, and the last of each trial; all of them, where none are given.
     """
-    known = _known(records, news)
+    known = _known(records, news, rungs)
     if len({each.trial for each in known.observations}) < FIRST:
         return None
     return Belief(known, Encoding(distributions), dearest)
@@ -559,16 +574,18 @@ def propose(
     def gain(mean: _Floats, deviation: _Floats, cost: _Floats, beyond: _Floats) -> _Floats:
         return np.where(beyond > 0, -_FAR * (1 + beyond), log_ehvi(mean, deviation, cost, front, belief.reference))
 
-    inputs = encoding.features(belief.rows[-_SHOWN:])
-    counts = np.column_stack([belief.known.costs] if over is None else [belief.known.costs, over])[-_SHOWN:]
+    inputs, unit = encoding.features(belief.rows[-_SHOWN:]), belief.known.unit
+    scaled = belief.known.costs / unit
+    counts = np.column_stack([scaled] if over is None else [scaled, over])[-_SHOWN:]
     usual = [Surrogate(inputs, counts[:, 0])]
-    # What is over is a count less its limit, in logarithms, as costs are: nearly always the same plus a constant.
-    usual += [Surrogate(inputs, column, parameters=usual[0].parameters) for column in counts.T[1:]]
+    # What is over is a count less its limit, in logarithms, as known costs are: nearly always the same plus a constant.
+    alike = usual[0].parameters if belief.known.cost.known else None
+    usual += [Surrogate(inputs, column, parameters=alike) for column in counts.T[1:]]
 
     def counted_about(rows: _Floats) -> tuple[_Floats, _Floats]:
         """What rows are expected to cost, and how far they are expected to be beyond the limits."""
         about = [each.predict(encoding.features(rows))[0] for each in usual]
-        return about[0], about[1] if over is not None else np.full(len(rows), -np.inf)
+        return about[0] * unit, about[1] if over is not None else np.full(len(rows), -np.inf)
 
     def expected(rows: _Floats) -> _Floats:
         """A row for each: mean, deviation, about what it costs, and the gain by that."""
@@ -602,7 +619,7 @@ def propose(
         beyond = np.array([each.over for each in counted])
         held = ~np.isnan(beyond)
         inputs = np.vstack([inputs, encoding.features(rows[best])[held]])
-        counts = np.vstack([counts, np.column_stack([exact, beyond])[held]])
+        counts = np.vstack([counts, np.column_stack([exact / unit, beyond])[held]])
         usual = [
             Surrogate(inputs, column, parameters=each.parameters) for each, column in zip(usual, counts.T, strict=True)
         ]

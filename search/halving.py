@@ -226,11 +226,14 @@ class Ladder:
     ) -> None:
         """A trial as it is now; replaces what was known of it.
 
-        `scores` are its losses at the first rungs, finite; `level` is how many rungs it was let beyond. It `waits`
-        at the next one, `runs`, or has ended.
+        `scores` are its losses at the first rungs, finite; `level` is how many rungs it was let beyond, 0 of one that
+        failed: another takes its place. It `waits` at the next one, `runs`, or has ended.
         """
-        for entered in range(self._levels.get(number, -1) + 1, level + 1):
+        before = self._levels.get(number, -1)
+        for entered in range(before + 1, level + 1):
             self._entered[entered] += 1
+        for left in range(level + 1, before + 1):
+            self._entered[left] -= 1
         self._levels[number] = level
         for rung, score in enumerate(scores):
             self._at[rung][number] = Standing(number, score, cost)
@@ -262,11 +265,14 @@ class Ladder:
 
     @property
     def hopeless(self) -> list[int]:
-        """Waiting trials that cannot be promoted any more: all that their level takes have entered it."""
+        """Waiting trials that cannot be promoted any more: all that their level takes are through with it.
+
+        And with the levels beyond that take as many, where one that fails can only be replaced from here.
+        """
         return sorted(
             number
             for rung, waiting in enumerate(self._waiting)
-            if self._entered[rung + 1] >= self.rule.quotas[rung + 1]
+            if waiting and self._through(rung + 1) >= self.rule.quotas[rung + 1]
             for number in waiting
         )
 
@@ -284,6 +290,12 @@ class Ladder:
     def _arrived(self, level: int) -> int:
         """How many have entered a level and are through with it, failed ones included."""
         return self._entered[level] - len(self._under_way[level])
+
+    def _through(self, level: int) -> int:
+        """How many have entered a level and cannot make way by a failure any more."""
+        quotas = self.rule.quotas
+        alike = [at for at in range(level, len(quotas)) if quotas[at] == quotas[level]]
+        return self._entered[level] - sum(len(self._under_way[at]) for at in alike)
 
     def _best(self, rung: int, choose: Callable[[Collection[int], Collection[int], int], int]) -> int:
         at, waiting = self._at[rung], self._waiting[rung]

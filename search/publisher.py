@@ -42,6 +42,7 @@ class Publisher:
         self._tell, self._used, self._limit = tell, used, limit
         self._weighed = -math.inf  # when the disk was told of last
         self._told: dict[int, tuple[int, int]] = {}  # points and validations of a trial that were told of
+        self._believed: set[int] = set()  # trials of which was told what replicates say
 
     def started(self, record: TrialRecord) -> None:
         """The trial's run exists from here on."""
@@ -83,8 +84,15 @@ class Publisher:
         """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
         self._told.clear()
         self._tell(*(told for record in self.records.all() for told in self._whole(record)))
-        self._tell(*(self._replicate(run, ()) for run in replicates(self.records) if run.over))
+        over = [run for run in replicates(self.records) if run.over]
+        self._tell(*(self._replicate(run, ()) for run in over))
         self.believed(believed(self.records))
+        # What is nobody's any more; an earlier driver may not have lived to remove it.
+        for record in self.records.all():
+            if not record.state.open:
+                TrialFolder(self.folder, record.number).drop_states()
+        for run in over:
+            TrialFolder(self.folder, run.number, run.seed).remove()
 
     def began(self, run: Replicate) -> None:
         """Nothing: a replicate has a run when it is over."""
@@ -98,9 +106,10 @@ class Publisher:
         TrialFolder(self.folder, run.number, run.seed).remove()
 
     def believed(self, beliefs: Mapping[int, Believed]) -> None:
-        """What replicates say of the trials, of those that have some or may be on the true front."""
+        """What replicates say of the trials, of those that have some or may be on the true front, or once might."""
         for number, item in beliefs.items():
-            if item.seeds > 1 or item.failed or item.probability > 0:
+            if item.seeds > 1 or item.failed or item.probability > 0 or number in self._believed:
+                self._believed.add(number)
                 self._tell(("believed", {"number": number, "what": asdict(item)}))
 
     def tested(self, records: Sequence[TrialRecord]) -> None:

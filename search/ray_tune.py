@@ -195,8 +195,9 @@ class Bridge(_Bridge):
 
     def _take_in(self, number: int, report: Mapping[str, Any]) -> Decision:
         """A report has all of a trial's validations so far: an earlier one may have been lost with a driver."""
+        over = bool(report.get("measurements"))
         decisions = [
-            self.search.report(number, validation["epoch"], validation["scores"][self.score])
+            self.search.report(number, validation["epoch"], validation["scores"][self.score], over=over)
             for validation in report.get("validations", ())
         ]
         for listener in self.listeners:
@@ -244,10 +245,14 @@ class RaceBridge(_Bridge):
 
     def heard(self, tune_id: str, report: Mapping[str, Any]) -> bool:
         """Nothing stops a replicate but a budget that is spent; what it was trained is left for a resume."""
-        if self.cut_off or not self.race.meter.spent or report.get("done"):
+        try:
+            if self.cut_off or not self.race.meter.spent or report.get("done"):
+                return True
+            run = self._runs.pop(tune_id)
+            self.race.release(run.number, run.seed)
+        except _NO_RECORDS as error:
+            self.sever(error)
             return True
-        run = self._runs.pop(tune_id)
-        self.race.release(run.number, run.seed)
         return False
 
     def ended(self, tune_id: str, report: Mapping[str, Any] | None) -> None:

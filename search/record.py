@@ -132,7 +132,9 @@ class Records:
         records.close(record.number, State.COMPLETE, measurements)
     """
 
-    def __init__(self, storage: BaseStorage, study_id: int, persistence: Persistence | None = None) -> None:
+    def __init__(
+        self, storage: BaseStorage, study_id: int, persistence: Persistence | None = None, *, writes: bool = True
+    ) -> None:
         self._storage = storage
         self._study_id = study_id
         self.persist = persistence or Persistence("in memory")
@@ -147,7 +149,7 @@ class Records:
             self._origins.append(_origin(trial))
             self._records.append(_record(trial))
             self._stops |= _stop(trial)
-            if trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
+            if writes and trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
                 self._tell(trial.number, State(trial.user_attrs["outcome"]["state"]))
 
     @classmethod
@@ -163,14 +165,19 @@ class Records:
         return cls._created(_storage(url), name, objectives, _persistence(url, name, guard))
 
     @classmethod
-    def open_study(cls, url: str, name: str, guard: Callable[[], None] | None = None) -> Records:
-        """An existing study. Raises RecordsError where there is none of that name."""
+    def open_study(
+        cls, url: str, name: str, guard: Callable[[], None] | None = None, *, writes: bool = True
+    ) -> Records:
+        """An existing study; one that another process drives is only read, so nothing `writes`.
+
+        Raises RecordsError where there is none of that name.
+        """
         if not _is_there(url):
             raise RecordsError(f"there is no study {name!r}; there are: none")
         storage = _storage(url)
         with _answering(url):
             study_id = _study_id(storage, name)
-        return cls(storage, study_id, _persistence(url, name, guard))
+        return cls(storage, study_id, _persistence(url, name, guard), writes=writes)
 
     @classmethod
     def in_memory(cls, objectives: Sequence[str] = ("accuracy", "stored_parameters")) -> Records:

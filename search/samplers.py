@@ -67,7 +67,8 @@ class Proposer:
     """Asks a sampler for points of a space, in view of the records.
 
     `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's; `teaching`
-    is what Optuna's samplers are told of trials that are not finished: see `search.teaching`.
+    is what Optuna's samplers are told of trials that are not finished: see `search.teaching`; `rungs` are the rule's,
+    None for whatever epochs there are scores of.
     Raises ValueError for a sampler that does not exist, or cannot have these objectives.
     """
 
@@ -79,6 +80,7 @@ class Proposer:
     sampler: str = "auto"  # `front` where it can have these objectives
     seed: int = 0
     teaching: str = TEACHING
+    rungs: Collection[float] | None = None
     _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,7 @@ class Proposer:
         if is_front(self.sampler, len(self.objectives)):
             return self._of_front(records, origin)
         # telling costs about a millisecond a trial, and a random sampler does not listen
-        told = [] if self.sampler == "random" else tell(records, origin, self.objectives, self.limits, self.teaching)
+        told = [] if self.sampler == "random" else self._told(records, origin)
         with quiet():
             study = optuna.create_study(
                 directions=[objective.direction for objective in self.objectives],
@@ -102,6 +104,9 @@ class Proposer:
             study.add_trials([_frozen(row, index) for index, row in enumerate(told)])
             trial = study.ask()
             return point(trial, self.space(trial, self.backbone))
+
+    def _told(self, records: Records, origin: Origin) -> list[Told]:
+        return tell(records, origin, self.objectives, self.limits, self.teaching, self.rungs)
 
     def most_promising(
         self, records: Records, news: TrialRecord | None, waiting: Collection[int], taken: Collection[int], first: int
@@ -118,7 +123,7 @@ class Proposer:
         key = (records.changes, news)
         if self._latest.get("key") != key:
             dearest = self._reach if self._cost.known else -math.inf
-            belief = front.believe(records, front.dimensions(records), news, dearest)
+            belief = front.believe(records, front.dimensions(records), news, dearest, self.rungs)
             self._latest.update(key=key, belief=belief)
         latest: front.Belief | None = self._latest["belief"]
         return latest
@@ -248,6 +253,7 @@ def tell(
     objectives: Objectives,
     limits: Mapping[str, float],
     teaching: str = TEACHING,
+    rungs: Collection[float] | None = None,
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
@@ -259,7 +265,7 @@ def tell(
     """
     score, *costs = objectives
     all_records = records.all()
-    expected = teaching_of(records, teaching)
+    expected = teaching_of(records, teaching, rungs)
     scores = {
         record.number: expected.get(record.number) if unfinished(record) else _score(record, score)
         for record in all_records

@@ -380,6 +380,7 @@ def _search(
                 f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
                 "a resume with more goes on"
             )
+        publisher.believed(_replicating(config, records, search.plan, search.meter).conclude())
         if config.replicates.seeds and search.meter.spent:
             display.say(f"no more replicates: the budget of {search.meter.spent} is spent; a resume with more goes on")
         elif config.replicates.seeds:

@@ -10,6 +10,7 @@ Optuna's samplers know one score a trial. For a trial that was stopped, or waits
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from search import front
@@ -25,8 +26,11 @@ def unfinished(record: TrialRecord) -> bool:
     return record.state in (State.PRUNED, State.PAUSED) and bool(record.rungs)
 
 
-def expected(records: Records, teaching: str) -> dict[int, float]:
-    """The score to be told for each unfinished trial; those that are not to be told of are missing."""
+def expected(records: Records, teaching: str, rungs: Collection[float] | None = None) -> dict[int, float]:
+    """The score to be told for each unfinished trial; those that are not to be told of are missing.
+
+    `rungs` are what the model learns from, as `front.believe` has them.
+    """
     trials = [record for record in records.all() if not record.reference]
     last = {record.number: record.rungs[max(record.rungs)] for record in trials if unfinished(record)}
     if teaching == "raw":
@@ -34,7 +38,7 @@ def expected(records: Records, teaching: str) -> dict[int, float]:
     if teaching == "pruned":
         return {}
     if teaching == "model":
-        believed = front.losses(records)
+        believed = front.losses(records, rungs)
         sign = -1 if records.objectives[0].direction == MAXIMIZE else 1
         return {number: sign * believed[number] if number in believed else score for number, score in last.items()}
     gained = front.gains([reached(records, record) for record in trials])

@@ -74,9 +74,9 @@ def _covering(study: Study) -> list[Trial]:
     front = study.front()
     score, cost = front.objectives[0], ruling(front.objectives)
     sign = -1 if score.direction == MAXIMIZE else 1
-    members = list(front)
+    members, column = list(front), front.objectives[1:].index(cost)
     at = [
-        Standing(index, sign * (member.score or 0.0), cost.seen(member.cost or 0.0))
+        Standing(index, sign * (member.score or 0.0), cost.seen(member.costs[column] or 0.0))
         for index, member in enumerate(members)
     ]
     order: list[int] = []

@@ -99,7 +99,8 @@ def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> 
     """
     trial = FixedTrial(dict(coordinates))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # optuna only warns of a value outside its range
+        warnings.simplefilter("ignore")  # a user's space may warn of what it likes
+        warnings.filterwarnings("error", message=r"(?s)The value .* is out of")  # optuna has no more for that
         try:
             configuration = space(trial, backbone)
         except (ValueError, Warning) as error:

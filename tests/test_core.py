@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from search.budget import Budget
 from search.core import DONE, WAIT, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
 from search.halving import Asha, Dominated, Halving, Never, ParetoAsha, Rule
 from search.record import Records, State, TrialRecord
-from spaces.space import SPACES, encode, resolve
+from spaces.dimensions import SpaceError
+from spaces.space import SPACES, decode, encode, resolve
 
 OPTIONS = {"sizes": [0, 4, 16, 64], "lengths": [0, 4, 16]}
 TRAINING = Training(epochs=3)
@@ -392,11 +394,12 @@ def test_halving_lets_trials_wait_promotes_the_best_and_closes_the_rest() -> Non
     assert isinstance(promoted, Resume)
     assert promoted.record.state is State.RUNNING
     assert search.report(promoted.record.number, 1.0, 0.0) is Decision.CONTINUE  # what it had reported
+    assert search.next(1) is WAIT
+    assert search.take_closed() == []  # it may fail, and then another one goes on
+    search.finish(promoted.record.number, measured(promoted.record.configuration))
     closed = {record.number: record.state for record in search.take_closed()}
     assert closed == dict.fromkeys({0, 2, 3} - {promoted.record.number}, State.PRUNED)
     assert search.take_closed() == []
-    assert search.next(1) is WAIT
-    search.finish(promoted.record.number, measured(promoted.record.configuration))
     assert search.next(1) is DONE
 
 
@@ -432,6 +435,50 @@ def test_where_there_is_no_room_the_worst_that_wait_are_given_up() -> None:
     assert len(given_up) == 2
     assert set(given_up) < {0, 1, 2}
     room[0] = ""
+
+
+def test_where_a_new_one_has_no_room_those_that_wait_go_on() -> None:
+    """What goes on has its state on the disk already; nothing is given up that may be trained to its end."""
+    rule = Halving(epochs=3, eta=3, first=1, trials=12, waves=1, least=4)
+    records = Records.in_memory()
+
+    def lacking(configuration: Configuration | None, active: Collection[int], number: int | None) -> str:
+        return "no room" if number is None and len(records.all()) >= 5 else ""
+
+    search = Search(records, plan(rule=rule, budget=Budget(trials=12)), lacking=lacking)
+    while (step := search.next(1)) is not DONE:
+        if isinstance(step, Start | Resume):
+            train(search, step.record)
+    assert [record.state for record in records.all()].count(State.COMPLETE) == 4
+    assert search.note == "no room"
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first rung", "last level"])
+def test_one_that_fails_after_its_promotion_makes_way_for_another(last: bool) -> None:
+    """Eight of 24 are trained in full, also where the first seven that go on, or are nearly through, do fail."""
+    epochs = 9.0 if last else 3.0
+    rule = Halving(epochs=epochs, eta=3, first=1, trials=24)
+    assert rule.quotas == ((24, 8, 8) if last else (24, 8))
+    space = resolve("unified", OPTIONS, replace(TRAINING, epochs=epochs))
+    search = Search(Records.in_memory(), plan(space=space, rule=rule, budget=Budget(trials=24, concurrent=3)))
+    failed = 0
+    while search.next(1) is not DONE:
+        while isinstance(search.next(1), Start | Resume):
+            pass
+        number = min(search.active)
+        configuration = search.records.get(number).configuration
+        assert configuration
+        left = [rung for rung in rule.rungs if rung not in search.records.get(number).rungs]
+        if all(search.report(number, rung, score(configuration, rung)) is Decision.CONTINUE for rung in left):
+            failed += 1
+            if failed <= 7:
+                search.finish(number, failure="out of memory")
+            else:
+                search.finish(number, measured(configuration, epochs=epochs))
+    states = [record.state for record in search.records.all()]
+    assert states.count(State.COMPLETE) == 8
+    assert states.count(State.FAIL) == 7
+    assert states.count(State.PRUNED) == 9
 
 
 def test_a_rung_is_recognised_by_its_value() -> None:
@@ -562,6 +609,26 @@ def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None
         space, budget = resolve("search.core:branching", {"most": 400}), Budget(trials=trials)
         chosen = plan(space=space, sampler=sampler, rule=Never(), budget=budget)
         assert len(run(Search(Records.in_memory(), chosen))) == trials
+
+
+def test_a_space_may_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna warns where a step does not divide a range, and the user's own code of what it likes."""
+
+    def stepped(trial: object, backbone: Backbone) -> Configuration:
+        size = trial.suggest_int("size", 1, 64, step=8)  # type: ignore[attr-defined]
+        rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)  # type: ignore[attr-defined]
+        warnings.warn("an old function", DeprecationWarning, stacklevel=1)
+        return Configuration(parse(f"lora:rank={size}"), replace(TRAINING, learning_rate=rate))
+
+    monkeypatch.setattr(core, "stepped", stepped, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        search = Search(
+            Records.in_memory(), plan(space=resolve("search.core:stepped"), sampler="front", budget=Budget(trials=14))
+        )
+        assert len(run(search)) == 14
+        with pytest.raises(SpaceError, match="65"):
+            decode(search.plan.space, {"size": 65, "rate": 1e-3}, BACKBONE)
 
 
 def test_every_space_of_ours_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import mpmath
@@ -19,7 +20,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search import front
 from search.budget import Budget
-from search.core import Enqueued, Search, Start
+from search.core import Decision, Enqueued, Resume, Search, Start
 from search.front import Counted, Encoding, Surrogate, believe, log_ehvi, log_improvement, propose
 from search.halving import Halving
 from search.pareto import front as non_dominated
@@ -345,6 +346,65 @@ def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
     assert min(members) < 30
     assert {each.trial for each in told[: len(members)]} == set(members.tolist())
     assert [each.trial for each in told[len(members) :]] == sorted(set(range(60)) - set(members.tolist()), reverse=True)
+
+
+def test_validations_between_the_rungs_do_not_crowd_out_trials() -> None:
+    """81 trials of 27 epochs, validated at each: the model stands on what it would of their rungs alone."""
+    rule = Halving(epochs=27, eta=3, first=1, trials=81, waves=1)
+    space = resolve("unified", OPTIONS, replace(TRAINING, epochs=27))
+
+    def known(every: bool) -> list[Any]:
+        records = Records.in_memory()
+        search = Search(records, plan(space=space, rule=rule, budget=Budget(trials=81)))
+        while isinstance(step := search.next(1), Start | Resume):
+            number, configuration = step.record.number, step.record.configuration
+            epochs = range(1, 27) if every else map(int, rule.rungs)
+            left = [epoch for epoch in epochs if epoch not in records.get(number).rungs]
+            decisions = (search.report(number, epoch, score(configuration, epoch)) for epoch in left)  # type: ignore[arg-type]
+            if all(decision is Decision.CONTINUE for decision in decisions):
+                search.finish(number, measured(configuration, accuracy=score(configuration, 27), epochs=27))  # type: ignore[arg-type]
+        return front._telling(front._known(records, rungs=rule.rungs))
+
+    assert {each.trial for each in known(every=True)} == set(range(81))
+    assert known(every=True) == known(every=False)
+
+
+def test_the_last_score_between_rungs_counts() -> None:
+    """Of a trial that runs, or that a budget stopped."""
+    records = searched(1)
+    records.create(records.get(0).configuration, origin=records.origin(0))
+    for epoch in (1.0, 2.0, 2.5):
+        records.rung(1, epoch, 0.5)
+    shares = [each.share for each in front._known(records, rungs=(1.0,)).observations if each.trial == 1]
+    assert shares == pytest.approx([1 / 3, 2.5 / 3])
+
+
+def test_costs_that_are_measured_are_modelled_in_any_unit() -> None:
+    """Milliseconds or hours: what is proposed is the same."""
+
+    def proposals(unit: float) -> list[Any]:
+        records = Records.in_memory(("accuracy", "latency_ms"))
+        search = Search(records, plan(sampler="front", budget=Budget(trials=20)))
+        for number in range(16):
+            step = search.next(1)
+            assert isinstance(step, Start)
+            configuration = step.record.configuration
+            assert configuration
+            latency = unit * (1 + math.log1p(count(configuration)["stored_parameters"]))
+            search.finish(number, measured(configuration, latency_ms=latency))
+        return [records.origin(number).coordinates for number in range(front.FIRST, 16)]
+
+    assert proposals(1.0) == proposals(2048.0)
+
+
+def test_scores_that_differ_by_rounding_are_equal() -> None:
+    """24 trials of the same curve, and four that end higher."""
+    losses = np.array([-0.44 + 4e-17 * (number % 3) for number in range(24)] + [-0.54] * 4)
+    losses[1::3] = np.nextafter(losses[1::3], 0)
+    middle, spread = front._location(losses)
+    assert middle == pytest.approx(-0.44)
+    assert spread == pytest.approx(losses.std())
+    assert front._location(np.zeros(5)) == (0.0, 1.0)
 
 
 def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting() -> None:

@@ -232,8 +232,29 @@ def test_no_worker_idles_while_something_may_be_done() -> None:
     assert ladder.next(fresh=False) == 1
     ladder.know(1, [0.4], 0.0, level=1, runs=True)
     assert ladder.next(fresh=False) is None
-    assert ladder.hopeless == [0]
+    assert ladder.hopeless == []
     assert ladder.waiting == [0]
+    ladder.know(1, [0.4], 0.0, level=1)
+    assert ladder.hopeless == [0]
+
+
+def test_who_fails_makes_way() -> None:
+    """At each of two levels that take one of three: for one that waits where it began, or where it was."""
+    ladder = Ladder(Halving(epochs=9, first=1, trials=3, waves=1, least=1))
+    assert ladder.rule.quotas == (3, 1, 1)
+    for number in range(3):
+        ladder.know(number, [float(number)], 0.0, level=0, waits=True)
+    ladder.know(0, [0.0, 0.0], 0.0, level=2, runs=True)
+    assert ladder.next(fresh=False) is None
+    assert ladder.hopeless == []
+    ladder.know(0, [0.0, 0.0], 0.0, level=0)
+    assert ladder.next(fresh=False) == 1
+    ladder.know(1, [1.0], 0.0, level=1, runs=True)
+    ladder.know(1, [1.0, 1.0], 0.0, level=2, runs=True)
+    assert ladder.hopeless == []
+    ladder.know(1, [1.0, 1.0], 0.0, level=2)
+    assert ladder.hopeless == [2]
+    assert ladder.next(fresh=False) is None
 
 
 def test_none_has_no_rungs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,17 +14,24 @@ import studies
 import yaml
 from mlflow import MlflowClient
 from rich.console import Console
-from test_core import plan
+from test_core import OPTIONS, TRAINING, measured, plan
+from test_core import run as train_all
 
-from search.budget import Budget
+from search.budget import Budget, Meter
 from search.core import Search
+from search.database import DatabaseError
 from search.halving import Halving
 from search.home import store_uri
+from search.publisher import Publisher
 from search.query import Study, load_study
-from search.ray_tune import Bridge
+from search.race import Race
+from search.ray_tune import Bridge, RaceBridge
 from search.record import Records, State
+from search.seeds import Replicate
 from search.store import TrialFolder
 from search.study import InterruptedStudy, resume, run
+from search.worker import Job
+from spaces.space import resolve
 
 TRIALS = 6
 HALVING = {"name": "halving", "eta": 2, "first": 0.5, "waves": 1, "least": 1}  # 6 - 3 - 2 of 0.5, 1 and 2 epochs
@@ -124,16 +132,77 @@ def test_what_waits_is_there_after_an_interruption(
 
 
 def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
-    """One of three goes on, the first, rather than to leave its worker idle; the others are over as they report."""
+    """One of three goes on, the first, rather than to leave its worker idle; the others end as they report."""
     listener, records = Mock(), Records.in_memory()
     rule = Halving(epochs=3, eta=3, first=1, trials=3, waves=1, least=0)
     search = Search(records, plan(rule=rule, budget=Budget(trials=3, concurrent=3)))
     bridge = Bridge(search, [listener], "accuracy")
     for tune_id in "abc":
         assert isinstance(bridge.next(tune_id), dict)
-    went_on = [
-        bridge.heard(tune_id, {"validations": [{"epoch": 1.0, "scores": {"accuracy": score}}]})
-        for tune_id, score in (("a", 0.9), ("b", 0.2), ("c", 0.1))
-    ]
-    assert went_on == [True, False, False]
-    assert [call.args[0].number for call in listener.ended.call_args_list] == [1, 2]
+    first, second, third = (
+        {"validations": [{"epoch": 1.0, "scores": {"accuracy": score}}]} for score in (0.9, 0.2, 0.1)
+    )
+    assert bridge.heard("a", first)
+    bridge.ended("a", {**first, "measurements": measured(search.records.get(0).configuration).to_dict()})
+    assert not bridge.heard("b", second)
+    assert not bridge.heard("c", third)
+    assert [call.args[0].number for call in listener.ended.call_args_list] == [0, 1, 2]
+    assert [record.state for record in records.all()] == [State.COMPLETE, State.PRUNED, State.PRUNED]
+
+
+def test_one_that_its_patience_ended_at_a_rung_is_finished() -> None:
+    """Its last report has that rung's score and the measurements: nothing is to be decided any more."""
+    records = Records.in_memory()
+    rule = Halving(epochs=9, eta=3, first=1, trials=9, waves=1, least=1)
+    space = resolve("unified", OPTIONS, replace(TRAINING, epochs=9))
+    bridge = Bridge(Search(records, plan(space=space, rule=rule, budget=Budget(trials=9))), [], "accuracy")
+    for tune_id in map(str, range(30)):
+        if not isinstance(handed := bridge.next(tune_id), dict):
+            break
+        record = records.get(Job.from_json(handed["job"]).number)
+        validations = [{"epoch": epoch, "scores": {"accuracy": 0.5 + record.number / 100}} for epoch in (1.0, 3.0)]
+        if bridge.heard(tune_id, {"validations": validations[:1]}):
+            whole = measured(record.configuration, epochs=9.0)
+            last = {"validations": validations, "measurements": whole.to_dict(), "done": True}
+            assert bridge.heard(tune_id, last)
+            bridge.ended(tune_id, last)
+            assert records.get(record.number).state is State.COMPLETE
+            assert records.get(record.number).rungs == {1.0: 0.5 + record.number / 100, 3.0: 0.5 + record.number / 100}
+    assert [record.state for record in records.all()].count(State.COMPLETE) == 3
+
+
+def test_a_race_whose_database_is_away_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, now = Records.in_memory(), [0.0]
+    search = Search(records, plan(budget=Budget(trials=6)))
+    train_all(search)
+    race = Race(records, search.plan.budget, Meter(search.plan.budget, records, lambda: now[0]), seeds=3, extra=1.0)
+    bridge = RaceBridge(race, [])
+    assert isinstance(bridge.next("a"), dict)
+
+    def away() -> None:
+        raise DatabaseError("the database is away")
+
+    records.persist.guard = away
+    now[0] = 61.0  # the time is put on record every minute
+    assert bridge.heard("a", {"validations": [{"epoch": 1.0}]})
+    assert bridge.cut_off
+
+
+def test_what_a_killed_driver_left_of_closed_trials_is_removed(tmp_path: Path) -> None:
+    """Two that wait are closed; one of them, and a replicate that was over, had not been tidied up."""
+    records = Records.in_memory()
+    search = Search(records, plan(budget=Budget(trials=3, concurrent=3)))
+    for number in range(3):
+        search.next(3)
+        folder = TrialFolder(tmp_path, number)
+        folder.begin("state-1")
+        folder.commit("state-1")
+    search.finish(0, stopped=True)
+    search.finish(1, measured(records.get(1).configuration))
+    replicate = Replicate(number=1, seed=2, failure="out of memory", ended=1.0)
+    records.set_info("replicates", [replicate.to_dict()])
+    TrialFolder(tmp_path, 1, 2).begin("state-1")
+    Publisher(lambda *told: None, records, tmp_path).everything()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("state-1")}
+    assert left == {"trials/0002/state-1"}  # which a resume goes on from
+    assert not TrialFolder(tmp_path, 1, 2).path.exists()

@@ -22,7 +22,7 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.address import database
-from search.record import Aside, Origin, Records, RecordsError, State
+from search.record import Aside, Origin, Records, RecordsError, State, TrialRecord
 
 OBJECTIVES = ("accuracy", "stored_parameters")
 CONFIGURATION = Configuration(parse("mam:length=4,size=8"), Training(epochs=2.5), 3)
@@ -216,6 +216,21 @@ def test_a_trial_that_waits_is_paused_until_it_is_promoted(url: str) -> None:
         again.close(0, State.PAUSED)
     assert again.close(0, State.PRUNED).state is State.PRUNED
     assert Records.open_study(url, "demo").get(0).rungs == {1.0: 0.5, 2.0: 0.6}
+
+
+def test_who_only_reads_ends_no_trial(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment: an outcome that its driver is about to tell Optuna stays the driver's."""
+    records = Records.create_study(url, "demo", OBJECTIVES)
+    records.create(CONFIGURATION)
+    tell = records._tell
+
+    def read_first(number: int, state: State) -> TrialRecord:
+        assert Records.open_study(url, "demo", writes=False).get(0).state is State.RUNNING
+        return tell(number, state)
+
+    monkeypatch.setattr(records, "_tell", read_first)
+    measured = Measurements(accuracy=0.5, stored_parameters=1)
+    assert records.close(0, State.COMPLETE, measured).state is State.COMPLETE
 
 
 def test_a_killed_writer_leaves_a_whole_study(url: str) -> None:

@@ -21,7 +21,10 @@ from search import report
 from search.cli import app
 from search.config import ConfigError, load_config
 from search.home import StoreError, store_uri
+from search.home import home as home_
 from search.query import Study, load_study
+from search.race import believed
+from search.record import Records
 from search.study import InterruptedStudy, resume, run
 
 TRIALS, EPOCHS = 6, 2
@@ -188,6 +191,24 @@ def test_a_finished_study_may_ask_for_replicates(replicated: tuple[Study, str], 
     assert found
     assert all(found[key] == others[key] for key in found.keys() & others.keys())
     assert len(study.front(most_false=0.5)) > 0
+
+
+def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plain: Study) -> None:
+    """A study with replicates that goes on without more of them."""
+    overrides = ["budget.trials=9", "replicates.seeds=0"]
+    before = load_study("plain")
+    study = resume("plain", overrides=overrides, console=Console(quiet=True))
+    assert len(study.trials) == 9
+    assert grandchildren("plain")
+    race = Records.open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
+    found = believed(race)
+    assert set(found) == {trial.trial for trial in study.trials}
+    assert {trial.trial: trial.believed for trial in before.trials if trial.believed}
+    for trial in study.trials:
+        if trial.believed:
+            assert trial.believed == found[trial.trial]
+        else:
+            assert found[trial.trial].probability == 0
 
 
 @pytest.mark.parametrize("share", ["a few", "-1%", "100%", 1.5])

@@ -20,8 +20,8 @@ from search.core import Enqueued, Search
 from search.pareto import hypervolume
 from search.query import Study, load_study
 from search.record import Records, State, TrialRecord
-from search.tracking import Tracker
-from search.warm import prior
+from search.tracking import StudySummary, Tracker, TrialRow
+from search.warm import _covering, prior
 from spaces.space import decode, encode, resolve
 
 SPACE = {"name": "unified", **OPTIONS}
@@ -73,6 +73,32 @@ def test_the_best_comes_first_then_the_smallest_then_what_lies_between(earlier: 
     names = begun(earlier("demo", **{**FRONT, **beaten}))
     assert [name.rpartition(" (")[2] for name in names] == ["from demo 3)", "from demo 0)", "from demo 1)"]
     assert names[0].startswith("lora")
+
+
+def test_of_three_objectives_the_cost_that_rules_counts() -> None:
+    """Here the second: the best score first, then the fewest parameters, whatever their latency is."""
+    members = [
+        trial(number, accuracy, stored, latency)
+        for number, (accuracy, latency, stored) in enumerate(
+            [(0.90, 50.0, 1_000_000), (0.85, 40.0, 10_000), (0.88, 10.0, 900_000), (0.80, 45.0, 100)]
+        )
+    ]
+    summary = StudySummary(
+        name="three",
+        experiment_id="1",
+        run_id="p",
+        status="FINISHED",
+        started=0.0,
+        info={"objectives": {"score": "accuracy", "cost": "latency_ms", "second_cost": "stored_parameters"}},
+    )
+    study = Study(summary, tuple(TrialRow(record=each, run_id=str(each.number)) for each in members), "sqlite:///no.db")
+    assert [each.trial for each in _covering(study)][:2] == [0, 3]
+
+
+def trial(number: int, accuracy: float, stored: int, latency: float) -> TrialRecord:
+    measured = Measurements(accuracy=accuracy, stored_parameters=stored, latency_ms=latency, base_parameters=10**8)
+    configuration = Configuration(parse(f"lora:rank={number + 1}"), Training(epochs=9))
+    return TrialRecord(number=number, state=State.COMPLETE, configuration=configuration, measurements=measured)
 
 
 def test_fronts_take_turns_and_twins_count_once(earlier: Callable[..., Study]) -> None:
