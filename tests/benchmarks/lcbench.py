@@ -238,6 +238,10 @@ def main() -> None:
         sys.exit(f"{' and '.join(given.methods)} need --peers PYTHON: tests/benchmarks/peers.py says what to install")
     if lacking := [name for name in FILES if not (given.data / name).is_file()]:
         sys.exit(f"the surrogate is {', '.join(FILES)} in one folder; {given.data} lacks {', '.join(lacking)}")
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        sys.exit("the surrogate is read by a package: pip install onnxruntime")
     listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
     names = [name for name in listed[0]["choices"] if name not in LEFT_OUT]
     sets = {"first16": names[:16], "others": names[16:]}
