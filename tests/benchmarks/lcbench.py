@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,9 +239,7 @@ def main() -> None:
         sys.exit(f"{' and '.join(given.methods)} need --peers PYTHON: tests/benchmarks/peers.py says what to install")
     if lacking := [name for name in FILES if not (given.data / name).is_file()]:
         sys.exit(f"the surrogate is {', '.join(FILES)} in one folder; {given.data} lacks {', '.join(lacking)}")
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError:
+    if find_spec("onnxruntime") is None:
         sys.exit("the surrogate is read by a package: pip install onnxruntime")
     listed = json.loads((given.data / "config_space.json").read_text())["hyperparameters"]
     names = [name for name in listed[0]["choices"] if name not in LEFT_OUT]
