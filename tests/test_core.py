@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from optuna.trial import BaseTrial
 from transformers import BertConfig
 
 from petl.backbones import Backbone
@@ -481,6 +482,18 @@ def test_one_that_fails_after_its_promotion_makes_way_for_another(last: bool) ->
     assert states.count(State.PRUNED) == 9
 
 
+def test_one_that_its_patience_ended_is_finished_though_the_hours_are_over() -> None:
+    now = [0.0]
+    search = Search(
+        Records.in_memory(), plan(rule=Halving(epochs=3, trials=8), budget=Budget(trials=8, hours=1.0)), lambda: now[0]
+    )
+    step = search.next(1)
+    assert isinstance(step, Start)
+    now[0] = 3600.0
+    assert search.report(0, 1.0, 0.5, over=True) is Decision.CONTINUE
+    assert search.finish(0, measured(step.record.configuration)).state is State.COMPLETE
+
+
 def test_a_rung_is_recognised_by_its_value() -> None:
     search = Search(Records.in_memory(), plan(rule=Asha(epochs=1, eta=3, first=1 / 9)))
     assert isinstance(search.next(1), Start)
@@ -614,9 +627,9 @@ def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_space_may_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Optuna warns where a step does not divide a range, and the user's own code of what it likes."""
 
-    def stepped(trial: object, backbone: Backbone) -> Configuration:
-        size = trial.suggest_int("size", 1, 64, step=8)  # type: ignore[attr-defined]
-        rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)  # type: ignore[attr-defined]
+    def stepped(trial: BaseTrial, backbone: Backbone) -> Configuration:
+        size = trial.suggest_int("size", 1, 64, step=8)
+        rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
         warnings.warn("an old function", DeprecationWarning, stacklevel=1)
         return Configuration(parse(f"lora:rank={size}"), replace(TRAINING, learning_rate=rate))
 

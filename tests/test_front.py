@@ -358,11 +358,12 @@ def test_validations_between_the_rungs_do_not_crowd_out_trials() -> None:
         search = Search(records, plan(space=space, rule=rule, budget=Budget(trials=81)))
         while isinstance(step := search.next(1), Start | Resume):
             number, configuration = step.record.number, step.record.configuration
+            assert configuration
             epochs = range(1, 27) if every else map(int, rule.rungs)
             left = [epoch for epoch in epochs if epoch not in records.get(number).rungs]
-            decisions = (search.report(number, epoch, score(configuration, epoch)) for epoch in left)  # type: ignore[arg-type]
+            decisions = (search.report(number, epoch, score(configuration, epoch)) for epoch in left)
             if all(decision is Decision.CONTINUE for decision in decisions):
-                search.finish(number, measured(configuration, accuracy=score(configuration, 27), epochs=27))  # type: ignore[arg-type]
+                search.finish(number, measured(configuration, accuracy=score(configuration, 27), epochs=27))
         return front._telling(front._known(records, rungs=rule.rungs))
 
     assert {each.trial for each in known(every=True)} == set(range(81))
@@ -379,12 +380,28 @@ def test_the_last_score_between_rungs_counts() -> None:
     assert shares == pytest.approx([1 / 3, 2.5 / 3])
 
 
-def test_costs_that_are_measured_are_modelled_in_any_unit() -> None:
+@pytest.mark.parametrize("sampler", ["front", "tpe"])
+def test_a_search_learns_from_the_rungs_of_its_rule(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def spy(records: Records, news: Any = None, rungs: Any = None) -> Any:
+        given.append(rungs)
+        return known(records, news, rungs)
+
+    known = front._known
+    monkeypatch.setattr(front, "_known", spy)
+    searched(12, sampler=sampler, rule=Halving(epochs=3, eta=3, first=1, trials=12))
+    assert given
+    assert all(rungs == (1.0,) for rungs in given)
+
+
+@pytest.mark.parametrize("limits", [{}, {"stored_percent": 0.05}])
+def test_costs_that_are_measured_are_modelled_in_any_unit(limits: dict[str, float]) -> None:
     """Milliseconds or hours: what is proposed is the same."""
 
     def proposals(unit: float) -> list[Any]:
         records = Records.in_memory(("accuracy", "latency_ms"))
-        search = Search(records, plan(sampler="front", budget=Budget(trials=20)))
+        search = Search(records, plan(sampler="front", limits=limits, budget=Budget(trials=20)))
         for number in range(16):
             step = search.next(1)
             assert isinstance(step, Start)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search.budget import Budget, Meter
 from search.core import DONE, WAIT
+from search.publisher import Publisher
 from search.race import Race, believed, replicates
 from search.record import Records, State
 from search.seeds import Believed, Replicate, named
@@ -252,3 +256,14 @@ def test_who_is_named() -> None:
     assert named(beliefs, 0.05) == {4, 9}
     assert named(beliefs, 0.005) == set()
     assert named({}) == set()
+
+
+def test_who_might_have_been_on_the_front_is_told_of_again(tmp_path: Path) -> None:
+    """When it is not any more; of who never was there is nothing to tell."""
+    told: list[Any] = []
+    publisher = Publisher(lambda *news: told.extend(news), Records.in_memory(), tmp_path)
+    likely = Believed(mean=0.5, spread=0.0, seeds=1, failed=0, probability=0.4, corrected=0.5)
+    never = replace(likely, probability=0.0)
+    publisher.believed({1: likely, 2: never})
+    publisher.believed({1: never, 2: never})
+    assert [(what["number"], what["what"]["probability"]) for _, what in told] == [(1, 0.4), (1, 0.0)]
