@@ -34,10 +34,10 @@ test: setup
 	$(PYTEST)
 
 test-slurm: setup
-	PETL_SLURM=1 $(BIN)/python -m pytest -s tests/test_slurm.py
+	PETL_SLURM=1 $(BIN)/python -m pytest -s tests/system_tests/test_slurm.py
 
 test-gpu: setup
-	$(BIN)/python -m pytest -rs tests/test_gpu.py
+	$(BIN)/python -m pytest -rs tests/system_tests/test_gpu.py
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)

@@ -1,1 +1,5 @@
-"""What is tuned: parameter-efficient designs, and how they are attached to a frozen transformer."""
+"""Parameter-efficient designs, and how they are attached to a frozen transformer."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What one training produced. `search.objectives` says which fields can be a study's objectives."""
+"""What one training produced. `search.trials.objectives` says which fields can be a study's objectives."""
 
 from __future__ import annotations
 

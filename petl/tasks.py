@@ -78,7 +78,7 @@ class Task:
     """Where the rows are and what they mean.
 
     Rows come from `paths`, else from `data_dir`, else from the hub's data set `hub` (`hub_config`,
-    `revision`); `petl.sources` says how. `splits` maps train, validation and test to the source's
+    `revision`); `petl.data.sources` says how. `splits` maps train, validation and test to the source's
     names for them. A split that the source lacks is cut from `train`, except a test split where
     there is a validation split.
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.storage.studies import open_study
+
 if TYPE_CHECKING:
-    from search.jobs import Cluster, Sent
-    from search.query import Study
+    from search.jobs.client import Cluster, Sent
+    from search.results.query import Study
 
 app = typer.Typer(
     help="Search the design space of parameter-efficient transfer learning, and read what was found.",
@@ -105,7 +107,7 @@ def run(
 
     Example, on a node of a Ray cluster: petl-search run study.yaml --or-resume --address auto
     """
-    from search.study import run as run_study
+    from search.study.run import run as run_study
 
     _require_no_password(overrides)
     _import_from_here()
@@ -132,14 +134,14 @@ def resume(
     Example: petl-search resume demo --address http://head:8265 --follow
     """
     if address and address.startswith(("http://", "https://")):
-        from search.jobs import Cluster, resumption
+        from search.jobs.client import Cluster, resumption
 
         cluster = Cluster(address)
         _send(cluster, resumption(cluster, name, overrides or (), env or (), python, code), follow)
         return
     if env or follow or code or python != "python":
         raise typer.BadParameter("--env, --python, --code and --follow are for --address http://HEAD:8265")
-    from search.study import resume as resume_study
+    from search.study.run import resume as resume_study
 
     _require_no_password(overrides)
     _import_from_here()
@@ -170,7 +172,7 @@ def submit(
 
     Example: petl-search submit study.yaml --address http://head:8265 --env PETL_SEARCH_HOME=/shared/petl --follow
     """
-    from search.jobs import Cluster, JobError, pack, read_environment
+    from search.jobs.client import Cluster, JobError, pack, read_environment
 
     if fresh and or_resume:
         raise JobError("--fresh and --or-resume contradict each other; give one")
@@ -194,7 +196,7 @@ def status(name: Name, address: JobsAddress = None) -> None:
 
     Example: petl-search status demo --address http://head:8265
     """
-    from search import jobs
+    from search.jobs import client as jobs
 
     cluster = jobs.Cluster(address)
     job = cluster.newest(name)
@@ -211,7 +213,7 @@ def logs(
 
     Example: petl-search logs demo --follow --address http://head:8265
     """
-    from search.jobs import Cluster
+    from search.jobs.client import Cluster
 
     cluster = Cluster(address)
     job = cluster.newest(name).submission_id or ""
@@ -227,7 +229,7 @@ def stop(name: Name, address: JobsAddress = None) -> None:
 
     Example: petl-search stop demo --address http://head:8265
     """
-    from search.jobs import Cluster, JobError, outcome
+    from search.jobs.client import Cluster, JobError, outcome
 
     cluster = Cluster(address)
     job = cluster.newest(name)
@@ -243,14 +245,14 @@ def ls(uri: Uri = None) -> None:
 
     Example: petl-search ls
     """
-    from search import report
-    from search.home import store_uri
-    from search.query import load_study
-    from search.tracking import studies
+    from search.results import console, tables
+    from search.results.query import load_study
+    from search.storage.locations import store_uri
+    from search.tracking.reader import studies
 
     found = studies(store_uri(uri))
     if found:
-        report.console().print(report.studies_table([load_study(summary.name, uri) for summary in found]))
+        console.console().print(tables.studies_table([load_study(summary.name, uri) for summary in found]))
     else:
         typer.echo("no studies yet; petl-search run STUDY.yaml starts one")
 
@@ -271,8 +273,8 @@ def show(
 
     Example: petl-search show table12-xsum-small --against paper
     """
-    from search import report
-    from search.query import load_study
+    from search.results import console, tables
+    from search.results.query import load_study
 
     if against and trial is not None:
         raise typer.BadParameter("--against compares a whole list: leave the trial's number out")
@@ -280,18 +282,18 @@ def show(
         raise typer.BadParameter("--format json is of what --against compares")
     study = load_study(name, uri)
     if against:
-        from search.against import compare, print_against
+        from search.results.lists import compare, print_against
 
         if format is CountFormat.JSON:
             import json
 
             typer.echo(json.dumps(compare(study).to_rows(), indent=1))
         else:
-            print_against(study, report.console())
+            print_against(study, console.console())
     elif trial is None:
-        report.print_study(study)
+        tables.print_study(study)
     else:
-        report.print_trial(study.trial(trial), study=study.summary.status)
+        tables.print_trial(study.trial(trial), study=study.summary.status)
 
 
 @app.command()
@@ -319,8 +321,8 @@ def front(
 
     Example: petl-search front demo --max-parameters 1% --plot front.png
     """
-    from search import report
-    from search.query import load_study
+    from search.results import tables
+    from search.results.query import load_study
 
     study = load_study(name, uri)
     found = study.front(max_parameters, most_false=most_false)
@@ -330,7 +332,7 @@ def front(
             "Allow more, or train more seeds: petl-search resume with a larger replicates.seeds or replicates.extra"
         )
     elif format is Format.TABLE:
-        report.print_front(study, found)
+        tables.print_front(study, found)
     elif format is Format.JSON:
         import json
 
@@ -339,7 +341,7 @@ def front(
         typer.echo(found.to_frame().to_csv(index=False), nl=False)
     if plot:
         # stdout may be a file of JSON
-        typer.echo(f"plot: {report.plot(study, plot, found)}", err=True)
+        typer.echo(f"plot: {tables.plot(study, plot, found)}", err=True)
 
 
 @app.command()
@@ -354,17 +356,17 @@ def export(
 ) -> None:
     """Write a trial's trained adapter as a folder.
 
-    `petl.storage.load_model` reads it, or with --format peft PEFT's `PeftModel.from_pretrained`.
+    `petl.adapters.storage.load_model` reads it, or with --format peft PEFT's `PeftModel.from_pretrained`.
 
     Example: petl-search export demo 12 my-adapter
     """
-    from search.query import load_study
+    from search.results.query import load_study
 
     folder = load_study(name, uri).trial(trial).export(directory, format)
     if format is AdapterFormat.PEFT:
         typer.echo(f"{folder}: load it in Python by peft.PeftModel.from_pretrained(base_model, {str(folder)!r})")
     else:
-        typer.echo(f"{folder}: load it in Python by petl.storage.load_model({str(folder)!r})")
+        typer.echo(f"{folder}: load it in Python by petl.adapters.storage.load_model({str(folder)!r})")
 
 
 @app.command()
@@ -377,12 +379,12 @@ def export_table(
 
     Example: petl-search export-table demo demo.json
     """
-    from search.home import database_url
-    from search.record import Records
-    from search.table import Table
+    from search.optimizer.simulation.table import Table
+    from search.results.replays import write_table
+    from search.storage.locations import database_url
 
-    table = Table.of(name, Records.open_study(database_url(), name, writes=False))
-    table.write(file)
+    table = Table.of(name, open_study(database_url(), name, writes=False))
+    write_table(table, file)
     typer.echo(f"{len(table.rows)} trials in {file}")
 
 
@@ -415,10 +417,9 @@ def replay(
 
     Example: petl-search replay demo.json --scheduler none --scheduler halving --workers 16
     """
-    from search.replays import compare, print_compared
-    from search.table import Table
+    from search.results.replays import compare, print_compared, read_table
 
-    table = Table.read(file)
+    table = read_table(file)
     given = {"eta": eta, "first": first, "waves": waves, "least": least}
     options = {name: value for name, value in given.items() if value is not None}
     rows = compare(
@@ -449,8 +450,8 @@ def count(
 
     Example: petl-search count facebook/bart-large mam:length=30,size=512,scale=4
     """
-    from petl.backbones import describe
-    from petl.count import count as count_parameters
+    from petl.backbones.count import count as count_parameters
+    from petl.backbones.model import describe
     from petl.presets import parse
 
     parsed = parse(design)
@@ -460,7 +461,8 @@ def count(
 
         typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **counts.to_dict()}))
         return
-    from search.report import console, counts_table
+    from search.results.console import console
+    from search.results.tables import counts_table
 
     console().print(counts_table(counts, parsed.describe(), labels))
 
@@ -480,23 +482,23 @@ def ui(
 
     Example: petl-search ui --port 5001
     """
-    from search.ui import serve
+    from search.tracking.server import serve
 
     serve(uri, port, host)
 
 
 def _end(study: Study) -> None:
     """What a run ends with; exit code 1 where nothing came out of it."""
-    from search import report
+    from search.results import tables
 
-    report.print_ending(study)
+    tables.print_ending(study)
     if not len(study.front()):
         raise typer.Exit(1)
 
 
 def _require_no_password(overrides: list[str] | None) -> None:
     """Raises AddressError for one on the command line, which others on the machine see, and Ray keeps."""
-    from search.address import AddressError, masked
+    from search.storage.address import AddressError, masked
 
     for override in overrides or ():
         if masked(override) != override:
@@ -519,7 +521,7 @@ def _send(cluster: Cluster, sent: Sent, follow: bool) -> None:
 
 
 def _watch(cluster: Cluster, job: str, sent: Sent | None = None) -> None:
-    from search.jobs import watch
+    from search.jobs.client import watch
 
     message, code = watch(cluster, job, lambda text: typer.echo(text, nl=False), sent)
     typer.echo(message, err=bool(code))
@@ -547,7 +549,7 @@ def main() -> None:
             sys.excepthook = _told  # here, since typer sets one of its own
             raise
         from petl.untrusted import printable
-        from search.address import masked
+        from search.storage.address import masked
 
         typer.echo(f"petl-search: {printable(masked(error))}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
@@ -558,7 +560,7 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
     import traceback
 
     from petl.untrusted import printable
-    from search.address import masked
+    from search.storage.address import masked
 
     typer.echo(printable(masked("".join(traceback.format_exception(kind, error, trace)))), err=True, nl=False)
 

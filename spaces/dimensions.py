@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-    from petl.backbones import Backbone
+    from petl.backbones.model import Backbone
 
 SIZES: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS: Final = (0, 1, 2, 4, 8, 16, 32, 64)

@@ -21,7 +21,7 @@ from spaces.training import DEFAULT, of_training, with_training
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-    from petl.backbones import Backbone
+    from petl.backbones.model import Backbone
 
 
 def prefix(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, **limits: Any) -> Configuration:

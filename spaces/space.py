@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-    from petl.backbones import Backbone
+    from petl.backbones.model import Backbone
 
 
 class Space(Protocol):

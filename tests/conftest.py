@@ -12,21 +12,9 @@ from typing import Any
 
 import pytest
 
-# They start processes of their own, or kill them after milliseconds. First, since they take longest.
-ALONE = (
-    "test_survival.py",
-    "test_journal.py",
-    "test_study.py",
-    "test_disk.py",
-    "test_study_text.py",
-    "test_lists.py",
-    "test_gang.py",
-    "test_pausing.py",
-    "test_replicating.py",
-    "test_record.py",
-    "test_database.py",
-    "test_jobs.py",
-)
+# Folders and files whose tests start processes of their own, or kill them after milliseconds. First, since they take
+# longest.
+ALONE = ("system_tests", "test_quota.py", "test_records.py", "test_database.py")
 # Then those that take longest of the others: what is left at the end is short.
 LONG = (
     "test_library.py",
@@ -34,14 +22,21 @@ LONG = (
     "test_contract.py",
     "test_generation.py",
     "test_spaces_built.py",
-    "test_mlflow_server.py",
-    "test_core.py",
+    "test_search.py",
 )
 
 
+def alone(path: str) -> bool:
+    return any(name in ALONE for name in path.split("/"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {name: number for number, name in enumerate((*ALONE, *LONG))}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    rank = {name: number for number, name in enumerate(LONG, 1)}
+
+    def place(item: pytest.Item) -> int:
+        return 0 if alone(item.path.as_posix()) else rank.get(item.path.name, len(rank) + 1)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,7 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "alone" if file.rpartition("/")[2] in ALONE else file
+            return "alone" if alone(file) else file
 
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 

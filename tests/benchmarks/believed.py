@@ -25,9 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shares import collect, interval, parser, rows, seed_of
 
-from search.pareto import MINIMIZE, front
-from search.replicates import believe, next_run
-from search.seeds import credible
+from search.optimizer.true_front import believe, next_run
+from search.trials.pareto import MINIMIZE, front
+from search.trials.record import credible
 
 TASKS: Final = {
     "protein": "protein_structure",

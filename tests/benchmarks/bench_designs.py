@@ -48,11 +48,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 
-from petl.attach import HOLDER, Carried, attach
-from petl.backbones import describe, family_of, parts
-from petl.count import count
+from petl.attach.attachment import HOLDER, Carried, attach
+from petl.backbones.count import count
+from petl.backbones.model import describe, family_of, parts
+from petl.backbones.plan import deltas
 from petl.design import Design, DesignError, Form
-from petl.plan import deltas
 from petl.presets import PRESETS, parse
 
 LABELS: Final = 3
@@ -439,7 +439,7 @@ def show(
 
 
 def main(
-    family: Annotated[str, typer.Option(help="A family of petl/families.py.")] = "bert",
+    family: Annotated[str, typer.Option(help="A family of petl/backbones/families.py.")] = "bert",
     size: Annotated[str, typer.Option(help=f"Of the model: {', '.join(SIZES)}.")] = "minilm",
     batch: Annotated[int, typer.Option(help="Rows.")] = 16,
     tokens: Annotated[int, typer.Option(help="Tokens a row.")] = 64,

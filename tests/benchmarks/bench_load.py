@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import psutil
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
 
 MILESTONES: Final = 3
 ADAPTER_BYTES: Final = 200_000
@@ -32,11 +32,11 @@ ROLES: Final = {"gcs_server": "gcs", "raylet": "raylet", "ray::Resource": "worke
 
 def sleeper(seconds: float) -> type:
     """The trainable of the service, whose training sleeps."""
+    from petl.backbones.count import count
     from petl.configuration import Configuration
-    from petl.count import count
     from petl.measurements import Measurements
-    from search.attempt import Attempt, Job, Resident, Workload
-    from search.worker import Worker
+    from search.workers.trainable import Worker
+    from search.workers.training import Attempt, Job, Resident, Workload
 
     class Asleep(Attempt):
         def go_on(self) -> dict[str, Any]:
@@ -123,8 +123,9 @@ def measure(workers: int, seconds: float, trials: int, sampler: str) -> dict[str
     from rich.console import Console
     from studies import study
 
-    from search import ray_tune, run
-    from search.record import State
+    from search import run
+    from search.trials.record import State
+    from search.workers import tune as ray_tune
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"PETL_SEARCH_HOME": f"{folder}/home", "RAY_worker_niceness": "0"}

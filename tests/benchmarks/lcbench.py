@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from peers import PEERS, Peers
 from shares import Method, Problem, Result, best_of, collect, kept, parser, seed_of, show
 
-from search.pareto import MINIMIZE, hypervolume, ranks
+from search.trials.pareto import MINIMIZE, hypervolume, ranks
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "lcbench"
 FILES: Final = ("model.onnx", "encoding.json", "config_space.json")
@@ -104,7 +104,7 @@ def draw(space: dict[str, dict[str, Any]], seed: int) -> list[tuple[Any, ...]]:
 
 
 def synchronous(pool: Sequence[tuple[Any, ...]], surrogate: Surrogate) -> list[tuple[Any, ...]]:
-    """243 - 81 - 27 - 9, each rung when all have reached it; shares no code of choosing with `search.halving`."""
+    """243 - 81 - 27 - 9, each rung when all have reached it; shares no code with `search.optimizer.rungs`."""
     left = list(pool)
     for epoch, count in ((2, 81), (6, 27), (18, 9)):
         values = np.array([(surrogate.curve(point)[epoch - 1], math.log(size(point))) for point in left])

@@ -62,7 +62,7 @@ class Peers:
         workers: int,
         budget: float,
     ) -> Found:
-        """One search on a simulated clock on which an epoch takes a second, with the limit that `search.replay` has.
+        """One search on a simulated clock on which an epoch takes a second, with the limit of `simulation.replay`.
 
         `problem` is what a peer is made of but its name: space, seed, epochs, first, eta. `values` are a point's
         objectives after so many epochs.

@@ -16,20 +16,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import tiny
 from transformers import BertConfig
 
+from petl.backbones.count import count
 from petl.configuration import Configuration, Training
-from petl.count import count
 from petl.measurements import Measurements
-from search.budget import Budget
-from search.core import Plan, Search
-from search.halving import rule
-from search.objectives import objectives
-from search.record import Origin, Records, TrialRecord
-from search.replay import Clock, replay
-from search.samplers import NAMES, Proposer
+from search.optimizer.budget import Budget
+from search.optimizer.rungs import rule
+from search.optimizer.samplers import NAMES, Proposer
+from search.optimizer.search import Plan, Search
+from search.optimizer.simulation.replay import Clock, replay
+from search.trials.objectives import objectives
+from search.trials.record import Origin, TrialRecord
+from search.trials.records import Records
 from spaces.space import resolve
 
 EPOCHS: Final = 9.0

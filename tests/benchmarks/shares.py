@@ -16,16 +16,17 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 import numpy as np
 from scipy import stats
 
-from petl.backbones import Backbone
+from petl.backbones.model import Backbone
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
-from search.budget import Budget
-from search.core import Enqueued, Plan, Search, Start, Step
-from search.halving import rule
-from search.record import Records, State, TrialRecord
-from search.replay import Clock, replay
-from search.teaching import TEACHING
+from search.optimizer.budget import Budget
+from search.optimizer.rungs import rule
+from search.optimizer.samplers import TEACHING
+from search.optimizer.search import Enqueued, Plan, Search, Start, Step
+from search.optimizer.simulation.replay import Clock, replay
+from search.trials.record import State, TrialRecord
+from search.trials.records import Records
 
 _NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; no table has a model
 

@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from shares import interval, kept
 
 from petl import backbones, tasks
-from petl.backbones import Backbone
-from petl.count import count
+from petl.backbones.count import count
+from petl.backbones.model import Backbone
 from petl.design import Design
-from search.attempt import Attempt, Job, Resident, Workload
-from search.config import ConfigError, SamplerConfig, SchedulerConfig, StudyConfig, load_config
-from search.objectives import objectives, reference_point
-from search.pareto import hypervolume
+from search.config.sections import SamplerConfig, SchedulerConfig
+from search.config.study import ConfigError, StudyConfig, load_config
+from search.trials.objectives import objectives, reference_point
+from search.trials.pareto import hypervolume
+from search.workers.training import Attempt, Job, Resident, Workload
 from spaces.space import resolve
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "sst2"
@@ -132,8 +133,8 @@ def ours(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[
     from rich.console import Console
 
     from search import run
-    from search.record import State
-    from search.study import InterruptedStudy
+    from search.study.places import InterruptedStudy
+    from search.trials.record import State
 
     try:
         found = run(setting.study(method, seed).model_dump(mode="json"), console=Console(quiet=True))
@@ -301,7 +302,7 @@ def cluster(workers: int) -> Iterator[None]:
 
 def measure(setting: Setting, method: str, seed: int) -> Curve:
     """One search, from nothing."""
-    from petl.sources import locate_data
+    from petl.data.sources import locate_data
 
     backbone = described(setting.backbone)
     with tempfile.TemporaryDirectory(prefix="sst2-") as folder, cluster(setting.workers):

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shares import Method, Problem, Result, best_of, collect, parser, seed_of, show
 
-from search.pareto import MINIMIZE, hypervolume
+from search.trials.pareto import MINIMIZE, hypervolume
 
 TRIALS: Final = 60
 TASKS: Final = {

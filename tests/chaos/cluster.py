@@ -22,10 +22,10 @@ from typing import Any, Final
 import psutil
 import yaml
 
-from tests import postgresql, studies
 from tests.chaos.hosts import Host, Network, inside, network, python
-from tests.postgresql import PostgreSQL
-from tests.servers import Server
+from tests.helpers import postgresql, studies
+from tests.helpers.postgresql import PostgreSQL
+from tests.helpers.servers import Server
 
 ROOT: Final = Path(__file__).parents[2]
 HOSTS: Final = 3  # the head is one of them, and trains too

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.chaos.cluster import HUB_MODEL, Cluster, Driver, title, wait_until
-from tests.survival import fill
+from tests.helpers.survival import fill
 
 _WORKER: Final = ("ray::ResourceTrainable", "ray::ImplicitFunc")  # Tune's names for what trains
 _GRACE: Final = 30.0  # seconds between SIGTERM and SIGKILL, as spot instances have it

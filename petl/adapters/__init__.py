@@ -1,0 +1,1 @@
+"""Adapters on disk: ours, and those of Hugging Face PEFT."""

@@ -1,0 +1,225 @@
+"""Adapters to and from Hugging Face PEFT, wherever both sides mean the same function.
+
+| design | PEFT |
+|---|---|
+| low rank at any linears, with biases (BitFit) beside it | LORA, rank and alpha of each linear; bias="all" |
+| rescale, at a linear's output or the FFN's activations | IA3 |
+| prompt with shifted or relative positions, on models that generate | PROMPT_TUNING |
+| gated prefix of one length in all layers, on rotary positions | PREFIX_TUNING, its keys turned on by the length |
+
+One PEFT adapter is of one method. What it cannot say is refused with the rule: see `peft_layouts`. Initial
+values have no place in it, nor has whether a stored head was trained. On rotary models PEFT
+counts padding on the left where we do not: to a prefix that makes no difference where position_ids are given,
+as `generate` does; with prompts PEFT leaves them aside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from petl.adapters import storage
+from petl.adapters.peft_layouts import METHODS, PATHS, PROMPT, Method, Target, Tensors, united
+from petl.adapters.storage import StorageError
+from petl.attach.attachment import Attachment, StateError, attach
+from petl.backbones.locate import locate
+from petl.backbones.model import parts
+from petl.design import Design, DesignError, Form, Modification, Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+CONFIG: Final = "adapter_config.json"
+TENSORS: Final = "adapter_model.safetensors"
+_PICKLED: Final = "adapter_model.bin"
+_BIASES: Final = Modification(form=Form.BIAS, site=Site.MODEL)
+# Why no method of PEFT has a form.
+_REASONS: Final[Mapping[Form, str]] = {
+    Form.BOTTLENECK: "PEFT has no bottleneck adapters",
+    Form.MULTI_HEAD: "PEFT has no adapters of heads",
+    Form.FULL: "a fully trained model is no adapter: merge() it and save the model",
+}
+
+
+class PeftMissingError(ImportError):
+    """Hugging Face PEFT, an optional library, is not installed."""
+
+
+def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "") -> Path:
+    """Write the attachment as a PEFT adapter, and return the folder; `PeftModel.from_pretrained` reads it.
+
+    The task head goes with it, trained or not: load the base model with a head of the same shape.
+    Learned scales are folded into B, and parts of one linear are put together. `base_model` is the
+    name that PEFT notes, by default where the model came from. Raises DesignError, listing the rules,
+    for a design that PEFT cannot express; PeftMissingError where the library is not installed.
+    """
+    peft, target = _library(), Target(attachment.model)
+    kind = _method(attachment.design, target)
+    stored, where = attachment.state_dict(), Path(folder)
+    options, tensors = kind.write(target, attachment.deltas, stored)
+    if any(m.form is Form.BIAS for m in attachment.design.modifications):
+        options["bias"] = "all"
+    own = {
+        **attachment.head_state_dict(),
+        **{_full(name, target): stored[name] for name in attachment.owned_parameters()},
+    }
+    for module in target.head:  # whole, what the head shares with the base included
+        frozen = target.model.get_submodule(module).state_dict()
+        own = {**{f"{module}.{name}": tensor for name, tensor in frozen.items()}, **own}
+    config = getattr(peft, kind.config)(
+        task_type=target.task or None,
+        base_model_name_or_path=base_model or target.model.name_or_path,
+        inference_mode=True,
+        modules_to_save=list(target.head) or None,
+        **options,
+    )
+    wrapped = set(options.get("target_modules", ()))
+    tensors |= {_wrapped(name, wrapped): tensor for name, tensor in own.items()}
+    named = {name if name == PROMPT else kind.prefix + name: tensor for name, tensor in tensors.items()}
+    where.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(where)
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, where / TENSORS)
+    return where
+
+
+def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
+    """Attach the design that a PEFT adapter is, with its tensors, to `model`: the base model it was trained on.
+
+    Reads safetensors only, and needs no `peft`. A head that is stored trains again. Raises StorageError
+    for files that are missing or damaged or do not fit the model, DesignError for what no design is;
+    the model is then as it was.
+    """
+    where, target = Path(folder), Target(model)
+    config = storage.read_json(where / CONFIG)
+    if not (where / TENSORS).exists() and (where / _PICKLED).exists():
+        raise StorageError(f"{where} has {_PICKLED}, which would be unpickled; only {TENSORS} is read")
+    named = storage.read_tensors(where / TENSORS)
+    if not isinstance(config, dict):
+        raise StorageError(f"{where / CONFIG} is no configuration of PEFT")
+    kind = METHODS.get(str(config.get("peft_type")))
+    if kind is None:
+        raise DesignError(f"a design can be one of PEFT's {', '.join(METHODS)}; received {config.get('peft_type')}")
+    strange = [f"{name}={value!r}" for name, value in config.items() if not _understood(kind, name, value)]
+    if strange:
+        raise DesignError(f"a design has nothing like PEFT's {', '.join(strange)}")
+    tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, kind))}
+    found = kind.read(target, config, tensors) if kind.prefix == PATHS or PROMPT in tensors else {}
+    if not found:
+        raise StorageError(f"{where / TENSORS} holds no tensors of {config['peft_type']}")
+    head = parts(model).head
+    design = replace(united(target, found), head=not head or not head.keys().isdisjoint(tensors))
+    if config.get("bias") == "all":
+        design |= Design((_BIASES,), head=design.head)
+    _method(design, target)  # raises where PEFT's forward pass is none of ours
+    state = {f"{place}.{m.form}.{leaf}": tensor for place, (m, own) in found.items() for leaf, tensor in own.items()}
+    attachment = attach(model, design)
+    try:
+        _fill(attachment, state, tensors, target)
+    except StateError as error:
+        attachment.detach()
+        raise StorageError(f"the adapter in {where} was made for another model: {error}") from error
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def convert(folder: str | Path, destination: str | Path, *, backbone: str = "") -> Path:
+    """Write the adapter directory `folder`, made by `storage.save`, as a PEFT adapter, its tokenizer beside it.
+
+    `backbone` names another place of the model, as for `storage.load_pretrained`. Raises as that and `to_peft` do.
+    """
+    _, attachment = storage.load_pretrained(folder, backbone=backbone)
+    named = backbone or str(storage.read_json(Path(folder) / storage.MODEL)["backbone"]["model"])
+    # PEFT knows the hub and folders.
+    base_model = locate(named) if named.startswith("package:") else named
+    where = to_peft(attachment, destination, base_model=base_model)
+    if (tokenizer := Path(folder) / storage.TOKENIZER).is_dir():
+        shutil.copytree(tokenizer, where / storage.TOKENIZER, dirs_exist_ok=True)
+    return where
+
+
+def _library() -> Any:
+    """PEFT, which takes seconds to import."""
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise PeftMissingError("writing PEFT adapters needs the library: pip install 'petl-search[peft]'") from error
+
+
+def _method(design: Design, target: Target) -> Method:
+    """PEFT's method for the design. Raises DesignError with every rule that the design breaks."""
+    forms = {m.form for m in design.modifications}
+    kinds = {name: kind for name, kind in METHODS.items() if forms.intersection(kind.forms)}
+    faults = [why for form, why in _REASONS.items() if form in forms]
+    if not forms:
+        faults.append("PEFT trains a head beside one of its methods only")
+    if len(kinds) > 1:
+        faults.append(f"one PEFT adapter is of one method; received parts of {', '.join(kinds)}")
+    for kind in kinds.values():
+        own = replace(design, modifications=tuple(m for m in design.modifications if m.form in kind.forms))
+        faults += dict.fromkeys(kind.faults(own, target))
+    if faults:
+        raise DesignError(f"PEFT cannot express {design.describe()} on this model: {'; '.join(faults)}")
+    (kind,) = kinds.values()
+    return kind
+
+
+def _understood(kind: Method, name: str, value: Any) -> bool:
+    """Whether a field of PEFT's configuration says what a design can say, or says nothing."""
+    if name in kind.fields:
+        return not kind.fields[name] or value in kind.fields[name]
+    return not value
+
+
+def _full(name: str, target: Target) -> str:
+    """The path from the model of a parameter that is named from the base model, or of the head."""
+    inner = f"{target.base}.{name}"
+    return inner if target.base and name in target.shapes and inner in target.paths else name
+
+
+def _wrapped(name: str, wrapped: set[str]) -> str:
+    """The path of a bias once PEFT has put its own module in place of its linear."""
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.base_layer.{leaf}" if module in wrapped else name
+
+
+def _unwrapped(key: str, kind: Method) -> str:
+    """A tensor's path from the model, "" for PEFT's second copy of it."""
+    if ".original_module." in key or ".modules_to_save." in key:
+        return ""
+    return key.removeprefix(kind.prefix).replace(".base_layer.", ".")
+
+
+def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: Target) -> None:
+    """Give the attachment its tensors: the adapter's, and what else the file has of the model's own parameters.
+
+    Raises StateError for those that do not fit, DesignError for one of the frozen model's with another value.
+    """
+    there = dict(attachment.model.named_parameters(remove_duplicate=False))
+
+    def given(path: str) -> Tensor:
+        """The file's value, under any name of a tied parameter; else the model's."""
+        tied = [name for name in list(tensors) if there.get(name) is there[path]]
+        values = [tensors.pop(name) for name in tied]
+        return values[0] if values else there[path].detach()
+
+    owned = {name: given(_full(name, target)) for name in attachment.owned_parameters()}
+    heads = {name: given(name) for name in attachment.head_state_dict()}
+    frozen = attachment.model.state_dict()
+    strange = [name for name, tensor in tensors.items() if not _same(tensor, frozen.get(name))]
+    if strange:
+        raise DesignError(f"a design of this kind does not change {', '.join(sorted(strange)[:5])}")
+    attachment.load_state_dict(state | owned, heads)
+
+
+def _same(tensor: Tensor, frozen: Tensor | None) -> bool:
+    return frozen is not None and frozen.shape == tensor.shape and bool(frozen.eq(tensor.to(frozen)).all())

@@ -1,0 +1,213 @@
+"""An adapter directory: what a trained design needs to predict, without the frozen backbone.
+
+    design.json           the design
+    adapter.safetensors   its tensors: `count`'s `stored`
+    head.safetensors      the rest of the task head, frozen or trained (a frozen one was drawn at random)
+    model.json            the backbone's identity, the task (kind, labels, lengths, decoding), library versions
+    tokenizer/            as transformers saves it, where the adapter was saved with one
+
+Safetensors and JSON only: reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from petl import untrusted
+from petl.adapters.predict import AdaptedModel
+from petl.attach.attachment import Attachment, StateError, attach
+from petl.backbones.count import stored_shapes
+from petl.backbones.model import FAMILIES, Backbone, BackboneError, describe, load, parts
+from petl.design import Design, DesignError
+from petl.tasks import FACTS, KINDS, Task, TaskError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+DESIGN: Final = "design.json"
+ADAPTER: Final = "adapter.safetensors"
+HEAD: Final = "head.safetensors"
+MODEL: Final = "model.json"
+TOKENIZER: Final = "tokenizer"
+_VERSIONS: Final = ("petl-search", "torch", "transformers")
+
+
+class StorageError(ValueError):
+    """An adapter directory that is incomplete, damaged, or made for another model."""
+
+
+def save(
+    folder: str | Path,
+    attachment: Attachment,
+    backbone: Backbone,
+    task: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """Write the adapter directory, and return it.
+
+    `task` is JSON-ready; without `labels` in it, the model keeps the head that its checkpoint has.
+    """
+    where = Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    save_file(_on_disk(attachment.state_dict()), where / ADAPTER)
+    if head := attachment.head_state_dict():
+        save_file(_on_disk(head), where / HEAD)
+    _write(where / DESIGN, attachment.design.to_dict())
+    versions = {name: _version(name) for name in _VERSIONS}
+    _write(where / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
+    if tokenizer is not None:
+        tokenizer.save_pretrained(where / TOKENIZER)
+    return where
+
+
+def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
+    """Attach the stored design to `model`, the frozen backbone with a head of the same shape.
+
+    A prefix that was trained through an MLP comes back as its keys and values. Raises StorageError for
+    a file that is missing or damaged, and for a model that it does not fit; the model is then as it was.
+    """
+    where = Path(folder)
+    try:
+        design = Design.from_dict(read_json(where / DESIGN)).folded()
+    except (DesignError, TypeError, AttributeError) as error:
+        raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
+    wanted, _ = _described(where)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parts(model).base.items()}
+    differ = sorted(name for name, shape in wanted.shapes.items() if shapes.get(name) != shape)
+    if differ:
+        raise StorageError(
+            f"the adapter in {where} was made for another model, {wanted.model}: {len(differ)} of its parameters are "
+            f"not there or have another shape, such as {differ[0]}"
+        )
+    adapter = read_tensors(where / ADAPTER)
+    head = read_tensors(where / HEAD) if (where / HEAD).exists() else None
+    there = sum(tensor.numel() for tensor in adapter.values())
+    try:
+        asked = sum(math.prod(shape) for shape in stored_shapes(design, wanted).values())
+        if asked > there:  # before so many are made: design.json may ask for any number
+            raise StorageError(f"the design in {where} has {asked:,} parameters or more, its {ADAPTER} {there:,}")
+        attachment = attach(model, design)
+    except (DesignError, BackboneError) as error:
+        raise StorageError(f"the adapter in {where} cannot be attached to this model: {error}") from error
+    try:
+        if head is None and attachment.head_state_dict():
+            raise StorageError(f"{where} lacks {HEAD}")
+        attachment.load_state_dict(adapter, head)
+    except (StateError, StorageError) as error:
+        attachment.detach()
+        raise StorageError(f"the adapter in {where} was made for another model: {error}") from error
+    return attachment
+
+
+def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrainedModel, Attachment]:
+    """The backbone that the directory names, in evaluation mode, with the adapter on it.
+
+    It classifies where the task had labels, generates where the task's kind does, and has its checkpoint's own
+    head otherwise.
+    `backbone` names another place of the same model (see `locate`), where files have moved. Raises
+    StorageError where its fingerprint or shapes differ, and for missing or damaged files;
+    BackboneError where it cannot be found.
+    """
+    where = Path(folder)
+    wanted, task = _described(where)
+    place = backbone or wanted.model
+    found = describe(place, revision=wanted.revision)
+    if wanted.fingerprint not in ("", found.fingerprint) or wanted.shapes != found.shapes:
+        raise StorageError(
+            f"the adapter in {where} was trained on {wanted.model} with fingerprint {wanted.fingerprint or 'unknown'}; "
+            f"{place} has {found.fingerprint or 'other shapes'}"
+        )
+    labels = _labels(task)
+    generates = labels is None and task.get("kind") in KINDS
+    model = load(place, labels=labels, generates=generates, revision=wanted.revision)
+    return model, load_adapter(where, model)
+
+
+def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
+    """`load_pretrained` with its tokenizer: text in; labels out, or generated text.
+
+    Raises as that does, and StorageError where the task is of no kind that predicts text.
+    """
+    from transformers import AutoTokenizer
+
+    where = Path(folder)
+    _, facts = _described(where)
+    try:
+        task = Task.from_dict({name: value for name, value in facts.items() if name in FACTS})
+    except (TaskError, TypeError) as error:
+        raise StorageError(f"the adapter in {where} is of no task that predicts text: {error}") from error
+    labels = _labels(facts)
+    if KINDS[task.kind].labelled and labels is None:
+        raise StorageError(f"the adapter in {where} has no labels to predict: load_pretrained gives its model")
+    if not (where / TOKENIZER).is_dir():
+        raise StorageError(f"{where} lacks {TOKENIZER}/")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{where / TOKENIZER} is no tokenizer: {str(error).splitlines()[0]}") from error
+    model, attachment = load_pretrained(where, backbone=backbone)
+    return AdaptedModel(model, tokenizer, task, labels or (), attachment)
+
+
+def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
+    data = read_json(where / MODEL)
+    try:
+        task: Mapping[str, Any] = data["task"]
+        _labels(task)
+        backbone = Backbone.from_dict(data["backbone"])
+        if backbone.family not in FAMILIES or not isinstance(backbone.model, str):
+            raise KeyError(f"family {backbone.family!r}")
+        return backbone, task
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
+
+
+def _labels(task: Mapping[str, Any]) -> tuple[str, ...] | None:
+    labels = task.get("labels")
+    return None if labels is None else tuple(map(str, labels))
+
+
+def _on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises StorageError where it is missing or damaged."""
+    if not path.is_file():
+        raise StorageError(f"{path.parent} lacks {path.name}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+    return tensors
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises StorageError where it is missing or damaged."""
+    if not path.is_file():
+        raise StorageError(f"{path.parent} lacks {path.name}")
+    try:
+        return untrusted.read_json(path)
+    except (ValueError, OSError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from error
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,3 @@
+from .attachment import Attachment, attach
+
+__all__ = ["Attachment", "attach"]

@@ -1,0 +1,310 @@
+"""Attach a design to a frozen model, and take it off again.
+
+    before                         after attach(model, lora)
+    ...self.query  Linear          ...self.query  Linear  + hook: h + Δh(x)
+                                   petl.attachment_1.encoder.0.self.query.low_rank   a, b
+
+The model keeps its modules. Deltas live in one sub-module called `petl`, so that `model.parameters()`
+and DeepSpeed see them, and reach the frozen modules through hooks. What a design changes among the
+model's own parameters (BitFit, full fine-tuning, the head) is replaced by clones, never written in
+place: the originals may be memory that other processes read.
+
+A model may carry several attachments. Their deltas act as those of one design would, in whatever order
+they came, and each can be taken off at any time. Where two own the same parameter (a bias, the head),
+the model uses the clone of the latest one that is there and trains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from petl.attach import attention
+from petl.attach.merge import fold
+from petl.attach.places import Places
+from petl.backbones.model import Parts, family_of, parts
+from petl.backbones.plan import Delta, deltas, reparameterisations, unfrozen
+from petl.design import Design, DesignError
+from petl.forms import form as forms
+
+HOLDER: Final = "petl"
+
+
+class StateError(ValueError):
+    """Stored tensors that do not fit the design and the model."""
+
+
+class Tree(nn.Module):
+    """Modules at dotted names."""
+
+    def place(self, name: str, module: nn.Module) -> None:
+        """Put `module` at the dotted `name`."""
+        *path, leaf = name.split(".")
+        at: nn.Module = self
+        for part in path:
+            if part not in at._modules:
+                at.add_module(part, nn.Module())
+            at = at.get_submodule(part)
+        at.add_module(leaf, module)
+
+
+class Carried(nn.Module):
+    """All that is attached to a model: a `Tree` for each attachment, and what they share.
+
+    It is there from the first attachment to the end of the last. `replaced` holds, for the path of
+    each parameter of the model that attachments own, the original and then their clones in order.
+    """
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self.count = 0
+        self.places = places
+        self.replaced: dict[str, list[tuple[int, nn.Parameter]]] = {}
+        self.trained = {name: parameter.requires_grad for name, parameter in places.model.named_parameters()}
+        self.attention = ""
+
+
+class Attachment:
+    """A design on a model. Made by `attach`; as a context manager it detaches at the end.
+
+    The tensors of the adapter are those of `count`'s `stored`. Names are stable: a delta's own name
+    (`encoder.0.ffn.bottleneck.down.weight`), and for what was the model's its name from the base model
+    (`encoder.layer.0.output.dense.bias`). The head is the attachment's own copy, and trains if the
+    design says so.
+    """
+
+    def __init__(self, model: PreTrainedModel, design: Design, number: int) -> None:
+        self.model = model
+        self.design = design
+        self.deltas: tuple[Delta, ...] = ()
+        self.forms: dict[str, forms.Change] = {}
+        self._number = number
+        self._tree = Tree()
+        self._trained: dict[str, nn.Parameter] = {}
+        self._owned: dict[str, nn.Parameter] = {}
+        self._head: dict[str, nn.Parameter] = {}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What trains: the adapter, then the head if it does.
+
+        A prefix that is trained through an MLP has the MLP's tensors here, its keys and values in `state_dict`.
+        """
+        yield from self._trained.items()
+        yield from self._owned.items()
+        if self.design.head:
+            yield from self._head.items()
+
+    def owned_parameters(self) -> Mapping[str, nn.Parameter]:
+        """Those of the adapter that take the place of the model's own: BitFit's, or all."""
+        return dict(self._owned)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The adapter's tensors as they are stored, detached, not copied. The head is apart."""
+        stored: dict[str, Tensor] = {}
+        for delta in self.deltas:
+            form = self.forms[delta.name]
+            tensors = {name: parameter.detach() for name, parameter in form.named_parameters()}
+            if delta.modification.reparameterisation:
+                with torch.no_grad():
+                    tensors |= dict(zip(("key", "value"), cast(forms.Heads, form).rows(), strict=True))
+            stored |= {f"{delta.name}.{name}": tensor for name, tensor in tensors.items()}
+        return stored | {name: parameter.detach() for name, parameter in self._owned.items()}
+
+    def head_state_dict(self) -> dict[str, Tensor]:
+        """The head's tensors that the adapter does not hold, also where they are frozen."""
+        return {name: parameter.detach() for name, parameter in self._head.items()}
+
+    def load_state_dict(self, adapter: Mapping[str, Tensor], head: Mapping[str, Tensor] | None = None) -> None:
+        """Copy stored tensors in; without `head`, the head stays as it is.
+
+        Raises StateError, listing everything missing, unknown or of another shape; then nothing was
+        copied. Keys and values do not give their MLP back: attach the design `folded()`.
+        """
+        if self.design != self.design.folded():
+            raise StateError("stored keys and values do not give an MLP back: attach the design folded()")
+        own = {**self._trained, **self._owned}
+        pairs = [(own, adapter)] if head is None else [(own, adapter), (self._head, head)]
+        faults = [fault for own, given in pairs for fault in _faults(own, given)]
+        if faults:
+            raise StateError(f"the tensors do not fit {self.design.describe()}: {'; '.join(faults)}")
+        with torch.no_grad():
+            for own, given in pairs:
+                for name, parameter in own.items():
+                    parameter.copy_(given[name])
+
+    def detach(self) -> None:
+        """Give the model back as it was without this design, bit for bit. A second call does nothing."""
+        carried = self._carried()
+        if carried is None:
+            return
+        carried.places.discard(set(self.forms.values()))
+        for path, clones in list(carried.replaced.items()):
+            used = self.model.get_parameter(path)
+            clones[:] = [(owner, clone) for owner, clone in clones if owner != self._number]
+            _set(self.model, path, _moved(_latest(clones), used))
+            if len(clones) == 1:
+                del carried.replaced[path]
+        delattr(carried, _child(self._number))
+        if carried.attention and not carried.places.at_heads:
+            self.model.set_attn_implementation(carried.attention)
+            carried.attention = ""
+        if not any(True for _ in carried.children()):
+            delattr(self.model, HOLDER)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(carried.trained[name])
+
+    def merge(self) -> PreTrainedModel:
+        """Fold the design into the model's weights and take it off: a plain model with other parameters.
+
+        The model gets new parameters for what changes; the originals are not written to. What the
+        attachment owned, the head included, becomes the model's own. Other attachments stay, and act on
+        the merged model as they did before; a parameter of theirs that this one's hid no longer returns.
+
+        Raises DesignError where a part cannot be folded in (see `merge.UNMERGEABLE`) or another attachment
+        stands in the way, listing all of them; nothing is changed then.
+        """
+        carried = self._carried()
+        if carried is None:
+            raise DesignError(f"{self.design.describe()} is not on the model any more: there is nothing to merge")
+        taken = {p for p, clones in carried.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
+        changed = fold(self.design, self.deltas, self.forms, carried.places, taken)
+        for clones in carried.replaced.values():
+            mine = [pair for pair in clones if pair[0] == self._number]
+            if mine:
+                # What this one hid stays hidden.
+                clones[:] = [(0, mine[0][1]), *(pair for pair in clones if _rank(pair) > _rank(mine[0]))]
+                mine[0][1].requires_grad_(False)
+        for path, value in changed.items():
+            parameter = nn.Parameter(value, requires_grad=False)
+            if path in carried.replaced:
+                carried.replaced[path] = [(0, parameter)]
+            _set(self.model, path, parameter)
+        self.detach()
+        return self.model
+
+    def _carried(self) -> Carried | None:
+        """What the model carries, as long as this is part of it."""
+        carried = getattr(self.model, HOLDER, None)
+        # By identity: numbers start anew with the first attachment after the last was taken off.
+        there = isinstance(carried, Carried) and getattr(carried, _child(self._number), None) is self._tree
+        return carried if there else None
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+
+def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachment:
+    """Freeze `model` and attach `design`; new tensors are drawn from `seed` alone.
+
+    Other attachments that the model carries stay, and go on training. Raises DesignError for a design
+    that does not fit the model, BackboneError for a family without a row; the model is then as it was.
+    """
+    family, own = family_of(model), parts(model)
+    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
+    mine = unfrozen(design, family, own.base, own.head)
+    if not (planned or mine or (design.head and own.head)):
+        raise DesignError(
+            f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
+        )
+    like = next(iter(own.base.values()))
+
+    carried = getattr(model, HOLDER, None)
+    if carried is None:
+        carried = Carried(Places(model, family, own.prefix))
+        model.add_module(HOLDER, carried)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    carried.count += 1
+    attachment = Attachment(model, design, carried.count)
+    tree = attachment._tree
+    carried.add_module(_child(carried.count), tree)
+    try:
+        attachment.deltas = planned
+        _build(attachment, tree, seed, like)
+        _own(attachment, carried, own, mine)
+        for delta in planned:
+            carried.places.insert(delta, attachment.forms[delta.name])
+        if not carried.attention and carried.places.at_heads:
+            carried.attention = attention.switch(model)
+    except BaseException:
+        attachment.detach()
+        raise
+    tree.train(model.training)
+    return attachment
+
+
+def _child(number: int) -> str:
+    return f"attachment_{number}"
+
+
+def _build(attachment: Attachment, tree: Tree, seed: int, like: Tensor) -> None:
+    def put(name: str, module: forms.Change | forms.PrefixMLP) -> None:
+        module.to(like.device, like.dtype)
+        tree.place(name, module)
+        attachment._trained |= {f"{name}.{leaf}": parameter for leaf, parameter in module.named_parameters()}
+
+    shared: dict[str, tuple[forms.PrefixMLP, int]] = {}
+    for plan in reparameterisations(attachment.deltas):
+        mlp = forms.build_mlp(plan, seed)
+        put(plan.name, mlp)
+        shared |= {delta.name: (mlp, index) for index, delta in enumerate(plan.deltas)}
+    for delta in attachment.deltas:
+        form = attachment.forms[delta.name] = forms.build(delta, seed, *shared.get(delta.name, ()))
+        put(delta.name, form)
+
+
+def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[str]) -> None:
+    """Replace what the attachment owns by trainable clones, one clone for all places of a tied parameter."""
+    model, everything = attachment.model, {**own.base, **own.head}
+    paths: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    owned = set(mine)
+    for name, original in everything.items():
+        if name not in owned and name not in own.head:
+            continue
+        clone = nn.Parameter(original.detach().clone(), requires_grad=name in owned or attachment.design.head)
+        (attachment._owned if name in owned else attachment._head)[name] = clone
+        for path in paths[id(original)]:
+            clones = carried.replaced.setdefault(path, [(0, original)])
+            clones.append((attachment._number, clone))
+            _set(model, path, _latest(clones))
+
+
+def _latest(clones: Iterable[tuple[int, nn.Parameter]]) -> nn.Parameter:
+    """The latest that trains, if any does: a frozen head must not hide one that trains."""
+    return max(clones, key=_rank)[1]
+
+
+def _rank(clone: tuple[int, nn.Parameter]) -> tuple[bool, int]:
+    number, parameter = clone
+    return parameter.requires_grad, number
+
+
+def _moved(parameter: nn.Parameter, used: nn.Parameter) -> nn.Parameter:
+    """With the device and precision of the one in use: `model.to` does not reach those that are not."""
+    if (parameter.device, parameter.dtype) != (used.device, used.dtype):
+        parameter.data = parameter.data.to(used.device, used.dtype)
+    return parameter
+
+
+def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
+    module_path, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(module_path), leaf, parameter)
+
+
+def _faults(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
+    for name in own.keys() - given.keys():
+        yield f"missing {name}"
+    for name in given.keys() - own.keys():
+        yield f"unknown {name}"
+    for name in own.keys() & given.keys():
+        if own[name].shape != given[name].shape:
+            yield f"{name} has shape {tuple(given[name].shape)}, wanted {tuple(own[name].shape)}"

@@ -1,0 +1,145 @@
+"""Exact parameter counts of a design, from a `Backbone` alone: no weights, no torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from petl.backbones.model import Backbone
+from petl.backbones.plan import Delta, Shapes, deltas, reparameterisations, unfrozen
+from petl.design import Design, Form, Modification
+
+# Denominators that the paper's percentages fit, where it printed any: (family, base) -> its size. It is
+# BART-large's even for mBART; that model has 406.29 M, yet l = 200 at 3.6 % needs 409.6 M.
+PAPER_BASE: Final[Mapping[tuple[str, int], int]] = {
+    ("bart", 406_291_456): 409_600_000,
+    ("mbart", 610_851_840): 409_600_000,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The parameters of one modification of a design."""
+
+    modification: Modification
+    trained: int
+    stored: int
+    paper: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters, never mixed.
+
+    `base`: the pretrained model without task head, tied weights once. `stored`: the adapter's own
+    file, biases and norms included, the head not, and a prefix as its keys and values. `trained`: what
+    has a gradient during training, with the head if it trains, and the prefix's MLP. `paper`: the
+    convention of He et al. (ICLR 2022): matrices only, except for BitFit, (IA)³ and full fine-tuning,
+    and `paper_base` the denominator of its percentages, `base` where it printed none. `head`: the task
+    head, trained or not. `parts`: the shares of the modifications, without the head.
+    """
+
+    base: int
+    trained: int
+    stored: int
+    paper: int
+    head: int
+    paper_base: int
+    parts: tuple[Part, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the percentages and the share of each modification."""
+        kinds = ("base", "trained", "stored", "paper", "paper_base", "head")
+        percents = ("stored_percent", "trained_percent", "paper_percent")
+        shares = [
+            {
+                "modification": part.modification.to_dict(),
+                "trained": part.trained,
+                "stored": part.stored,
+                "paper": part.paper,
+            }
+            for part in self.parts
+        ]
+        return {name: getattr(self, name) for name in (*kinds, *percents)} | {"per_modification": shares}
+
+    @property
+    def stored_percent(self) -> float:
+        """`stored` in percent of `base`."""
+        return 100 * self.stored / self.base
+
+    @property
+    def trained_percent(self) -> float:
+        """`trained` in percent of `base`."""
+        return 100 * self.trained / self.base
+
+    @property
+    def paper_percent(self) -> float:
+        """`paper` in percent of `paper_base`."""
+        return 100 * self.paper / self.paper_base
+
+
+def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that an adapter file of `design` holds.
+
+    With `labels` 0 the head is left out. Raises DesignError where `attach` would.
+    """
+    found = deltas(design, backbone.row, backbone.shapes)
+    return _added(found) | _owned(design, backbone, labels)
+
+
+def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
+    """The counts of `design` on `backbone` with a head for that many labels; with 0 the head counts 0.
+
+    Raises DesignError where `attach` would.
+    """
+    canonical = design.canonical(backbone.layout)
+    found = deltas(canonical, backbone.row, backbone.shapes)
+    owned = _owned(canonical, backbone, labels)
+    by_part: defaultdict[Modification, list[Delta]] = defaultdict(list)
+    for delta in found:
+        by_part[delta.modification].append(delta)
+    parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
+    base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
+    rest_of_head = head - _size(shape for name, shape in owned.items() if name not in backbone.shapes)
+    return Counts(
+        base=base,
+        trained=sum(part.trained for part in parts) + (rest_of_head if design.head else 0),
+        stored=sum(part.stored for part in parts),
+        paper=sum(part.paper for part in parts),
+        head=head,
+        paper_base=PAPER_BASE.get((backbone.family, base), base),
+        parts=parts,
+    )
+
+
+def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> Part:
+    if m.form in (Form.BIAS, Form.FULL):
+        size = _size(owned.values())
+        return Part(m, size, size, size)
+    stored, direct = _added(found), [delta for delta in found if not m.reparameterisation]
+    mlps = [shape for mlp in reparameterisations(found) for shape in mlp.shapes().values()]
+    # Beside its MLP, such a prefix may have a norm or a scale of its own.
+    rest = {name: shape for name, shape in stored.items() if direct or not name.endswith((".key", ".value"))}
+    return Part(
+        m,
+        trained=_size(mlps) + _size(rest.values()),
+        stored=_size(stored.values()),
+        paper=_size(shape for shape in stored.values() if len(shape) > 1 or m.form is Form.RESCALE),
+    )
+
+
+def _added(found: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
+    return {f"{delta.name}.{name}": shape for delta in found for name, shape in delta.shapes().items()}
+
+
+def _owned(design: Design, backbone: Backbone, labels: int) -> dict[str, tuple[int, ...]]:
+    head = backbone.head_shapes(labels) if labels else {}
+    whole = {**backbone.shapes, **head}
+    return {name: whole[name] for name in unfrozen(design, backbone.row, backbone.shapes, head)}
+
+
+def _size(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(map(prod, shapes))

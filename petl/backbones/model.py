@@ -1,0 +1,388 @@
+"""The frozen pretrained model: what it is, how it is described without weights, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from petl.backbones.families import FAMILIES, Family
+from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate, weight_files
+from petl.backbones.plan import is_bias, layout, linears
+from petl.design import Layout, Site
+from petl.untrusted import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "BackboneError",
+    "Family",
+    "Parts",
+    "describe",
+    "draw_head",
+    "family_of",
+    "load",
+    "load_tokenizer",
+    "locate",
+    "parts",
+]
+
+# A width that no model has: where it shows up in a shape, the number of labels stands.
+_LABELS: Final = 1009
+_PEFT: Final = "adapter_config.json"
+_ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Identity and shapes of a pretrained model: enough to count any design, without weights or torch.
+
+    `model` is what the user wrote; `revision` the hub's commit, "" elsewhere; `fingerprint` a hash of
+    configuration and weights, "" where only the configuration was read. `depth` is that of the deepest
+    stack. `shapes` maps every parameter of the pretrained model without task head, named from the
+    base model, to its shape; `head` those of a classification head, where 0 stands for the number of
+    labels.
+    """
+
+    model: str
+    family: str
+    revision: str
+    fingerprint: str
+    depth: int
+    width: int
+    ffn_width: int
+    heads: int
+    shapes: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
+    head: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
+
+    @property
+    def row(self) -> Family:
+        """The family's row."""
+        return FAMILIES[self.family]
+
+    @property
+    def architecture(self) -> str:
+        """`encoder`, `decoder`, or `encoder-decoder`: what it can do with text."""
+        return "-".join(stack.name for stack in self.row.stacks)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Its stacks: what `Design.canonical` needs to know."""
+        return layout(self.row, self.shapes)
+
+    @cached_property
+    def linears(self) -> tuple[Site, ...]:
+        """The linears of its layers that a design can name."""
+        return linears(self.row, self.shapes)
+
+    @cached_property
+    def has_biases(self) -> bool:
+        """Whether BitFit has anything to train."""
+        return any(map(is_bias, self.shapes))
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest input that has learned positions; None where positions are not a table."""
+        tables = [shape for name, shape in self.shapes.items() if name.endswith(_TABLES)]
+        return tables[0][0] - self.row.reserved if tables else None
+
+    def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the parameters of a head for that many labels."""
+        return {name: tuple(size or labels for size in shape) for name, shape in self.head.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        data = asdict(self)
+        for name in ("shapes", "head"):
+            data[name] = {key: list(shape) for key, shape in data[name].items()}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Backbone:
+        """The inverse of `to_dict`."""
+        tables = {
+            name: {key: tuple(map(int, shape)) for key, shape in data[name].items()} for name in ("shapes", "head")
+        }
+        return cls(**{**data, **tables})
+
+
+def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbone:
+    """The Backbone that `model` names (see `locate`), from its configuration alone.
+
+    With `weights`, local weight files are hashed into the fingerprint (0.13 s for 90 MB); a hub
+    model's is that of its commit, so that none is downloaded. Raises BackboneError.
+    """
+    place = locate(model)
+    folder, commit = fetch(place, revision, weights=False)
+    config = _config(folder, model)
+    family = _family(str(config.model_type))
+    config.num_labels = _LABELS
+    own = parts(_empty(config))
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
+    up = tuple(f".{path}.weight" for path in family.stacks[0].ffn.up.paths)
+    bare = not weights or Path(place).name == CONFIG
+    return Backbone(
+        model=model,
+        family=family.name,
+        revision=commit,
+        fingerprint=commit[:16] or ("" if bare else fingerprint(folder)),
+        depth=max(stack.depth for stack in layout(family, shapes).values()),
+        width=int(config.hidden_size),
+        ffn_width=next(max(shape) for name, shape in shapes.items() if name.endswith(up)),
+        heads=int(config.num_attention_heads),
+        shapes=shapes,
+        head={
+            name: tuple(0 if size == _LABELS else size for size in parameter.shape)
+            for name, parameter in own.head.items()
+        },
+    )
+
+
+def load(
+    model: str,
+    *,
+    labels: Sequence[str] | None = None,
+    generates: bool = False,
+    seed: int = 0,
+    dtype: str | torch.dtype = "float32",
+    revision: str = "",
+) -> PreTrainedModel:
+    """The pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
+
+    With `labels` it has a new classification head, whose matrices are drawn from
+    N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
+    nor changed. One that `generates` has its pretrained output layer. Without either, it is the architecture
+    that its configuration names.
+    Code from a repository is never run, and only safetensors are read. Raises BackboneError where
+    files are missing.
+    """
+    import torch
+
+    place = locate(model)
+    if Path(place).name == CONFIG:
+        raise BackboneError(f"{model} is a bare configuration: it can be counted, but has no weights to load")
+    folder, _ = fetch(place, revision, weights=True)
+    config = _config(folder, model)
+    _family(str(config.model_type))
+    if not weight_files(folder):
+        raise BackboneError(f"{model}: no *.safetensors in {folder}")
+    if (folder / _PEFT).exists():  # transformers would put it on, unpickling it where it is *.bin
+        raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / _PEFT}; take it away")
+    if labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
+            config.pad_token_id = _first(config.eos_token_id)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a checkpoint's own head for other labels; the base is checked below
+            output_loading_info=True,
+        )
+    own = parts(loaded)
+    pretrained = {f"{own.prefix}.{name}" if own.prefix else name for name in own.base}
+    if labels is None:
+        pretrained |= own.head.keys()
+    lost = sorted(pretrained & {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lost:
+        raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
+    if labels is not None:
+        draw_head(loaded, seed)
+    result: PreTrainedModel = loaded.eval()
+    return result
+
+
+def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer beside the pretrained model's weights; it pads, if need be with its end token.
+
+    Raises BackboneError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder, _ = fetch(locate(model), revision, weights=False)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def family_of(model: nn.Module) -> Family:
+    """The row of a loaded model. Raises BackboneError where the table has none."""
+    config = getattr(model, "config", None)
+    return _family(str(getattr(config, "model_type", type(model).__name__)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model's own parameters, tied ones once.
+
+    `prefix` is the path of the base model, "" where it is the model itself. `base` are those of the
+    pretrained model, named from there, an output embedding included; `head` those of the task head,
+    in full.
+    """
+
+    prefix: str
+    base: Mapping[str, nn.Parameter]
+    head: Mapping[str, nn.Parameter]
+
+
+def parts(model: PreTrainedModel) -> Parts:
+    """The parameters of a model, whatever head it has, without what is attached to it."""
+    from torch.nn import Linear
+
+    prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    pretrained = set() if output is None else {id(parameter) for parameter in output.parameters()}
+    base, head = {}, {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("petl."):
+            continue
+        # T5's question answering has no base model inside: its stacks lie beside its head, a linear.
+        beside = isinstance(getattr(model, name.partition(".")[0]), Linear)
+        if name.startswith(f"{prefix}.") if prefix else not beside:
+            base[name.removeprefix(f"{prefix}.")] = parameter
+        elif id(parameter) in pretrained:
+            base[name] = parameter
+        else:
+            head[name] = parameter
+    return Parts(prefix, base, head)
+
+
+def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any:
+    import transformers
+
+    if classifies:
+        return transformers.AutoModelForSequenceClassification
+    if generates and config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    if generates:
+        return transformers.AutoModelForCausalLM
+    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    found = getattr(transformers, name, None)
+    if found is not transformers.AutoModel and not _is_model(found):
+        raise BackboneError(f"{model}: its configuration names the architecture {name!r}, which transformers lacks")
+    return found
+
+
+def _is_model(found: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    """The classifier on the meta device. First values are not even drawn: they would take half of the time."""
+    import torch
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+    from transformers import AutoModelForSequenceClassification
+
+    drawing = {init.uniform_, init.normal_, init.kaiming_uniform_}
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return None if function in drawing else function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Undrawn():
+        return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _first(token: int | Sequence[int] | None) -> int | None:
+    return token[0] if isinstance(token, Sequence) else token
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise BackboneError(
+            f"families supported: {', '.join(FAMILIES)}; received {name!r}. "
+            "One row of FAMILIES (petl/backbones/families.py) and one configuration in tests/helpers/tiny.py"
+        )
+    return FAMILIES[name]
+
+
+def _config(folder: Path, model: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        _require_no_code(read_json(folder / CONFIG), model)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except BackboneError:
+        raise
+    except Exception as error:  # the classes of what is wrong in a configuration have nothing in common
+        raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
+
+
+def _require_no_code(written: Mapping[str, Any], model: str) -> None:
+    """Raises BackboneError for a model that runs with code of its own only; transformers has that of our families."""
+    kind = written.get("model_type")
+    if "auto_map" in written and kind not in FAMILIES:
+        raise BackboneError(
+            f"{model} comes with code of its own (auto_map in its {CONFIG}), which is never run; families supported: "
+            f"{', '.join(FAMILIES)}"
+        )
+    for name in _ATTENTIONS:  # such as kernels/flash: transformers would fetch and run that
+        if "/" in str(written.get(name, "")):
+            raise BackboneError(f"{model} asks for attention by the code of {written[name]!r}, which is never run")
+
+
+def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
+    """Draws a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
+
+    The result called brings back the one before.
+    """
+    import torch
+
+    before = [(parameter, parameter.detach().clone()) for parameter in parts(model).head.values()]
+    generator = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    with torch.no_grad():
+        for parameter, _ in before:
+            fresh = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                fresh.normal_(0.0, deviation, generator=generator)
+            parameter.copy_(fresh)
+
+    def restore() -> None:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+
+    return restore
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its report that the head is new, which is intended."""
+    from transformers.utils import logging as library_logging
+
+    logging: Any = library_logging  # its functions are not annotated
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

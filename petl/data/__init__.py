@@ -1,0 +1,1 @@
+"""A task as tokenised rows, and its batches."""

@@ -1,0 +1,511 @@
+"""From rows to tokens: cleaning, splitting, tokenising once, and batches as models take them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from datasets import Dataset, disable_progress_bars
+from torch import Tensor
+
+from petl.data.batches import batches_per_epoch, epoch_batches, sorted_batches
+from petl.data.cache import Tables, fetch, key_of
+from petl.data.sources import content, locate_data, read_table, sources
+from petl.tasks import KINDS, SPLITS, Task, TaskError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+__all__ = [
+    "Split",
+    "TaskData",
+    "batches_per_epoch",
+    "encode_sources",
+    "epoch_batches",
+    "language_tokens",
+    "load_data",
+    "locate_data",
+    "read_splits",
+    "read_table",
+    "sorted_batches",
+]
+
+IGNORED: Final = -100  # the label of a position that no loss is taken of
+_CUT: Final = 0.1  # share of the train split that becomes a split which the source lacks
+_CUT_MOST: Final = 2_000
+_CHUNK: Final = 1_000  # rows tokenised at once
+_FORMAT: Final = 1  # of the cached tables; another one whenever the same task gives other tables
+# Fields that change neither a row nor a token; the source's are in the key by what they lead to.
+_FREE: Final = frozenset(
+    ("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits", "decoding", "validation_sample")
+)
+_LIBRARIES: Final = ("datasets", "numpy", "pandas", "tokenizers", "transformers")
+
+Texts = Mapping[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One tokenised split.
+
+    `rows` has the texts and their tokens. `labels` are indices, shape (rows,), and empty where the
+    task has none. `lengths`, shape (rows,), are the tokens that a row costs: of the text; of the longer
+    of source and target in an encoder-decoder; of both in a decoder. `targets`, shape (rows,), are
+    the terms of a row's loss: 1 for a label, else its target's tokens.
+    """
+
+    rows: Dataset
+    labels: Tensor
+    lengths: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def tokens(self) -> Dataset:
+        """What of `rows` is no text."""
+        texts = {column for kind in KINDS.values() for column in (*kind.inputs, "target")}
+        return self.rows.select_columns([column for column in self.rows.column_names if column not in texts])
+
+
+@dataclass
+class TaskData:
+    """A task's splits under one tokenizer, and the batches that a model takes.
+
+    `splits` has train, validation, where there is one test, and `sample`: the fixed part of validation
+    that is scored during a search, validation itself where that is all of it. `digest` is a hash of
+    the rows drawn (texts, labels, split by split), so that a study can tell that its data changed.
+    `start` is the token that a decoder starts with and `first` the one that generated text begins
+    with, where that depends on the target's language (mBART has the one, NLLB the other).
+    """
+
+    task: Task
+    splits: Mapping[str, Split]
+    labels: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    decoder_only: bool = False
+    start: int | None = None
+    first: int | None = None
+
+    def batch(self, split: str, index: Iterable[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """What a model's forward takes, shape (rows, tokens), padded on the right, and its labels.
+
+        Labels of a classification are indices, shape (rows,). An encoder-decoder's are the target's
+        tokens, (rows, target tokens), from which the decoder's inputs are made. A decoder reads source
+        and target as one; labels[i, t], shape (rows, tokens), is what logits[i, t] predicts: the token
+        at t + 1 where that is of the target. -100 marks what is not predicted, padding included.
+        """
+        index = [int(number) for number in index]
+        part = self.splits[split]
+        rows = part.tokens[index]
+        inputs = self._inputs(rows)
+        if self.labels:
+            return inputs, part.labels[index]
+        if "labels" in rows:
+            return inputs, _padded(rows["labels"], IGNORED)
+        labels = [
+            [IGNORED] * (given - 1) + tokens[given:] + [IGNORED]
+            for tokens, given in zip(rows["input_ids"], rows["given"], strict=True)
+        ]
+        return inputs, _padded(labels, IGNORED)
+
+    def prompts(self, split: str, index: Iterable[int]) -> dict[str, Tensor]:
+        """What `generate` continues or answers: a decoder's sources padded on the left, else `batch`'s inputs.
+
+        Raises ValueError where nothing is to be generated.
+        """
+        if not KINDS[self.task.kind].generates:
+            raise ValueError(f"a task of kind {self.task.kind} has nothing to generate")
+        rows = self.splits[split].tokens[[int(number) for number in index]]
+        if not self.decoder_only:
+            return self._inputs(rows)
+        sources = [tokens[:given] for tokens, given in zip(rows["input_ids"], rows["given"], strict=True)]
+        return self._inputs({"input_ids": sources}, left=True)
+
+    def sources(self, split: str) -> list[str]:
+        """The texts as they were read: the source, or the (first) text."""
+        return list(self.splits[split].rows[KINDS[self.task.kind].inputs[0]])
+
+    def references(self, split: str) -> list[str]:
+        """The answers: targets as they were read, label names, or the texts of a language model."""
+        part = self.splits[split]
+        if self.labels:
+            return [self.labels[index] for index in part.labels.tolist()]
+        return list(part.rows["target" if KINDS[self.task.kind].generates else "text"])
+
+    def facts(self) -> dict[str, Any]:
+        """What a model trained on this has to know to predict: JSON-ready; without labels where it generates."""
+        return self.task.facts | ({"labels": list(self.labels)} if self.labels else {})
+
+    def _inputs(self, rows: Mapping[str, list[list[int]]], left: bool = False) -> dict[str, Tensor]:
+        return _inputs(rows, self.tokenizer, left)
+
+
+def load_data(
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, decoder_only: bool = False, cache: str | Path | None = None
+) -> TaskData:
+    """Reads and tokenises a task, once on a machine: `cache` is a folder, by default `cache_folder()`.
+
+    A decoder reads the prompt, a new line where that does not end in white space, and the target. Of a
+    source that is too long its end is cut off, never what the prompt has behind it. The tokenizer of
+    a model with language codes is set to the task's `languages`.
+
+    Raises TaskError, naming the place and the column, where the data is not what the task says.
+    """
+    disable_progress_bars()
+    kind = KINDS[task.kind]
+    if task.kind == "causal-lm" and not decoder_only:
+        raise TaskError(f"task {task.name}: causal-lm is for models that are a decoder alone")
+    task, joined = locate_data(task), decoder_only and not kind.labelled
+    _set_languages(task, tokenizer)
+    read_from = content(task)
+    key = key_of(
+        {
+            "format": _FORMAT,
+            "task": {name: value for name, value in asdict(task).items() if name not in _FREE},
+            "decoder_only": joined,
+            "sources": read_from,
+            "tokenizer": _fingerprint(tokenizer),
+            "libraries": {name: version(name) for name in _LIBRARIES},
+        }
+    )
+
+    def make() -> Tables:
+        tables = _tables(task, tokenizer, joined)
+        if content(task) != read_from:
+            raise TaskError(f"task {task.name}: its files changed while they were read; start again")
+        return tables
+
+    tables = fetch(key, make, Path(cache) if cache else None)
+    splits = {split: _split(table) for split, table in tables.splits.items()}
+    splits["sample"] = _sample(splits["validation"], task)
+    data = TaskData(task, splits, tuple(tables.facts["labels"]), tokenizer, tables.facts["digest"], decoder_only)
+    if kind.generates and not decoder_only:
+        data.start, data.first = _language_tokens(tokenizer)
+    return data
+
+
+def encode_sources(
+    texts: Sequence[Any], task: Task, tokenizer: PreTrainedTokenizerBase, *, decoder_only: bool = False
+) -> dict[str, Tensor]:
+    """Texts, or pairs of them, as inputs: what `TaskData` gives a classifier, or `generate`, of a split."""
+    kind = KINDS[task.kind]
+    if kind.generates:
+        made = _tokens(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
+        tokens = made["input_ids"]
+        if decoder_only:
+            tokens = [row[:given] for row, given in zip(tokens, made["given"], strict=True)]
+        return _inputs({"input_ids": tokens}, tokenizer, left=decoder_only)
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [text[1] for text in texts if not isinstance(text, str)]
+    made = tokenizer(first, second or None, truncation=True, max_length=task.max_length)
+    return _inputs(made, tokenizer, left=not kind.labelled)
+
+
+def language_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
+    """`TaskData`'s `start` and `first` of a tokenizer, which is set to the task's languages."""
+    _set_languages(task, tokenizer)
+    return _language_tokens(tokenizer)
+
+
+def read_splits(task: Task) -> dict[str, pd.DataFrame]:
+    """The rows of each split under the names of the kind's columns: texts and label names, in file order.
+
+    A split that the source lacks is cut from the train split before that is bounded, so that changing
+    `train_rows` leaves validation and test as they are; only then are repeated inputs dropped, which
+    would be in both. A test split whose labels are all hidden is left out. Raises TaskError for a
+    missing column, an unknown label or an empty split.
+    """
+    task = locate_data(task)
+    found = sources(task)
+    frames = {}
+    for split, source in found.items():
+        if (frame := _clean(task, split, source.read(), str(source))) is not None:
+            frames[split] = frame
+    lacking = [split for split in ("test", "validation") if split not in found]
+    if lacking == ["test"]:  # two splits say what is trained on and what decides; nothing is set aside unasked
+        lacking = []
+    if lacking:
+        inputs = [column for column in KINDS[task.kind].inputs if column in task.columns]
+        train = frames["train"].drop_duplicates(subset=inputs).sample(frac=1.0, random_state=task.split_seed)
+        for split in lacking:
+            rows = getattr(task, f"{split}_rows") or min(int(_CUT * len(train)), _CUT_MOST)
+            frames[split], train = train[:rows].sort_index(), train[rows:]
+        frames["train"] = train.sort_index()
+    for split, frame in frames.items():
+        rows = getattr(task, f"{split}_rows")
+        frames[split] = frame.iloc[_drawn(len(frame), rows, task.split_seed)].reset_index(drop=True)
+        if frames[split].empty:
+            raise TaskError(f"task {task.name}: no rows are left for the {split} split; add data or ask for fewer rows")
+    return {split: frames[split] for split in SPLITS if split in frames}
+
+
+def _drawn(rows: int, wanted: int | None, seed: int) -> np.ndarray:
+    """`wanted` of so many rows, ascending; all where None. A larger draw holds the smaller ones."""
+    if wanted is None or wanted >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
+
+
+def _clean(task: Task, split: str, frame: pd.DataFrame, where: str) -> pd.DataFrame | None:
+    """None for a test split whose labels are hidden."""
+    found = {name: _column(frame, name) for name in {*task.columns.values(), *task.minimum}}
+    absent = sorted(name for name, column in found.items() if column is None)
+    if absent:
+        raise TaskError(
+            f"task {task.name}: {where} has no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}"
+        )
+    kept = pd.Series(True, index=frame.index)
+    for column, least in task.minimum.items():
+        kept &= pd.to_numeric(found[column], errors="coerce") >= least
+    clean = pd.DataFrame({name: found[column] for name, column in task.columns.items()})[kept]
+    if "label" in clean:
+        clean["label"] = _named(task, split, clean["label"])
+        if split == "test" and len(clean) and clean["label"].isna().all():
+            return None
+    clean = clean.dropna().astype(str)
+    if task.kind == "causal-lm":  # files of running text have blank lines between paragraphs
+        clean = clean[clean["text"].str.strip() != ""]
+    return clean.reset_index(drop=True)
+
+
+def _column(frame: pd.DataFrame, name: str) -> Any:
+    """A column by its name, a dotted path into nested ones, or the name in the one nested column that has it."""
+    if name in frame:
+        return frame[name]
+    outer, _, inner = name.partition(".")
+    if inner and outer in frame and inner in _keys(frame[outer]):
+        return frame[outer].map(lambda value: value.get(inner) if isinstance(value, Mapping) else None)
+    nested = [column for column in frame if name in _keys(frame[column])]
+    return _column(frame, f"{nested[0]}.{name}") if len(nested) == 1 else None
+
+
+def _keys(column: pd.Series[Any]) -> Iterable[str]:
+    """Of a nested column's first value; none of a flat one."""
+    where = column.first_valid_index()
+    return column[where].keys() if where is not None and isinstance(column[where], Mapping) else ()
+
+
+def _named(task: Task, split: str, values: pd.Series[Any]) -> pd.Series[Any]:
+    """Label names; missing where a label is hidden. Raises TaskError for a label that is not among the task's."""
+    texts = values.map(_text, na_action="ignore").astype(object)
+    if task.labels is None:
+        return texts
+    names: dict[str, str | None] = {"-1": None}
+    names |= {str(number): name for number, name in enumerate(task.labels)}
+    names |= {name: name for name in task.labels}
+    unknown = sorted(set(texts.dropna()) - set(names))
+    if unknown:
+        raise TaskError(
+            f"task {task.name}: the {split} split has the label {unknown[0]!r}; known are "
+            f"{', '.join(task.labels)}, or 0 to {len(task.labels) - 1} in this order"
+        )
+    return texts.map(names, na_action="ignore").astype(object)
+
+
+def _text(value: Any) -> str:
+    """Integers that a missing neighbour made floats are integers again."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _tables(task: Task, tokenizer: PreTrainedTokenizerBase, decoder_only: bool) -> Tables:
+    frames = read_splits(task)
+    labels = _labels(task, frames) if KINDS[task.kind].labelled else ()
+    digest = hashlib.sha256()
+    for split, frame in frames.items():
+        digest.update(split.encode() + pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+    tokens = _tokens(task, labels, tokenizer, decoder_only)
+    splits = {split: _table(frame, tokens) for split, frame in frames.items()}
+    return Tables(splits, {"labels": labels, "digest": digest.hexdigest()[:16]})
+
+
+def _labels(task: Task, frames: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
+    if task.labels is not None:
+        return task.labels
+    labels = tuple(sorted(frames["train"]["label"].unique()))
+    if len(labels) < 2:
+        raise TaskError(f"task {task.name}: training needs two labels or more; its train split has {labels}")
+    for split, frame in frames.items():
+        strange = sorted(set(frame["label"]) - set(labels))
+        if strange:
+            raise TaskError(
+                f"task {task.name}: the {split} split has the label {strange[0]!r}, which training never saw; "
+                f"it saw {', '.join(labels)}"
+            )
+    return labels
+
+
+def _table(frame: pd.DataFrame, tokens: Callable[[Texts], Mapping[str, Any]]) -> Dataset:
+    parts = []
+    for start in range(0, len(frame), _CHUNK):
+        texts = {str(name): column.tolist() for name, column in frame[start : start + _CHUNK].items()}
+        made = tokens(texts)
+        arrays = {name: pa.array(column, pa.string()) for name, column in texts.items() if name not in made}
+        for name, column in made.items():
+            arrays[name] = pa.array(column, pa.list_(pa.int32()) if isinstance(column[0], list) else pa.int64())
+        parts.append(pa.table(arrays))
+    return Dataset(pa.concat_tables(parts))
+
+
+def _tokens(
+    task: Task, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, decoder_only: bool
+) -> Callable[[Texts], dict[str, Any]]:
+    """What is made of texts: the tokenizer's columns, the answer's, and `length` and `terms` of each row."""
+    cut = {"truncation": True, "verbose": False}
+    numbers = {label: number for number, label in enumerate(labels)}
+    before, _, behind = task.prompt.partition("{source}")
+
+    def classification(rows: Texts) -> dict[str, Any]:
+        made = tokenizer(rows["text"], rows.get("pair"), max_length=task.max_length, **cut)
+        columns = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        answers = [numbers[label] for label in rows["label"]]
+        return {**columns, "label": answers, "length": _lengths(made["input_ids"]), "terms": [1] * len(answers)}
+
+    def pairs(rows: Texts) -> dict[str, Any]:
+        prompts = [before + source + behind for source in rows["source"]]
+        made = tokenizer(prompts, max_length=task.max_length, **cut)
+        columns = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        targets = tokenizer(text_target=rows["target"], max_length=task.max_target_length, **cut)["input_ids"]
+        terms = _lengths(targets)
+        length = list(map(max, _lengths(made["input_ids"]), terms))
+        return {**columns, "labels": targets, "length": length, "terms": terms}
+
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    behind_source = behind if task.prompt[-1:].isspace() else behind + "\n"
+    tail = len(tokenizer(behind_source, add_special_tokens=False)["input_ids"]) if decoder_only else 0
+    if tail >= task.max_length:
+        raise TaskError(
+            f"task {task.name}: task.prompt has {tail} tokens behind the source, which leaves none of "
+            f"task.max_length, {task.max_length}, to it"
+        )
+
+    def continued(rows: Texts) -> dict[str, Any]:
+        prompts = [before + source + behind_source for source in rows["source"]]
+        given = []
+        for tokens in tokenizer(prompts, verbose=False)["input_ids"]:
+            tokens = tokens[:-1] if tokens[-1:] == end else tokens
+            over = len(tokens) > task.max_length
+            given.append(tokens[: task.max_length - tail] + tokens[len(tokens) - tail :] if over else tokens)
+        most = task.max_target_length - len(end)
+        made = tokenizer(rows["target"], add_special_tokens=False, max_length=most, **cut)["input_ids"]
+        whole = [source + target + end for source, target in zip(given, made, strict=True)]
+        return _of_decoder(whole, _lengths(given))
+
+    def language(rows: Texts) -> dict[str, Any]:
+        made = tokenizer(rows["text"], max_length=task.max_length - len(end), **cut)["input_ids"]
+        whole = [tokens if tokens[-1:] == end else tokens + end for tokens in made]
+        return _of_decoder(whole, [1] * len(whole))
+
+    if labels:
+        return classification
+    if not decoder_only:
+        return pairs
+    return continued if KINDS[task.kind].generates else language
+
+
+def _of_decoder(tokens: list[list[int]], given: list[int]) -> dict[str, Any]:
+    """`given` tokens of each row are not predicted, the first one never."""
+    given = [max(1, number) for number in given]
+    length = _lengths(tokens)
+    terms = [whole - first for whole, first in zip(length, given, strict=True)]
+    return {"input_ids": tokens, "given": given, "length": length, "terms": terms}
+
+
+def _split(table: Dataset) -> Split:
+    columns = {name: table.data.column(name).to_numpy() for name in table.column_names if name in _NUMBERS}
+    labels = torch.from_numpy(columns.get("label", np.zeros(0, np.int64)).copy())
+    return Split(table, labels, columns["length"], columns["terms"])
+
+
+_NUMBERS: Final = ("label", "length", "terms")
+
+
+def _sample(validation: Split, task: Task) -> Split:
+    index = _drawn(len(validation), task.validation_sample, task.split_seed)
+    if len(index) == len(validation):
+        return validation
+    labels = validation.labels[index] if len(validation.labels) else validation.labels
+    return Split(validation.rows.select(index), labels, validation.lengths[index], validation.targets[index])
+
+
+def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises TaskError for a language that a tokenizer with language codes has none for."""
+    if task.languages is None or not hasattr(tokenizer, "src_lang"):
+        return
+    vocabulary = tokenizer.get_vocab()
+    codes = []
+    for language in task.languages:
+        forms = (rf"{re.escape(language)}_[A-Z]{{2}}", rf"__{re.escape(language)}__", re.escape(language))
+        found = [code for form in forms for code in sorted(vocabulary) if re.fullmatch(form, code)]
+        if not found:
+            raise TaskError(f"task {task.name}: the tokenizer has no code for the language {language!r}")
+        codes.append(found[0].strip("_"))
+    tokenizer.src_lang, tokenizer.tgt_lang = codes
+
+
+def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
+    """(start, first): the code stands at the end of a target in mBART, whose decoder wraps it to the front."""
+    if not hasattr(tokenizer, "src_lang"):
+        return None, None
+    tokens = tokenizer(text_target="")["input_ids"]
+    return (None, tokens[0]) if tokens[-1] == tokenizer.eos_token_id else (tokens[-1], None)
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides what tokens a text becomes."""
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "model_input_names", "truncation_side", "padding_side")
+    for name in (*names, "src_lang", "tgt_lang"):
+        digest.update(f"{name} {getattr(tokenizer, name, None)}\n".encode())
+    if getattr(tokenizer, "is_fast", False):
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        digest.update(json.dumps({**state, "truncation": None, "padding": None}).encode())  # left by the last call
+        return digest.hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _lengths(rows: Iterable[Sequence[int]]) -> list[int]:
+    return [len(row) for row in rows]
+
+
+def _inputs(
+    rows: Mapping[str, Sequence[Sequence[int]]], tokenizer: PreTrainedTokenizerBase, left: bool
+) -> dict[str, Tensor]:
+    tokens = rows["input_ids"]
+    padding = tokenizer.pad_token_id
+    if padding is None:  # GPT-2 and llama have none; the mask hides whatever stands there
+        padding = tokenizer.eos_token_id or 0
+    inputs = {
+        "input_ids": _padded(tokens, padding, left),
+        "attention_mask": _padded([[1] * len(row) for row in tokens], 0, left),
+    }
+    if "token_type_ids" in rows:
+        inputs["token_type_ids"] = _padded(rows["token_type_ids"], tokenizer.pad_token_type_id, left)
+    return inputs
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+    """Shape (rows, tokens of the longest)."""
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for line, row in zip(padded, rows, strict=True):
+        line[len(line) - len(row) if left else 0 :][: len(row)] = row
+    return torch.from_numpy(padded)

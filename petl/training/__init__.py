@@ -1,0 +1,1 @@
+"""Train and evaluate an attached design."""

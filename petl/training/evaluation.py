@@ -1,0 +1,250 @@
+"""Scores of a model on a split: of its predictions, of its loss, and of the text that it generates."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.nn.functional import cross_entropy
+
+from petl.data.tokens import IGNORED, TaskData, sorted_batches
+from petl.tasks import KINDS
+from petl.training import metrics
+from petl.training.engine import autocast, device, place, share, sum_over_ranks, world_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from petl.tasks import Task
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is done, how much of it, and how much there is."""
+
+_LABELLED_ROWS: Final = 64
+_LOSS_ROWS: Final = 16
+_GENERATED_ROWS: Final = 32
+_LATENCY_CALLS: Final = 9
+_LATENCY_TOKENS: Final = 16
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the predictions of a run are no longer numbers."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`scores` by name, and a prediction a row in the split's order: a label's name, or the text generated.
+
+    Where nothing was generated, `predictions` is empty.
+    """
+
+    scores: Mapping[str, float]
+    predictions: Sequence[str] = field(default=(), repr=False)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The Progress that tells nobody."""
+
+
+def evaluate(
+    model: PreTrainedModel,
+    data: TaskData,
+    split: str,
+    precision: str = "fp32",
+    *,
+    generates: bool = True,
+    progress: Progress = silent,
+) -> Evaluation:
+    """All scores of the task on a split; without `generates` only those that need no generated text.
+
+    Leaves the model in evaluation mode. Collective in a process group: every rank computes its share, and all
+    get the whole. Raises DivergedError where predictions or loss are not finite.
+    """
+    if data.labels:
+        logits = predict(model, data, split, precision)
+        scores = metrics.classification(logits, data.splits[split].labels.numpy())
+        return Evaluation(scores, [data.labels[index] for index in logits.argmax(1)])
+    scores = {"loss": mean_loss(model, data, split, precision, progress)}
+    if "perplexity" in data.task.scores:
+        scores["perplexity"] = math.exp(min(scores["loss"], 700.0))  # the largest that a float holds
+    wanted = [name for name in data.task.scores if name in metrics.GENERATED]
+    if not (wanted and generates):
+        return Evaluation(scores)
+    texts = generate_split(model, data, split, precision, progress)
+    return Evaluation(scores | metrics.text(texts, data.references(split), wanted), texts)
+
+
+def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
+    """A classifier's logits (rows, classes), float32, in the split's own order. Collective, as `evaluate` is."""
+    place(model, training=False)
+    part = data.splits[split]
+    logits = np.zeros((len(part), len(data.labels)), np.float32)
+    # Not inference mode: what ZeRO-3 gathers in it cannot be trained on afterwards.
+    with torch.no_grad(), autocast(precision):
+        for index in sorted_batches(part.lengths, _LABELLED_ROWS):
+            mine = share(index)
+            inputs, _ = data.batch(split, mine if len(mine) else index[:1])
+            output = model(**{name: value.to(device()) for name, value in inputs.items()})
+            logits[mine] = output.logits[: len(mine)].float().cpu().numpy()
+    logits = sum_over_ranks(torch.from_numpy(logits)).numpy()
+    if not np.isfinite(logits).all():
+        raise DivergedError(f"the predictions on the {split} split are no longer finite")
+    return logits
+
+
+def mean_loss(
+    model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32", progress: Progress = silent
+) -> float:
+    """The mean cross-entropy of a split's labels or target tokens, in nats. Collective, as `evaluate` is."""
+    place(model, training=False)
+    part = data.splits[split]
+    total, done = torch.zeros((), dtype=torch.float64), 0
+    with torch.no_grad(), autocast(precision):
+        for index in sorted_batches(part.lengths, _LOSS_ROWS):
+            mine = share(index)
+            inputs, labels = data.batch(split, mine if len(mine) else index[:1])
+            loss = summed_loss(model, model, inputs, labels).double().cpu()
+            total += loss if len(mine) else 0.0
+            done += len(index)
+            progress(f"{split} loss", done, len(part))
+    mean = float(sum_over_ranks(total)) / int(part.targets.sum())
+    if not math.isfinite(mean):
+        raise DivergedError(f"the loss on the {split} split is no longer finite")
+    return mean
+
+
+def summed_loss(
+    call: Callable[..., Any],
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    labels: Tensor,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """The cross-entropy of a batch, summed over its labels or target tokens.
+
+    `call` is what is called, the `model` or an engine around it; labels of encoder-decoders, (rows, tokens),
+    are shifted right for the decoder as the model itself does.
+    """
+    placed = {name: value.to(device()) for name, value in inputs.items()}
+    labels = labels.to(device())
+    if labels.dim() == 2 and model.config.is_encoder_decoder:
+        placed["decoder_input_ids"] = _decoder_inputs(model, labels)
+    logits = call(**placed).logits
+    return cross_entropy(
+        logits.float().flatten(0, -2),
+        labels.flatten(),
+        reduction="sum",
+        ignore_index=IGNORED,
+        label_smoothing=smoothing,
+    )
+
+
+def generate_split(
+    model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32", progress: Progress = silent
+) -> list[str]:
+    """The text generated for each row of a split, in its order, as the task decodes. Collective, as `evaluate` is."""
+    place(model, training=False)
+    part = data.splits[split]
+    texts: dict[int, str] = {}
+    with autocast(precision):
+        done = 0
+        for index in sorted_batches(part.lengths, _GENERATED_ROWS):
+            mine = share(index)
+            inputs = data.prompts(split, mine if len(mine) else index[:1])
+            generated = generate(model, data.tokenizer, inputs, data.task, data.start, data.first)
+            texts.update(zip(mine.tolist(), generated, strict=False))  # a rank without rows generates for the others
+            done += len(index)
+            progress(f"{split} text", done, len(part))
+    if world_size() > 1:
+        everyone: list[Any] = [None] * world_size()
+        distributed.all_gather_object(everyone, texts)
+        texts = {row: text for own in everyone for row, text in own.items()}
+    return [texts[row] for row in range(len(part))]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Mapping[str, Tensor],
+    task: Task,
+    start: int | None = None,
+    first: int | None = None,
+) -> list[str]:
+    """The texts that the model generates for a batch of prompts, by beam search as `task.decoding` says.
+
+    Lengths are of the decoder's tokens for encoder-decoders, its start included, and of new tokens for others.
+    `start` and `first` are those of `TaskData`, where the target's language has them.
+    """
+    decoding, whole = task.decoding, model.config.is_encoder_decoder
+    lengths = ("max_length", "min_length") if whole else ("max_new_tokens", "min_new_tokens")
+    settings: dict[str, Any] = dict(zip(lengths, (decoding.max_length, decoding.min_length), strict=True))
+    named = {"decoder_start_token_id": start, "forced_bos_token_id": first}
+    settings |= {name: token for name, token in named.items() if token is not None}
+    call: Any = model.generate  # torch's stubs take a method of a module for a tensor
+    with _quiet_generation():
+        tokens = call(
+            **{name: value.to(device()) for name, value in inputs.items()},
+            **settings,
+            do_sample=False,
+            num_beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram,
+            pad_token_id=tokenizer.pad_token_id,
+            synced_gpus=world_size() > 1,
+        )
+    if not whole:
+        tokens = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
+    """Median milliseconds for one row of median length: one pass, or generating 16 tokens greedily."""
+    generates = KINDS[data.task.kind].generates
+    lengths = data.splits["sample"].lengths
+    row = [int(np.argsort(lengths, kind="stable")[len(lengths) // 2])]
+    inputs = data.prompts("sample", row) if generates else data.batch("sample", row)[0]
+    inputs = {name: value.to(device()) for name, value in inputs.items()}
+
+    def call() -> float:
+        began = time.perf_counter()
+        if not generates:
+            model(**inputs).logits.cpu()
+        else:
+            tokens = {"max_new_tokens": _LATENCY_TOKENS, "min_new_tokens": _LATENCY_TOKENS}
+            with _quiet_generation():
+                padding = data.tokenizer.pad_token_id
+                cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=padding)
+        return 1e3 * (time.perf_counter() - began)
+
+    place(model, training=False)
+    with torch.no_grad(), autocast(precision):
+        call()
+        return statistics.median(call() for _ in range(_LATENCY_CALLS // 3 if generates else _LATENCY_CALLS))
+
+
+def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
+    inputs: Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    return inputs
+
+
+@contextlib.contextmanager
+def _quiet_generation() -> Iterator[None]:
+    """Without the library's advice about settings of the checkpoint that this decoding does not use."""
+    from transformers.utils import logging as library_logging
+
+    logging: Any = library_logging  # its functions are not annotated
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

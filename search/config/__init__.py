@@ -1,0 +1,1 @@
+"""The study file: sections, rules across them, loading."""

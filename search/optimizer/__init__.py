@@ -1,0 +1,1 @@
+"""What to train next. Pure: no files, no network, no ray, no mlflow, no torch."""

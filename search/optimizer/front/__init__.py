@@ -1,0 +1,1 @@
+"""The sampler `front`: quality is modelled, cost is counted."""

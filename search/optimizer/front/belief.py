@@ -1,0 +1,234 @@
+"""The sampler `front`: quality is modelled, cost is counted, and what is proposed is to move the front the most.
+
+A Gaussian process over the coordinates and the logarithm of the epochs learns from every rung of every trial, so that
+trials which wait, were stopped, or still run teach as well as those that were trained in full. The cost of a design is
+known exactly before training. So the expected gain in hypervolume is a sum of one-dimensional expected improvements,
+one for each stretch of the cost axis on which the design would be affordable:
+
+    EHVI(x) = sum over stretches beyond cost(x) of  length x EI(mu(x), sigma(x); best quality known there)
+
+in logarithms, since far from the front it underflows (Ament et al., NeurIPS 2023). "Known" is what the model believes
+of the trials there are, at full epochs, those that run included: so noise is averaged out, and workers do not pile up
+on one idea. All that is here is a function of the records and a seed: a search made anew proposes the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+
+from search.optimizer.front.encoding import Encoding
+from search.optimizer.front.gp import Surrogate, log_ehvi
+from search.trials.objectives import Objective, ruling
+from search.trials.pareto import MAXIMIZE, MINIMIZE, Floats
+from search.trials.pareto import front as non_dominated
+from search.trials.record import State, TrialRecord
+from search.trials.records import Records
+
+FIRST: Final = 10  # trials that have shown something before the model is asked
+_MOST: Final = 200  # observations that the model stands on
+_FITTED: Final = 80  # of them, those that its hyperparameters are fitted to
+_BEYOND: Final = 0.02  # of the range of costs: how far the reference lies beyond the dearest, so that it counts too
+
+
+@dataclass(frozen=True)
+class _Observation:
+    trial: int
+    share: float  # of the full epochs
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The trials that have coordinates, and what is known of them."""
+
+    cost: Objective
+    records: list[TrialRecord]
+    coordinates: list[Mapping[str, Any]]
+    costs: Floats
+    observations: list[_Observation]
+
+    @property
+    def unit(self) -> float:
+        """What a model takes costs in: in logarithms they are as it wants them, others are standardised."""
+        return 1.0 if self.cost.logarithmic else float(self.costs.std()) or 1.0
+
+
+def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[float] | None = None) -> _Known:
+    """Costs are as a sampler sees them: known before training, or measured, or the usual one.
+
+    Of the scores those at the rungs count, and the last of a trial: what lies between says little that they do not.
+    """
+    score, cost = records.objectives[0], ruling(records.objectives)
+    sign = -1.0 if score.direction == MAXIMIZE else 1.0
+    trials: list[TrialRecord] = []
+    costs: list[float] = []
+    observations: list[_Observation] = []
+    failed: list[int] = []
+    for kept in records.all():
+        record = news if news and news.number == kept.number else kept
+        origin = records.origin(record.number)
+        if record.reference or not origin.coordinates or record.configuration is None:
+            continue
+        full = record.configuration.training.epochs
+        reached = {epoch: value for epoch, value in record.rungs.items() if math.isfinite(value)}
+        if record.state is State.COMPLETE and record.measurements:
+            reached[full] = score.value(record.measurements) or 0.0
+        if rungs is not None:
+            last = max(reached, default=0.0)
+            reached = {epoch: value for epoch, value in reached.items() if epoch in rungs or epoch == last}
+        if record.state is State.FAIL:
+            failed.append(len(trials))
+        else:
+            observations += [
+                _Observation(len(trials), epoch / full, sign * value) for epoch, value in sorted(reached.items())
+            ]
+        spent = origin.counts.get(cost.name) if cost.known else None
+        if spent is None and record.measurements:
+            spent = cost.value(record.measurements)
+        trials.append(record)
+        costs.append(math.nan if spent is None else cost.seen(spent))
+    worst = max([each.loss for each in observations], default=0.0)
+    observations += [_Observation(index, 1.0, worst) for index in failed]
+    spent_ = np.array(costs)
+    usual = float(np.nanmedian(spent_)) if np.isfinite(spent_).any() else 0.0
+    coordinates = [records.origin(record.number).coordinates for record in trials]
+    return _Known(cost, trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
+
+
+class Belief:
+    """What the model makes of the trials of a study; see `believe`."""
+
+    def __init__(self, known: _Known, encoding: Encoding, dearest: float) -> None:
+        self.known, self.encoding = known, encoding
+        self.rows = encoding.rows(known.coordinates)
+        kept = _telling(known)
+        kept.sort(key=lambda each: (each.trial, each.share))
+        shares = np.array([each.share for each in kept])
+        self._first = math.log(shares.min())
+        curves: dict[int, dict[float, float]] = {}
+        for each in kept:
+            curves.setdefault(each.trial, {})[each.share] = each.loss
+        gained = gains(list(curves.values()))
+        losses = np.array([each.loss + gained[each.share] for each in kept])
+        self._middle, self._spread = _location(losses)
+        values = self._scaled(losses)
+        inputs = self._inputs(self.rows[[each.trial for each in kept]], shares)
+        fitted = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _FITTED)).astype(int))
+        full = np.flatnonzero(shares > 1 - 1e-6)[-_FITTED // 2 :]
+        model = Surrogate(inputs, values, np.union1d(fitted, full))
+        running = [index for index, record in enumerate(known.records) if record.state is State.RUNNING]
+        under_way = self.rows[running[-_MOST:]]
+        self.model = model.with_believed(self._inputs(under_way, np.ones(len(under_way))))
+        self.mean, self.deviation = self.predict(self.rows)
+        dearest = max(dearest, float(known.costs.max()))
+        beyond = _BEYOND * (dearest - float(known.costs.min())) or 1.0
+        self.reference = (float(np.quantile(values, 0.9)), dearest + beyond)
+
+    def predict(self, rows: Floats) -> tuple[Floats, Floats]:
+        """The loss at full epochs, scaled, and its standard deviation."""
+        return self.model.predict(self._inputs(rows, np.ones(len(rows))))
+
+    def members(self) -> Floats:
+        """The rows of the believed front."""
+        values = np.column_stack([self.mean, self.known.costs])
+        return self.rows[non_dominated(values, (MINIMIZE, MINIMIZE))]
+
+    def most_promising(self, waiting: Collection[int], taken: Collection[int], first: int) -> int:
+        """Of the trials that wait the one that is expected to add most to what those that were `taken` come to.
+
+        It is `first`, the one that scores alone would have, where the model does not know that one: a design from
+        outside the space has no coordinates.
+        """
+        place = {record.number: index for index, record in enumerate(self.known.records)}
+        if first not in place:
+            return first
+        known, there = ([number for number in sorted(numbers) if number in place] for numbers in (waiting, taken))
+        own = [place[number] for number in known]
+        front = np.column_stack([self.mean, self.known.costs])[[place[number] for number in there]]
+        gain = log_ehvi(self.mean[own], self.deviation[own], self.known.costs[own], front, self.reference)
+        return known[int(np.argmax(gain))]
+
+    def _inputs(self, rows: Floats, shares: Floats) -> Floats:
+        time = np.log(shares) / self._first if self._first < 0 else np.zeros(len(shares))
+        return np.column_stack([self.encoding.features(rows), time])
+
+    def _scaled(self, losses: Floats) -> Floats:
+        """Standardised, those worse than the median in logarithms: outliers teach little."""
+        values = (losses - self._middle) / self._spread
+        return np.where(values > 0, np.log1p(np.maximum(values, 0.0)), values)
+
+    def losses(self) -> Floats:
+        """What the trials are believed to come to, in the unit of their losses."""
+        values = np.where(self.mean > 0, np.expm1(np.maximum(self.mean, 0.0)), self.mean)
+        return values * self._spread + self._middle
+
+
+def _telling(known: _Known) -> list[_Observation]:
+    """The observations that the model stands on: those of the front in full, then the longest and latest."""
+    full = [each for each in known.observations if each.share > 1 - 1e-6]
+    values = np.array([(each.loss, known.costs[each.trial]) for each in full]).reshape(-1, 2)
+    first = {full[index].trial for index in np.flatnonzero(non_dominated(values, (MINIMIZE, MINIMIZE)))}
+    return sorted(
+        known.observations,
+        key=lambda each: (each.share <= 1 - 1e-6 or each.trial not in first, -each.share, -each.trial),
+    )[:_MOST]
+
+
+def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
+    """What is gained between each epoch and the last one: the medians of those that went on, step by step."""
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    found = {epochs[-1]: 0.0} if epochs else {}
+    for earlier, later in reversed(list(pairwise(epochs))):
+        apart = [curve[later] - curve[earlier] for curve in curves if earlier in curve and later in curve]
+        found[earlier] = found[later] + (median(apart) if apart else 0.0)
+    return found
+
+
+def _location(losses: Floats) -> tuple[float, float]:
+    """Median, and standard deviation by the quartiles."""
+    spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35
+    least = 1e-9 * float(np.abs(losses).max())  # less is rounding
+    return float(np.median(losses)), next((each for each in (spread, float(losses.std())) if each > least), 1.0)
+
+
+def losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
+    """What each trial is believed to come to at full epochs; empty while too few have shown anything."""
+    belief = believe(records, dimensions(records), rungs=rungs)
+    if belief is None:
+        return {}
+    numbers = [record.number for record in belief.known.records]
+    return dict(zip(numbers, belief.losses().tolist(), strict=True))
+
+
+def dimensions(records: Records) -> dict[str, BaseDistribution]:
+    """All that the trials have; a space that branches has more than any one of them."""
+    found: dict[str, BaseDistribution] = {}
+    for record in records.all():
+        found |= records.origin(record.number).distributions
+    return found
+
+
+def believe(
+    records: Records,
+    distributions: Mapping[str, BaseDistribution],
+    news: TrialRecord | None = None,
+    dearest: float = -math.inf,
+    rungs: Collection[float] | None = None,
+) -> Belief | None:
+    """What is believed of a study's trials, once FIRST of them have shown something. `news` is not on record yet.
+
+    `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials. Of the
+    scores those at the `rungs` count, and the last of each trial; all of them, where none are given.
+    """
+    known = _known(records, news, rungs)
+    if len({each.trial for each in known.observations}) < FIRST:
+        return None
+    return Belief(known, Encoding(distributions), dearest)

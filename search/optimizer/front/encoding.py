@@ -1,0 +1,120 @@
+"""A space as numbers: the coordinates of a trial as a point of the unit cube."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search.trials.pareto import Floats
+
+_Number: TypeAlias = IntDistribution | FloatDistribution
+
+
+class Encoding:
+    """Coordinates as rows of numbers: from 0 to 1 in each dimension, its index for a category."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        self.distributions: dict[str, CategoricalDistribution | _Number] = dict(sorted(distributions.items()))  # type: ignore[arg-type]
+
+    def rows(self, points: Sequence[Mapping[str, Any]]) -> Floats:
+        """n x dimensions; the middle of a dimension that a point does not have."""
+        table = np.where(self._categorical, 0.0, np.full((len(points), len(self.distributions)), 0.5))
+        for column, (name, distribution) in enumerate(self.distributions.items()):
+            there = [row for row, point in enumerate(points) if name in point]
+            values = [points[row][name] for row in there]
+            if isinstance(distribution, CategoricalDistribution):
+                table[there, column] = [distribution.choices.index(value) for value in values]
+            else:
+                table[there, column] = _positions(distribution, np.array(values, dtype=np.float64))
+        return table
+
+    def point(self, row: Floats) -> dict[str, Any]:
+        """The coordinates of a row, each the nearest that its dimension has."""
+        found: dict[str, Any] = {}
+        for position, (name, distribution) in zip(row, self.distributions.items(), strict=True):
+            if isinstance(distribution, CategoricalDistribution):
+                found[name] = distribution.choices[int(position)]
+            else:
+                value = float(_values(distribution, position))
+                found[name] = round(value) if isinstance(distribution, IntDistribution) else value
+        return found
+
+    def draw(self, random: np.random.Generator, count: int) -> Floats:
+        """Rows anywhere."""
+        table = random.uniform(size=(count, len(self.distributions)))
+        return self._snapped(table * self._ends)
+
+    def near(self, random: np.random.Generator, rows: Floats, count: int) -> Floats:
+        """Rows beside these: about two dimensions are moved, a fifth of their length on average, or drawn anew."""
+        table = rows[random.integers(len(rows), size=count)]
+        moved = random.uniform(size=table.shape) < min(1.0, 2 / table.shape[1])
+        moved[np.arange(count), random.integers(table.shape[1], size=count)] = True
+        step = np.clip(table + random.normal(scale=0.2, size=table.shape), 0.0, 1.0)
+        anew = random.uniform(size=table.shape) * self._ends
+        return self._snapped(np.where(moved, np.where(self._categorical, anew, step), table))
+
+    def along(self, row: Floats, column: int) -> Floats:
+        """Rows that differ from this one in one dimension: at its ends and its thirds, or all its categories."""
+        distribution = list(self.distributions.values())[column]
+        categories = isinstance(distribution, CategoricalDistribution)
+        places = np.arange(self._ends[column]) if categories else np.linspace(0.0, 1.0, 4)
+        table = np.repeat(row[None], len(places), axis=0)
+        table[:, column] = places
+        return self._snapped(table)
+
+    def features(self, rows: Floats) -> Floats:
+        """What the model sees: a category as one of several columns, so that all differ alike."""
+        columns = []
+        for column, distribution in enumerate(self.distributions.values()):
+            if isinstance(distribution, CategoricalDistribution):
+                columns.append(np.eye(len(distribution.choices))[rows[:, column].astype(int)] / math.sqrt(2))
+            else:
+                columns.append(rows[:, [column]])
+        return np.hstack(columns)
+
+    @cached_property
+    def _categorical(self) -> NDArray[np.bool_]:
+        return np.array([isinstance(each, CategoricalDistribution) for each in self.distributions.values()])
+
+    @cached_property
+    def _ends(self) -> Floats:
+        """The upper end of each dimension's numbers; that of a category is not reached."""
+        return np.array(
+            [
+                len(each.choices) if isinstance(each, CategoricalDistribution) else 1.0
+                for each in self.distributions.values()
+            ]
+        )
+
+    def _snapped(self, table: Floats) -> Floats:
+        for column, distribution in enumerate(self.distributions.values()):
+            if isinstance(distribution, CategoricalDistribution):
+                table[:, column] = np.minimum(np.floor(table[:, column]), len(distribution.choices) - 1)
+            elif distribution.step:
+                table[:, column] = _positions(distribution, _values(distribution, table[:, column]))
+        return table
+
+
+def _positions(distribution: _Number, values: Floats) -> Floats:
+    low, high, values = (_scaled(distribution, each) for each in (distribution.low, distribution.high, values))
+    return (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+
+
+def _values(distribution: _Number, positions: Floats) -> Floats:
+    low, high = (_scaled(distribution, each) for each in (distribution.low, distribution.high))
+    values = low + positions * (high - low)
+    values = np.exp(values) if distribution.log else values
+    if distribution.step:
+        values = distribution.low + np.round((values - distribution.low) / distribution.step) * distribution.step
+    return np.clip(values, distribution.low, distribution.high)
+
+
+def _scaled(distribution: _Number, values: Any) -> Floats:
+    values = np.asarray(values, dtype=np.float64)
+    return np.asarray(np.log(values)) if distribution.log else values

@@ -1,0 +1,217 @@
+"""Replicates of a finished search: which trials train once more with another seed, and what is believed of all then.
+
+Pure as `core`, and driven like it: by Ray in production, by a plain loop in tests. Replicates are no Optuna trials;
+what became of each is with the study's info, where a race made anew finds it and goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+
+import numpy as np
+
+from petl.configuration import Configuration
+from petl.measurements import Measurements
+from search.optimizer.budget import Budget, Meter
+from search.optimizer.search import DONE, WAIT, Idle
+from search.optimizer.true_front import Belief, believe, next_run
+from search.trials.pareto import MAXIMIZE
+from search.trials.record import Believed, Replicate, State
+from search.trials.records import _BELIEVED, _REPLICATES, Records, replicates
+
+
+class Race:
+    """The replicates of a search that is over; they see the same budget, and at most `concurrent` run at once.
+
+    Each trial has at most `seeds` fresh ones, and all together train for at most `extra` of the epochs that the
+    search's trials took. `rungs` are those of the trials, at which replicates validate as they did. `lacking` says why
+    a configuration cannot be trained beside the trials whose replicates run, a number once for each of them, or "".
+    `note` says why a race ended early, if it did.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        budget: Budget,
+        meter: Meter,
+        *,
+        seeds: int,
+        extra: float,
+        rungs: Sequence[float] = (),
+        seed: int = 0,
+        lacking: Callable[[Configuration, Sequence[int]], str] = lambda configuration, running: "",
+    ) -> None:
+        self.records, self.meter, self.rungs, self.note = records, meter, tuple(rungs), ""
+        self._budget, self._seeds, self._extra, self._seed, self._lacking = budget, seeds, extra, seed, lacking
+        self._runs = {(run.number, run.seed): run for run in replicates(records)}
+        self._active: set[tuple[int, int]] = set()
+        self._halted = False
+        self._field = [
+            record
+            for record in records.all()
+            if record.state is State.COMPLETE and record.reference is None and record.measurements
+        ]
+        self._score, *self._own_costs = records.objectives
+
+    @property
+    def runs(self) -> Sequence[Replicate]:
+        """All that were begun, in their order."""
+        return list(self._runs.values())
+
+    @property
+    def active(self) -> Collection[tuple[int, int]]:
+        """Those that were handed out and are not over: number and seed."""
+        return frozenset(self._active)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing is left to hand out."""
+        return not self._active and (
+            not self._seeds or self._halted or bool(self.meter.spent) or self._choice() is None
+        )
+
+    @cached_property
+    def left(self) -> float:
+        """The epochs that new replicates may take."""
+        trained = sum(
+            record.measurements.epochs if record.measurements else max(record.rungs, default=0.0)
+            for record in self.records.all()
+            if record.reference is None
+        )
+        return self._extra * trained - sum(self._epochs(number) for number, _ in self._runs)
+
+    def next(self) -> Replicate | Idle:
+        """What to train with a free worker. Every answer that is a Replicate takes one."""
+        self.meter.tick()
+        over = WAIT if self._active else DONE
+        if len(self._active) >= self._budget.concurrent:
+            return WAIT
+        if self._over or (key := self._choice()) is None:
+            return over
+        if lacking := self._lacking(self.configuration(*key), [number for number, _ in self._active]):
+            if not self._active:
+                self._halted, self.note = True, lacking
+            return over
+        if key not in self._runs:
+            self._runs[key] = Replicate(number=key[0], seed=key[1])
+            self._keep()
+        self._active.add(key)
+        self.meter.runs(len(self._active))
+        return self._runs[key]
+
+    def configuration(self, number: int, seed: int) -> Configuration:
+        """What a replicate trains: the trial's own but for the seed."""
+        configuration = self.records.get(number).configuration
+        assert configuration is not None
+        return replace(configuration, seed=seed)
+
+    def finish(
+        self, number: int, seed: int, measurements: Measurements | None = None, failure: str | None = None
+    ) -> Replicate:
+        """A replicate is over. Scores that are no numbers are a failure."""
+        score = self._score.value(measurements) if measurements else None
+        if failure is None and (score is None or not math.isfinite(score)):
+            failure = "diverged"
+        run = replace(
+            self._runs[number, seed],
+            measurements=None if failure else measurements,
+            failure=failure,
+            ended=time.time(),
+        )
+        self._runs[number, seed] = run
+        self._keep()
+        self.release(number, seed)
+        return run
+
+    def release(self, number: int, seed: int) -> None:
+        """A replicate holds no worker any more; one that is not over is left for a resume."""
+        self._active.discard((number, seed))
+        self.meter.runs(len(self._active))
+        self.meter.keep()
+
+    def conclude(self) -> dict[int, Believed]:
+        """Puts on record what is believed of all trials now; nothing before any has a second seed."""
+        belief = self._belief
+        if belief is None:
+            return {}
+        failed = Counter(run.number for run in self._runs.values() if run.failure)
+        found = {
+            record.number: Believed(
+                mean=float(np.mean(scores := [self._sign * loss for loss in losses])),
+                spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
+                seeds=len(scores),
+                failed=failed[record.number],
+                probability=float(belief.probability[index]),
+                corrected=self._sign * float(belief.corrected[index]),
+            )
+            for index, (record, losses) in enumerate(zip(self._field, self._losses, strict=True))
+        }
+        self.records.set_info(_BELIEVED, {str(number): asdict(item) for number, item in found.items()})
+        return found
+
+    @property
+    def _over(self) -> bool:
+        """Whether nothing more is to be handed out, whatever there is to know."""
+        return not self._seeds or self._halted or bool(self.meter.spent)
+
+    def _choice(self) -> tuple[int, int] | None:
+        """What to train next: what was begun, else what tells the most; None for nothing."""
+        begun = next((key for key, run in self._runs.items() if not run.over and key not in self._active), None)
+        if begun:
+            return begun
+        if len(self._field) < 2:
+            return None  # nothing is contested
+        index_of = {record.number: index for index, record in enumerate(self._field)}
+        running = [index_of[run.number] for run in self._runs.values() if not run.over]
+        failed = [index_of[run.number] for run in self._runs.values() if run.failure]
+        index = next_run(self._losses, self._costs, self._belief, running, failed, most=self._seeds)
+        if index is None or self._epochs(self._field[index].number) > self.left:
+            return None
+        record = self._field[index]
+        tried = sum(number == record.number for number, _ in self._runs)
+        assert record.configuration is not None
+        return record.number, record.configuration.seed + 1 + tried
+
+    @cached_property
+    def _costs(self) -> list[list[float]]:
+        return [
+            [cost.value(record.measurements) or 0.0 for cost in self._own_costs]
+            for record in self._field
+            if record.measurements
+        ]
+
+    @cached_property
+    def _losses(self) -> list[list[float]]:
+        """Of each trial, by its seeds."""
+        scores = {record.number: [self._value(record.measurements)] for record in self._field}
+        for run in self._runs.values():
+            if run.measurements:
+                scores[run.number].append(self._value(run.measurements))
+        return [[self._sign * score for score in scores[record.number]] for record in self._field]
+
+    @cached_property
+    def _belief(self) -> Belief | None:
+        return believe(self._losses, self._costs, self._seed)
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self._score.direction == MAXIMIZE else 1.0
+
+    def _value(self, measurements: Measurements | None) -> float:
+        value = self._score.value(measurements) if measurements else None
+        return math.nan if value is None else value
+
+    def _epochs(self, number: int) -> float:
+        configuration = self.records.get(number).configuration
+        return configuration.training.epochs if configuration else 0.0
+
+    def _keep(self) -> None:
+        """The runs changed: they go on record, and what follows from them is found anew."""
+        self.records.set_info(_REPLICATES, [run.to_dict() for run in self._runs.values()])
+        for name in ("left", "_losses", "_belief"):
+            self.__dict__.pop(name, None)

@@ -1,0 +1,556 @@
+"""The search itself, without Ray: what to do next, and what a report means.
+
+One object that everything drives: Ray in production, a plain loop in tests::
+
+    search = Search(records, plan)
+    while (step := search.next(free_workers=1)) is not DONE:
+        record = step.record
+        ...train; at each of search.rungs(record.number) ask search.results.tables(record.number, epoch, score)
+        search.finish(record.number, measurements)
+
+It keeps no truth of its own. Made anew from the records it goes on where the last one was: trials
+that were running come back as Resume, each once, and the sampler proposes what it would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search.optimizer.budget import Budget, Meter
+from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
+from search.optimizer.samplers import TEACHING, Proposer, excess
+from search.trials.objectives import ruling
+from search.trials.pareto import MAXIMIZE
+from search.trials.record import Aside, Origin, State, TrialRecord
+from search.trials.records import Records
+from spaces.space import Point, Space, decode
+
+if TYPE_CHECKING:
+    from petl.backbones.model import Backbone
+
+
+PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
+DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
+DIVERGED: Final = "diverged"
+
+
+class SearchError(ValueError):
+    """A search that cannot go on as it was asked for. The message says what to change."""
+
+
+class Decision(StrEnum):
+    """What a report means for its trial."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"  # the trial waits for its promotion, or for more budget, and its worker is free
+    STOP = "stop"
+
+
+class Idle(StrEnum):
+    """What there is to do when there is no trial to hand out."""
+
+    WAIT = "wait"
+    DONE = "done"
+
+
+WAIT: Final = Idle.WAIT
+DONE: Final = Idle.DONE
+
+
+@dataclass(frozen=True)
+class Start:
+    """Train this trial."""
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with this trial: it was running when the last search ended, or it waited and is promoted."""
+
+    record: TrialRecord
+
+
+Step: TypeAlias = Start | Resume | Idle
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A design to train before anything is sampled. `coordinates` are its own in the space, if it is there."""
+
+    name: str
+    configuration: Configuration
+    coordinates: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study asks of its search; the objectives are the records'.
+
+    `count` gives the values of a configuration that are known before training; `limits` are upper
+    limits on some of them. `references` maps a name to its configuration, or to None for a baseline
+    that has none; they start first, exempt from limits, rungs and budget.
+    """
+
+    space: Space
+    backbone: Backbone
+    count: Callable[[Configuration], Mapping[str, float]]
+    budget: Budget
+    rule: Rule | Halving = field(default_factory=Never)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    sampler: str = "auto"
+    seed: int = 0
+    teaching: str = TEACHING
+    references: Mapping[str, Configuration | None] = field(default_factory=dict)
+    enqueued: Sequence[Enqueued] = ()
+
+
+@dataclass(frozen=True)
+class _Proposed:
+    """What is to start next, before it is on record."""
+
+    configuration: Configuration | None
+    create: Callable[[], TrialRecord]
+
+
+def _nothing_lacks(configuration: Configuration | None, active: Collection[int], number: int | None) -> str:
+    return ""
+
+
+class Search:
+    """A study's search over its records.
+
+    `clock` tells the seconds that the study has run. `lacking` says why a configuration cannot be trained now,
+    beside the trials that run, or "": see `search.storage.quota.Room`; a trial that goes on has its number. `note` says
+    why a search ended early, if it did.
+    Raises SearchError where a limit is on something that is not known before training, or where an
+    enqueued design lies outside the limits; SpaceError where its coordinates are not of the space.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        plan: Plan,
+        clock: Callable[[], float] | None = None,
+        lacking: Callable[[Configuration | None, Collection[int], int | None], str] = _nothing_lacks,
+    ) -> None:
+        self.records = records
+        self.plan = plan
+        self.note = ""
+        self.meter = Meter(plan.budget, records, clock)
+        self._score, self._cost = records.objectives[0], ruling(records.objectives)
+        self._counts: dict[str, Mapping[str, float]] = {}  # by design key
+        self._proposer = Proposer(
+            space=plan.space,
+            backbone=plan.backbone,
+            objectives=records.objectives,
+            count=self._count,
+            limits=plan.limits,
+            sampler=plan.sampler,
+            seed=plan.seed,
+            teaching=plan.teaching,
+            rungs=plan.rule.rungs,
+        )
+        self._check_limits()
+        self._enqueued = deque(self._checked(plan.enqueued))
+        there = {record.reference for record in records.all()}
+        self._references = deque((name, item) for name, item in plan.references.items() if name not in there)
+        self._counted: set[int] = set()  # every trial but the references
+        self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
+        self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
+        self._ladder = Ladder(plan.rule) if isinstance(plan.rule, Halving) else None
+        self._closed: list[int] = []  # that were ended without a worker, since `take_closed` was called last
+        self._active: set[int] = set()
+        self._resumable: deque[int] = deque()
+        self._lacking = lacking
+        self._proposed: _Proposed | None = None  # what was found to start next, until there is room for it
+        self._halted = False
+        self._exhausted = False
+        for record in records.all():
+            self._know(record)
+        for record in records.all():
+            if record.state is State.RUNNING:
+                if records.stopped_at(record.number) is None:
+                    self._resumable.append(record.number)
+                else:  # it was told to stop, and the driver did not live to see it end
+                    self.finish(record.number, stopped=True)
+                    self._closed.append(record.number)
+        self._close_hopeless()
+
+    @property
+    def active(self) -> frozenset[int]:
+        """The trials that were handed out and have not finished."""
+        return frozenset(self._active)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing is left to hand out."""
+        return not self._active and not self._open()
+
+    @property
+    def counted(self) -> int:
+        """How many trials of the budget are used."""
+        return len(self._counted)
+
+    @property
+    def waiting(self) -> int:
+        """How many trials are neither finished nor handed out."""
+        return sum(record.state.open and record.number not in self._active for record in self.records.all())
+
+    def rungs(self, number: int) -> tuple[float, ...]:
+        """The epochs at which the trial must report before it goes on."""
+        return () if self.records.get(number).reference else self.plan.rule.rungs
+
+    def next(self, free_workers: int) -> Step:
+        """What to do with a free worker. Every call that answers Start or Resume takes one.
+
+        Raises SearchError where the space holds nothing within the limits.
+        """
+        self.meter.tick()
+        if free_workers < 1 or len(self._active) >= self.plan.budget.concurrent:
+            return WAIT if self._active or self._open() else DONE
+        if not self._open():
+            return WAIT if self._active else DONE
+        if self._resumable:
+            number = self._resumable[0]
+            if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
+                return self._without_room(lacking)
+            self._hold(self._resumable.popleft())
+            return Resume(self.records.get(number))
+        turn = self._turn()
+        if turn == NEW:
+            self._proposed = self._proposed or self._new()
+            turn = NEW if self._proposed else self._turn()  # the space may be exhausted
+        if turn is None:
+            return WAIT if self._active else DONE
+        if turn != NEW:
+            return self._promoted(turn)
+        assert self._proposed is not None
+        if lacking := self._lacking(self._proposed.configuration, self._active, None):
+            waiting = self._turn(new=False)
+            return self._without_room(lacking) if waiting is None else self._promoted(waiting)
+        record, self._proposed = self._proposed.create(), None
+        self._know(record)
+        self._hold(record.number)
+        return Start(record)
+
+    def report(self, number: int, epoch: float, score: float, *, over: bool = False) -> Decision:
+        """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
+
+        Every report is kept; the rule decides at its rungs, but of a trial that is `over`, by its patience, whose
+        measurements are there already. A score that is not finite stops the trial.
+        """
+        record = self.records.get(number)
+        rungs = self.rungs(number)
+        epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
+        if record.state is State.RUNNING and epoch not in record.rungs:
+            decision = Decision.CONTINUE if math.isfinite(score) else Decision.STOP
+            if decision is Decision.CONTINUE and epoch in rungs and not over:
+                decision = self._at_rung(record, epoch, score)
+            stop, pause = decision is Decision.STOP, decision is Decision.PAUSE
+            self.records.rung(number, epoch, float(score), stop=stop, pause=pause)
+            self._know(self.records.get(number))
+            self._close_hopeless()
+        if self.records.get(number).state is State.PAUSED:
+            self._release(number)
+            return Decision.PAUSE
+        if self.records.get(number).state is not State.RUNNING or self.records.stopped_at(number) is not None:
+            return Decision.STOP
+        if self.meter.spent and not (over or self._is_over(number, epoch)):
+            self._release(number)
+            return Decision.PAUSE
+        return Decision.CONTINUE
+
+    def _is_over(self, number: int, epoch: float) -> bool:
+        """Whether a trial has its full epochs behind it, and only its measurements are to come."""
+        configuration = self.records.get(number).configuration
+        return configuration is None or epoch >= configuration.training.epochs * (1 - 1e-6)
+
+    def _hold(self, number: int) -> None:
+        """The trial holds a worker."""
+        self._active.add(number)
+        self.meter.runs(len(self._active))
+
+    def _release(self, number: int) -> None:
+        """The trial holds no worker any more."""
+        self._active.discard(number)
+        self.meter.runs(len(self._active))
+        self.meter.keep()
+
+    def take_closed(self) -> list[TrialRecord]:
+        """The trials that were ended here since this was asked last: no worker tells of them.
+
+        They waited, and all that go on were chosen; or an earlier driver had told them to stop.
+        """
+        closed, self._closed = self._closed, []
+        return [self.records.get(number) for number in closed]
+
+    def finish(
+        self,
+        number: int,
+        measurements: Measurements | None = None,
+        failure: str | None = None,
+        *,
+        stopped: bool = False,
+    ) -> TrialRecord:
+        """End a trial; one that has ended stays as it is.
+
+        It is COMPLETE only with its full epochs and finite objectives. It is PRUNED where it
+        was `stopped` or has fewer epochs, and FAIL with a reason otherwise.
+        """
+        closed = self._finished(number, measurements, failure, stopped)
+        self._close_hopeless()
+        return closed
+
+    def _finished(
+        self, number: int, measurements: Measurements | None, failure: str | None, stopped: bool
+    ) -> TrialRecord:
+        state, reason = self._outcome(self.records.get(number), measurements, failure, stopped)
+        closed = self.records.close(number, state, measurements, reason)
+        self._know(closed)
+        self._release(number)
+        if number in self._resumable:
+            self._resumable.remove(number)
+        return closed
+
+    def _outcome(
+        self, record: TrialRecord, measurements: Measurements | None, failure: str | None, stopped: bool
+    ) -> tuple[State, str | None]:
+        if failure is not None:
+            return State.FAIL, failure or "unknown"
+        if any(not math.isfinite(score) for score in record.rungs.values()):
+            return State.FAIL, DIVERGED
+        if stopped or (measurements and _fell_short(record, measurements)):
+            return State.PRUNED, None
+        for objective in self.records.objectives:
+            value = objective.value(measurements) if measurements else None
+            if value is None and record.configuration is None and objective is not self._score:
+                continue  # a baseline trains nothing that could cost
+            if value is None:
+                return State.FAIL, f"{objective.name} was not measured"
+            if not math.isfinite(value):
+                return State.FAIL, DIVERGED
+        return State.COMPLETE, None
+
+    def _open(self) -> bool:
+        """Whether anything is left to hand out, now or when what runs has reported."""
+        if self._halted or self.meter.spent:
+            return False
+        return bool(self._resumable) or self._turn() is not None
+
+    def _turn(self, news: TrialRecord | None = None, *, new: bool = True) -> int | None:
+        """Whose turn it is: NEW, unless there can be no `new` one, a waiting trial's, or nobody's.
+
+        `news` is not on record yet.
+        """
+        if self.meter.spent:
+            return None
+        fresh = new and (
+            bool(self._proposed)
+            or (self.counted < self.plan.budget.trials and bool(self._enqueued or not self._exhausted))
+        )
+        if (new and self._references) or self._ladder is None:
+            return NEW if fresh or self._references else None
+        return self._ladder.next(fresh=fresh, choose=partial(self._proposer.most_promising, self.records, news))
+
+    def _promoted(self, number: int) -> Step:
+        if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
+            return self._without_room(lacking)
+        record = self.records.promote(number)
+        self._know(record)
+        self._hold(number)
+        self._close_hopeless()
+        return Resume(record)
+
+    def _at_rung(self, record: TrialRecord, epoch: float, score: float) -> Decision:
+        """What a finite score at a rung means."""
+        if isinstance(self.plan.rule, Halving):
+            assert self._ladder is not None
+            waiting = replace(record, state=State.PAUSED, rungs={**record.rungs, epoch: score})
+            self._know(waiting)
+            return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
+        own = self._standing(replace(record, rungs={epoch: score}), epoch)
+        others = [standing for _, standing in sorted(self._standings[epoch].items())]
+        return Decision.CONTINUE if self.plan.rule.goes_on(own, others) else Decision.STOP
+
+    def _standing(self, record: TrialRecord, epoch: float) -> Standing:
+        return Standing(record.number, self._loss(record.rungs[epoch]), self._spent(record))
+
+    def _loss(self, score: float) -> float:
+        return -score if self._score.direction == MAXIMIZE else score
+
+    def _spent(self, record: TrialRecord) -> float:
+        """The cost as a rule sees it: known before training, or the same for all."""
+        counts = self.records.origin(record.number).counts
+        return self._cost.seen(counts[self._cost.name]) if self._cost.known and self._cost.name in counts else 0.0
+
+    def _close_hopeless(self) -> None:
+        for number in self._ladder.hopeless if self._ladder else ():
+            self._finished(number, None, None, stopped=True)
+            self._closed.append(number)
+
+    def _without_room(self, lacking: str) -> Idle:
+        """Those that run may leave room when they end, and those that wait if they are given up, the worst first.
+
+        Where neither does, the search is over for now.
+        """
+        if self._active:
+            return WAIT
+        if self._ladder and (waiting := self._ladder.waiting[1:]):
+            self.finish(waiting[-1], stopped=True)
+            self._closed.append(waiting[-1])
+            return WAIT
+        self._halted, self.note = True, lacking
+        return DONE
+
+    def _new(self) -> _Proposed | None:
+        """The next trial that the study does not have: references, then enqueued designs, then the sampler's."""
+        if self._references:
+            reference, configuration = self._references.popleft()
+            if configuration is None:
+                return _Proposed(None, partial(self.records.create, None, reference=reference))
+            configuration = self._canonical(configuration)
+            origin = _origin(None, self._count(configuration), ())
+            create = partial(self.records.create, configuration, origin=origin, reference=reference)
+            return _Proposed(configuration, create)
+        while self._enqueued and self.counted < self.plan.budget.trials:
+            item, found = self._enqueued.popleft()
+            if item.configuration.key not in self._twins:
+                origin = _origin(found, self._count(item.configuration), ())
+                params = found.params if found else {}
+                create = partial(self.records.create, item.configuration, params, origin, name=item.name)
+                return _Proposed(item.configuration, create)
+        if self.counted < self.plan.budget.trials and not self._exhausted:
+            return self._sampled()
+        return None
+
+    def _sampled(self) -> _Proposed | None:
+        """A point that is new and within the limits, or None where the space has no more of them."""
+        asides: list[Aside] = []
+        for _ in range(PROPOSALS):
+            found = self._proposer.ask(self.records, Origin(asides=asides))
+            aside = self._aside(found)
+            if aside is None:
+                return self._proposal(found, asides)
+            asides.append(aside)
+        drawn: list[Aside] = []
+        for found in self._proposer.draw(self.records, Origin(asides=asides), DRAWS):
+            aside = self._aside(found)
+            if aside is None:
+                return self._proposal(found, asides)
+            drawn.append(aside)
+        self._exhausted = True
+        tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
+        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
+        if all(aside.twin is None for aside in asides + drawn) and not self._known_within():
+            raise SearchError(
+                f"no point of the space was within {limits} after {tried}; raise the limit, or lower the space's sizes"
+            )
+        self.note = (
+            f"the space is exhausted after {self.counted} of {self.plan.budget.trials} trials: {tried} held nothing "
+            f"new{f' within {limits}' if limits else ''}; widen the space, or ask for fewer trials"
+        )
+        return None
+
+    def _proposal(self, found: Point, asides: Sequence[Aside]) -> _Proposed:
+        origin = _origin(found, self._count(found.configuration), asides)
+        return _Proposed(found.configuration, partial(self.records.create, found.configuration, found.params, origin))
+
+    def _aside(self, found: Point) -> Aside | None:
+        """The point as one that makes no trial, or None where it makes one."""
+        counts = self._count(found.configuration)
+        outside = self._outside(counts)
+        twin = None if outside else self._twins.get(found.configuration.key)
+        if not outside and twin is None:
+            return None
+        return Aside(coordinates=found.coordinates, distributions=found.distributions, counts=counts, twin=twin)
+
+    def _known_within(self) -> bool:
+        """Whether the study has a trial at a point of the space; then the space is not outside its limits."""
+        return any(self.records.origin(record.number).coordinates for record in self.records.all())
+
+    def _know(self, record: TrialRecord) -> None:
+        if record.reference is not None:
+            return
+        self._counted.add(record.number)
+        if record.configuration:
+            self._twins.setdefault(record.configuration.key, record.number)
+        for rung, score in record.rungs.items():
+            if math.isfinite(score):
+                self._standings[rung][record.number] = self._standing(record, rung)
+        if self._ladder is not None:
+            passed = [record.rungs[rung] for rung in self._ladder.rule.rungs if rung in record.rungs]
+            finite = [self._loss(score) for score in passed if math.isfinite(score)]
+            held = record.state in (State.PAUSED, State.PRUNED)  # at the last of these
+            self._ladder.know(
+                record.number,
+                finite,
+                self._spent(record),
+                level=0 if record.state is State.FAIL else max(0, len(finite) - held),
+                waits=record.state is State.PAUSED,
+                runs=record.state is State.RUNNING,
+            )
+
+    def _count(self, configuration: Configuration) -> Mapping[str, float]:
+        key = configuration.design.key
+        if key not in self._counts:
+            self._counts[key] = dict(self.plan.count(configuration))
+        return self._counts[key]
+
+    def _outside(self, counts: Mapping[str, float]) -> list[str]:
+        """The limits that these values break, in words."""
+        return [
+            f"{name} {counts[name]:g} > {self.plan.limits[name]:g}"
+            for name, above in excess(counts, self.plan.limits).items()
+            if above > 0
+        ]
+
+    def _check_limits(self) -> None:
+        known = self._count(Configuration(Design()))
+        for name, limit in self.plan.limits.items():
+            if name not in known:
+                raise SearchError(f"a limit is on one of {', '.join(known)}; received {name!r}")
+            if not 0 <= limit < math.inf:
+                raise SearchError(f"the limit on {name} is at least 0; received {limit}")
+
+    def _canonical(self, configuration: Configuration) -> Configuration:
+        """The configuration by its one key: a twin of the space's is recognised as such."""
+        return replace(configuration, design=configuration.design.canonical(self.plan.backbone.layout))
+
+    def _checked(self, enqueued: Sequence[Enqueued]) -> list[tuple[Enqueued, Point | None]]:
+        """Each enqueued design with its point in the space, after all of them were found within the limits."""
+        checked: list[tuple[Enqueued, Point | None]] = []
+        faults: list[str] = []
+        for given in enqueued:
+            item = replace(given, configuration=self._canonical(given.configuration))
+            faults += [f"{item.name}: {fault}" for fault in self._outside(self._count(item.configuration))]
+            found = None
+            if item.coordinates is not None:
+                found = decode(self.plan.space, item.coordinates, self.plan.backbone)
+                if found.configuration.key != item.configuration.key:
+                    faults.append(f"{item.name}: its coordinates are those of another configuration")
+            checked.append((item, found))
+        if faults:
+            raise SearchError(f"enqueued designs lie within the limits, at their coordinates; {'; '.join(faults)}")
+        return checked
+
+
+def _origin(found: Point | None, counts: Mapping[str, float], asides: Sequence[Aside]) -> Origin:
+    if found is None:
+        return Origin(counts=counts, asides=asides)
+    return Origin(coordinates=found.coordinates, distributions=found.distributions, counts=counts, asides=asides)
+
+
+def _fell_short(record: TrialRecord, measurements: Measurements) -> bool:
+    """Whether a trial ended before its full epochs. What is measured may differ from them by rounding."""
+    full = record.configuration.training.epochs if record.configuration else 0.0
+    return measurements.epochs < full * (1 - 1e-6)

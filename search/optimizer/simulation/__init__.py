@@ -1,0 +1,1 @@
+"""The search over curves that are known, on a simulated clock."""

@@ -1,0 +1,1 @@
+"""What people read: queries, tables, the picture, the display of a running search."""

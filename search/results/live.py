@@ -1,0 +1,263 @@
+"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search.trials.naming import cost_column, cost_text, label
+from search.trials.record import Replicate, State, TrialRecord
+
+_WORDS: Final[Mapping[State, str]] = {
+    State.COMPLETE: "finished",
+    State.RUNNING: "running",
+    State.PAUSED: "waiting at a rung",
+    State.PRUNED: "stopped early",
+    State.FAIL: "failed",
+}
+
+
+class Display:
+    """Hears of trials as `ray_tune.Listener`, and of replicates as `RaceListener`, and shows them.
+
+    `objectives` are the names of the score and the costs. `records` gives all trials, `front` the non-dominated ones
+    by cost, `told` what the worker of a trial, or of a replicate by its seed, said last; `budget` is the number of
+    trials asked for, beside the references, `at_once` how many run side by side, `epochs` what all of them come to,
+    where that is known.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        budget: int,
+        at_once: int,
+        objectives: Sequence[str],
+        records: Callable[[], Sequence[TrialRecord]],
+        front: Callable[[], Sequence[TrialRecord]],
+        console: Console | None = None,
+        told: Callable[..., str] = lambda number, seed=None: "",
+        epochs: float | None = None,
+    ) -> None:
+        self.study, self.budget, self.at_once = study, budget, at_once
+        self.score, *self.costs = objectives
+        self.console = console or Console()
+        self._records, self._front, self._told = records, front, told
+        self._began, self._epochs, self._trained = time.monotonic(), epochs, _trained(records())
+        self._live: Live | None = None
+        self._reached: dict[int, str] = {}
+        self._lock = threading.Lock()  # the live table is drawn from a thread of its own
+
+    @contextmanager
+    def showing(self) -> Iterator[Display]:
+        """Shows what happens inside."""
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(
+            get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True
+        ) as self._live:
+            yield self
+
+    @contextmanager
+    def scoring(self, numbers: Sequence[int]) -> Iterator[Callable[[int], None]]:
+        """Shows trials being scored on whole splits inside; the function it gives takes those that are done."""
+        left = list(numbers)
+
+        def rows() -> RenderableType:
+            table = Table.grid(padding=(0, 2))
+            table.add_row(f"scoring: {len(numbers) - len(left)}/{len(numbers)} done")
+            for number in left:
+                if told := self._told(number):
+                    table.add_row(f"trial {number}", Text(told, "dim"))
+            return table
+
+        def done(number: int) -> None:
+            left.remove(number)
+            if not self.console.is_terminal:
+                self.say(f"{self._clock()}  trial {number} is scored ({len(numbers) - len(left)}/{len(numbers)})")
+
+        if not self.console.is_terminal:
+            yield done
+            return
+        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+            yield done
+
+    @contextmanager
+    def replicating(self, runs: Callable[[], Sequence[Replicate]]) -> Iterator[None]:
+        """Shows replicates inside; `runs` gives all that were begun."""
+
+        def rows() -> RenderableType:
+            everything, table = list(runs()), Table.grid(padding=(0, 2))
+            over = sum(run.over for run in everything)
+            table.add_row(f"replicates: {over} done, {len(everything) - over} running")
+            for run in everything:
+                if not run.over:
+                    table.add_row(f"trial {run.number}, seed {run.seed}", Text(self._told(run.number, run.seed), "dim"))
+            return table
+
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+            yield
+
+    def began(self, run: Replicate) -> None:
+        """A replicate begins."""
+        if not self.console.is_terminal:
+            self.say(f"{self._clock()}  trial {run.number} trains again with seed {run.seed}")
+
+    def died(self, run: Replicate) -> None:
+        """A replicate's process died."""
+        self.say(f"the worker process of trial {run.number} with seed {run.seed} died; another one goes on")
+
+    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
+        """A replicate is over."""
+        if run.failure or not self.console.is_terminal:
+            got = f"{self.score} {getattr(run.measurements, self.score):.4f}" if run.measurements else ""
+            self.say(f"{self._clock()}  trial {run.number} with seed {run.seed}: {run.failure or got}")
+
+    def say(self, text: str) -> None:
+        """A line above the table."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def started(self, record: TrialRecord) -> None:
+        """A trial begins, or goes on from what it has reached."""
+        self._line(record, "goes on" if record.rungs else "starts")
+
+    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
+        """A trial passed a milestone."""
+        if report.get("validations") and not report.get("measurements"):
+            last = report["validations"][-1]
+            reached = f"{self.score} {last['scores'][self.score]:.4f} after {last['epoch']:g} epochs"
+            with self._lock:
+                news = self._reached.get(record.number) != reached  # one that goes on tells what it had reached again
+                self._reached[record.number] = reached
+            if news:
+                self._line(record, reached)
+
+    def restarted(self, record: TrialRecord) -> None:
+        """A trial's process died."""
+        self.say(f"the worker process of trial {record.number} died; another one goes on from its last milestone")
+
+    def paused(self, record: TrialRecord) -> None:
+        """A trial waits for its promotion."""
+        behind = record.state is State.PAUSED
+        self._line(record, "waits for its promotion" if behind else "is left for a resume: the budget is spent")
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial is over."""
+        if record.state is State.COMPLETE and record.measurements:
+            score = getattr(record.measurements, self.score)
+            self._line(
+                record, f"finished: {self.score} {score:.4f}, {record.measurements.stored_parameters:,} parameters"
+            )
+        else:
+            self._line(record, _WORDS[record.state] + (f": {record.failure}" if record.failure else ""), loud=True)
+
+    def _line(self, record: TrialRecord, text: str, *, loud: bool = False) -> None:
+        if self._live is None:
+            self.say(f"{self._progress()}  trial {record.number} ({_label(record)}) {text}")
+        elif loud and record.state is State.FAIL:
+            self.say(f"trial {record.number} ({_label(record)}) {text}")
+
+    def _progress(self) -> str:
+        records = self._records()
+        over = sum(not record.state.open and record.reference is None for record in records)
+        left = self._left(records)
+        expected = "" if left is None else f", about {_clock(left)} left"
+        return f"{self._clock(expected)} {over}/{self.budget}"
+
+    def _left(self, records: Sequence[TrialRecord]) -> float | None:
+        if self._epochs is None:
+            return _left(records, self.budget, self.at_once)
+        trained = _trained(records)
+        return _left_of_epochs(trained - self._trained, self._epochs - trained, time.monotonic() - self._began)
+
+    def _clock(self, expected: str = "") -> str:
+        return f"[{_clock(time.monotonic() - self._began)}{expected}]"
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            records = list(self._records())
+            reached = dict(self._reached)
+        trials = [record for record in records if record.reference is None]
+        states = Counter(record.state for record in records)
+        over = sum(not record.state.open for record in trials)
+        elapsed = time.monotonic() - self._began
+        head = Text.assemble(
+            (self.study, "bold"),
+            f"  {over}/{self.budget} trials  ",
+            "  ".join(f"{states[state]} {word}" for state, word in _WORDS.items() if states[state]),
+            f"  {_clock(elapsed)} elapsed",
+            f", about {_clock(left)} left" if (left := self._left(records)) is not None else "",
+        )
+        running = Table.grid(padding=(0, 2))
+        for record in records:
+            if record.state is State.RUNNING:
+                running.add_row(
+                    f"trial {record.number}",
+                    Text(_label(record)),
+                    Text(reached.get(record.number, ""), "dim"),
+                    Text(self._told(record.number), "dim"),
+                )
+        front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        own = [cost for cost in self.costs if cost_column(cost)]
+        for column in ("trial", "design", self.score, "parameters", "%", *map(cost_column, own)):
+            front.add_column(column, justify="left" if column == "design" else "right")
+        for record in self._front():
+            measured = record.measurements
+            if measured:
+                front.add_row(
+                    str(record.number),
+                    Text(_label(record)),
+                    f"{getattr(measured, self.score):.4f}",
+                    f"{measured.stored_parameters:,}",
+                    f"{measured.stored_percent:.2f}",
+                    *(cost_text(getattr(measured, cost)) for cost in own),
+                )
+        return Group(head, running, front) if front.rows else Group(head, running)
+
+
+def _label(record: TrialRecord) -> str:
+    return f"reference {record.reference}" if record.reference else label(record)
+
+
+def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | None:
+    """Seconds until the budget is spent, at the pace of the trials that are over."""
+    spans = [
+        record.ended - record.started
+        for record in records
+        if record.reference is None and record.ended is not None and record.started is not None
+    ]
+    if len(spans) < 3:
+        return None
+    running = sum(record.state is State.RUNNING and record.reference is None for record in records)
+    waiting = max(0, budget - len(spans) - running)
+    return sum(spans) / len(spans) * (waiting + running / 2) / at_once
+
+
+def _trained(records: Sequence[TrialRecord]) -> float:
+    """The epochs that all trials have behind them, as far as they are on record."""
+    trials = [record for record in records if record.reference is None]
+    return sum(
+        record.measurements.epochs if record.measurements else max(record.rungs, default=0.0) for record in trials
+    )
+
+
+def _left_of_epochs(trained: float, left: float, seconds: float) -> float | None:
+    """Seconds for the epochs that are left, at the pace of those that were trained."""
+    return max(0.0, left) / trained * seconds if trained > 0 else None
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,403 @@
+"""Questions to a finished or running study. MLflow alone answers them.
+
+>>> from search import load_study
+>>> front = load_study("demo").front(max_parameters="1%")
+>>> front.to_frame()
+>>> front.best().load_model().predict(["what a day"])
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search.storage.locations import StoreError, store_uri
+from search.tracking import reader, schema
+from search.tracking.schema import StudySummary, TrialRow
+from search.trials import pareto
+from search.trials.naming import flat_parameters, label
+from search.trials.objectives import Objectives, objectives, reference_point
+from search.trials.record import Believed, State, TrialRecord, named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from petl.adapters.predict import AdaptedModel
+
+
+ROW: Final = (
+    "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent", "trained_parameters",
+    "test_score", "seconds", "run_id",
+)  # fmt: skip
+Budget: TypeAlias = int | str | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial or reference as MLflow has it, seen through the study's objectives."""
+
+    row: TrialRow
+    objectives: Objectives
+    uri: str
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"{self.objectives[0].name} {self.score:.4f}"
+        return f"<Trial {self.trial} {self.name!r}: {score}>"
+
+    @property
+    def record(self) -> TrialRecord:
+        """All that the study knows of it."""
+        return self.row.record
+
+    @property
+    def trial(self) -> int:
+        """Its number."""
+        return self.record.number
+
+    @property
+    def name(self) -> str:
+        """The reference's name, what the user called an enqueued design, else the design in words."""
+        return label(self.record)
+
+    @property
+    def state(self) -> State:
+        """Optuna's word for where it stands."""
+        return self.record.state
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """None for baselines, of which nothing is trained in the network."""
+        return self.record.configuration
+
+    @property
+    def design(self) -> Design | None:
+        """None for baselines, of which nothing is trained in the network."""
+        return self.configuration.design if self.configuration else None
+
+    @property
+    def design_text(self) -> str:
+        """The design in words, "" where there is none."""
+        return self.design.describe() if self.design else ""
+
+    @property
+    def measurements(self) -> Measurements | None:
+        """None until it has trained to the end."""
+        return self.record.measurements
+
+    @property
+    def score(self) -> float | None:
+        """On the validation split, or the sample of it that the study searches by, at full budget."""
+        return self.objectives[0].value(self.measurements) if self.measurements else None
+
+    @property
+    def cost(self) -> float | None:
+        """The study's first cost; before the end of training, where it is known by then."""
+        return self.costs[0]
+
+    @property
+    def second_cost(self) -> float | None:
+        """The study's second cost, as `cost`; None also where it has none."""
+        return self.costs[1] if len(self.costs) > 1 else None
+
+    @property
+    def costs(self) -> tuple[float | None, ...]:
+        """By all costs of the study, in its order."""
+        measured, counts = self.measurements, self.row.counts
+        return tuple(each.value(measured) if measured else counts.get(each.name) for each in self.objectives[1:])
+
+    @property
+    def validation_score(self) -> float | None:
+        """On the whole validation split; members of the final front, references, and all of a list have one."""
+        return self.row.validation.get(self.objectives[0].name)
+
+    @property
+    def test_score(self) -> float | None:
+        """On the test split; members of the final front, references, and all of a list have one."""
+        return self.row.test.get(self.objectives[0].name)
+
+    @property
+    def believed(self) -> Believed | None:
+        """What its replicates, and those of others, say of its score and place; None where the study had none."""
+        return self.row.believed
+
+    @property
+    def run_id(self) -> str:
+        """Its MLflow run."""
+        return self.row.run_id
+
+    def to_row(self) -> dict[str, Any]:
+        """A JSON-ready row with the keys of ROW, those costs of the study by their names that are not of ROW, and
+        where there were replicates the fields of `believed` as `believed_mean` ...
+        """
+        measured = self.measurements.to_dict() if self.measurements else self.row.counts
+        costs = {each.name: cost for each, cost in zip(self.objectives[1:], self.costs, strict=True)}
+        row = {
+            "trial": self.trial,
+            "name": self.name,
+            "design": self.design_text,
+            "score": self.score,
+            "metric": self.objectives[0].name,
+            "stored_parameters": measured.get("stored_parameters"),
+            "stored_percent": measured.get("stored_percent"),
+            "trained_parameters": measured.get("trained_parameters"),
+            "test_score": self.test_score,
+            "seconds": measured.get("seconds"),
+            "run_id": self.run_id,
+        }
+        beliefs = asdict(self.believed) if self.believed else {}
+        return (
+            row
+            | {name: cost for name, cost in costs.items() if name not in row}
+            | {f"believed_{name}": value for name, value in beliefs.items()}
+        )
+
+    def export(self, destination: str | Path, format: str = "petl") -> Path:
+        """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
+
+        Raises StoreError where the trial has none; in PEFT's format also what `petl.adapters.peft.convert`
+        does, where PEFT cannot express the design above all.
+        """
+        if format == "petl":
+            return reader.download(self.uri, self.run_id, Path(destination))
+        if format != "peft":
+            raise StoreError(f"a format is petl or peft; received {format!r}")
+        from petl.adapters.peft import convert
+
+        reader.must_be_new(Path(destination))
+        with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
+            return convert(self.export(Path(folder) / schema.ADAPTER), destination)
+
+    def load_model(self, backbone: str = "") -> AdaptedModel:
+        """The backbone with this trial's trained adapter, ready to predict.
+
+        `backbone` says where the backbone is on this machine, if not where the study had it. Raises
+        StoreError where the trial has no adapter, StorageError or BackboneError as
+        `petl.adapters.storage.load_model` does.
+        """
+        from petl.adapters import storage
+
+        with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
+            return storage.load_model(self.export(Path(folder) / schema.ADAPTER), backbone=backbone)
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The trials that no other beats in score and every cost, the cheapest first: by the first cost, then the second.
+
+    `base_parameters` is the size of the pretrained model, 0 while nothing was measured.
+    """
+
+    trials: tuple[Trial, ...]
+    objectives: Objectives
+    base_parameters: int = 0
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, index: int) -> Trial:
+        return self.trials[index]
+
+    def best(self, within: float = 0.0) -> Trial:
+        """The cheapest trial whose score is within `within` of the best: 0.01 is a point of accuracy.
+
+        Raises StoreError on an empty front.
+        """
+        if not self.trials:
+            raise StoreError("the front is empty: no trial within the limits is complete yet")
+        sign = 1 if self.objectives[0].direction == pareto.MAXIMIZE else -1
+        scores = [sign * (trial.score or 0.0) for trial in self.trials]
+        return next(t for t, score in zip(self.trials, scores, strict=True) if score >= max(scores) - within - 1e-12)
+
+    @property
+    def hypervolume(self) -> float:
+        """The area, or volume, between the front and the objectives' reference point.
+
+        A cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders
+        of magnitude, so that small designs count. Studies of one model and the same objectives compare.
+        """
+        if not self.trials:
+            return 0.0
+
+        def seen(values: Iterable[float]) -> list[float]:
+            return [each.seen(value) for each, value in zip(self.objectives, values, strict=True)]
+
+        reference = seen(reference_point(self.objectives, self.base_parameters))
+        points = [seen(_values(trial)) for trial in self.trials]
+        return pareto.hypervolume(points, reference, [each.direction for each in self.objectives])
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """JSON-ready rows, as `Trial.to_row` gives them."""
+        return [trial.to_row() for trial in self.trials]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per member: the columns of `to_rows`."""
+        import pandas as pd
+
+        rows = self.to_rows()
+        own = [each.name for each in self.objectives[1:] if each.name not in ROW]
+        more = dict.fromkeys(key for row in rows for key in row if key not in (*ROW, *own))
+        return pd.DataFrame(rows, columns=[*ROW, *own, *more])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study read from MLflow: what was there when it was loaded."""
+
+    summary: StudySummary
+    everything: tuple[TrialRow, ...]
+    uri: str = field(repr=False)  # it may have a password
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.summary.name
+
+    @cached_property
+    def objectives(self) -> Objectives:
+        """Score, cost, and the second cost if there is one."""
+        return objectives(**self.summary.info["objectives"])
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials of the search, in every state, by number."""
+        return tuple(trial for trial in self._all if not trial.record.reference)
+
+    @cached_property
+    def references(self) -> tuple[Trial, ...]:
+        """The baselines beside the front, in every state."""
+        return tuple(trial for trial in self._all if trial.record.reference)
+
+    @property
+    def base_parameters(self) -> int:
+        """The size of the pretrained model without task head, 0 while nothing was measured."""
+        return max((t.measurements.base_parameters for t in self._all if t.measurements), default=0)
+
+    def trial(self, number: int) -> Trial:
+        """A trial or reference by its number. Raises StoreError where there is none."""
+        for trial in self._all:
+            if trial.trial == number:
+                return trial
+        known = f"0 to {self._all[-1].trial}" if self._all else "none yet"
+        raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
+
+    def front(
+        self, max_parameters: Budget = None, cost: str | None = None, most_false: float | str | None = None
+    ) -> ParetoFront:
+        """The front among trials that are complete and within the study's limits; references stay outside.
+
+        `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
+        as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
+
+        A front of single scores has members by luck. With `most_false`, a share such as 0.05 or "5%", it is those
+        trials instead that replicates have shown to be on the front of true means, as many as can be named with at
+        most this expected share of false ones.
+
+        Raises StoreError for a bound that is neither, for `most_false` where the study had no replicates or with a
+        `cost` of its own; ValueError for an unknown cost.
+        """
+        sure = None if most_false is None else self._named(_share(most_false), cost)
+        searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
+        limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
+        candidates = [
+            replace(trial, objectives=searched)
+            for trial in self.trials
+            if trial.state is State.COMPLETE
+            and trial.measurements
+            and (sure is None or trial.trial in sure)
+            and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
+        ]
+        members = candidates
+        if sure is None:
+            mask = pareto.front([_values(trial) for trial in candidates], [each.direction for each in searched])
+            members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
+        members.sort(key=lambda trial: _values(trial)[1:])
+        return ParetoFront(tuple(members), searched, self.base_parameters)
+
+    def _named(self, most_false: float, cost: str | None) -> set[int]:
+        beliefs = {trial.trial: trial.believed for trial in self.trials if trial.believed}
+        if not beliefs:
+            raise StoreError(
+                f"most_false needs replicates, of which study {self.name!r} had none: "
+                f"petl-search resume {self.name} --set replicates.seeds=5"
+            )
+        if cost not in (None, *(each.name for each in self.objectives[1:2])) or (cost and len(self.objectives) > 2):
+            raise StoreError(f"what replicates say is of the study's own objectives; received cost {cost!r}")
+        return named(beliefs, most_false)
+
+    @property
+    def complete_references(self) -> tuple[Trial, ...]:
+        """The references that have a score to compare with."""
+        return tuple(trial for trial in self.references if trial.state is State.COMPLETE and trial.measurements)
+
+    def reference_rows(self) -> list[dict[str, Any]]:
+        """The complete references as rows, as `Trial.to_row` gives them."""
+        return [trial.to_row() for trial in self.complete_references]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {**trial.to_row(), "state": str(trial.state)}
+                | (flat_parameters(trial.configuration) if trial.configuration else {})
+                for trial in self._all
+            ]
+        )
+
+    @cached_property
+    def _all(self) -> Sequence[Trial]:
+        return [Trial(row, self.objectives, self.uri) for row in self.everything]
+
+
+def load_study(name: str, uri: str | None = None) -> Study:
+    """A study by name, from `uri` or where `home.store_uri` finds the store.
+
+    Raises StoreError where it is not there, naming the studies that are.
+    """
+    uri = store_uri(uri)
+    return Study(reader.summary(uri, name), tuple(reader.records(uri, name)), uri)
+
+
+def _limit(budget: Budget) -> list[tuple[str, float]]:
+    if budget is None:
+        return []
+    text = str(budget).strip()
+    try:
+        name = "stored_percent" if text.endswith("%") else "stored_parameters"
+        limit = float(text.removesuffix("%").replace(",", ""))
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:
+        raise StoreError(f"max_parameters is a number like 200000 or a share like 1%; received {budget!r}")
+    return [(name, limit)]
+
+
+def _share(share: float | str) -> float:
+    text = str(share).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise StoreError(f"most_false is a share like 0.05 or 5%, below 1; received {share!r}")
+    return value
+
+
+def _values(trial: Trial) -> tuple[float, ...]:
+    """By all objectives; NaN for what is not there."""
+    return tuple(map(_number, (trial.score, *trial.costs)))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,335 @@
+"""What a study comes to, for people: tables for the terminal, a picture, and files of the front."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from petl.design import Design
+from petl.measurements import SHARES
+from search.results.console import (
+    _count,
+    _percent,
+    _seconds,
+    _share,
+    _state,
+    _value,
+    add,
+    console,
+    count_states,
+    new_table,
+    say,
+)
+from search.trials.naming import cost_column, cost_text, flat_parameters, in_words
+from search.trials.record import State
+
+if TYPE_CHECKING:
+    from petl.backbones.count import Counts
+    from search.results.query import ParetoFront, Study, Trial
+    from search.trials.objectives import Objectives
+    from search.trials.record import Believed
+
+
+_REASONS: Final = 5  # of failures, and trials named with each
+_USUAL: Final = ("accuracy", "rouge2", "sacrebleu")  # what people compare by
+_BELIEFS: Final = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
+_SPENT: Final[Mapping[str, str]] = {  # keys of the section budget, with their units
+    "hours": "hours",
+    "device_hours": "device-hours",
+    "money": "in money",
+}
+
+
+def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = "", first: str = "trial") -> Table:
+    """Trials beside each other. Only the design gives way to a narrow terminal.
+
+    `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
+    "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
+    it was searched by; the task's usual score on the test split, where another one was searched by; costs
+    other than stored parameters and seconds.
+    """
+    score, *costs = objectives
+    table = new_table(title)
+    table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
+    table.add_column("design", overflow="fold", min_width=10)
+    own = [cost.name for cost in costs if cost_column(cost.name)]
+    whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
+    usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
+    headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
+    for heading in (*headings, "parameters", "%", "seconds", *(cost_column(name).replace(" ", "\n") for name in own)):
+        if heading:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        row = replace(trial, objectives=objectives).to_row()
+        design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
+        add(
+            table,
+            str(row[first]),
+            design,
+            _share(row["score"]),
+            *([_share(trial.validation_score)] if whole else []),
+            _share(row["test_score"]),
+            *([_share(trial.row.test.get(usual))] if usual else []),
+            _count(row["stored_parameters"]),
+            _percent(row["stored_percent"]),
+            _seconds(row["seconds"]),
+            *(cost_text(row[name]) for name in own),
+        )
+    return table
+
+
+def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
+    """What replicates say of trials, in the order of the front."""
+    table = new_table(title)
+    for heading in ("trial", *_BELIEFS):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        if trial.believed:
+            add(table, str(trial.trial), *_beliefs(trial.believed))
+    return table
+
+
+def print_front(study: Study, front: ParetoFront, out: Console | None = None) -> None:
+    """The front, and the references beside it; what failed, where the front is empty."""
+    out = out or console()
+    if len(front):
+        out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
+        if any(trial.believed for trial in front):
+            out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
+    else:
+        complete = any(trial.state is State.COMPLETE for trial in study.trials)
+        reason = "no complete trial is within the limits" if complete else "no trial is complete"
+        say(out, f"The front of {study.name} is empty: {reason} ({count_states(study)}).")
+        _print_failures(study, out)
+    _print_references(study, out)
+
+
+def print_ending(study: Study, out: Console | None = None) -> None:
+    """What a run ends with: the front, the references, the plot, and what to type next."""
+    from search.storage.address import bare
+    from search.storage.locations import home, store_uri
+
+    out = out or console()
+    front, listed = study.front(), study.summary.info.get("designs")
+    if listed:
+        _print_list(study, out)
+    else:
+        print_front(study, front, out)
+    plot_file = home() / "studies" / study.name / "front.png"
+    if plot_file.is_file():
+        say(out, f"plot: {plot_file}")
+    if len(front):
+        share = study.objectives[0].name in SHARES
+        smallest = front.best(within=0.01 if share else 0.0).trial
+        compared = study.summary.info.get("paper")
+        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(bare(study.uri))}"
+        commands = {
+            f"front {study.name} --max-parameters 1%": "the front under a limit",
+            **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
+            f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
+            **(
+                {f"front {study.name} --most-false 5%": "what replicates have shown to be on it"}
+                if front[0].believed
+                else {}
+            ),
+            f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
+        }
+        if not study.uri.startswith(("http://", "https://")):
+            commands["ui"] = "every run side by side, in MLflow"
+        width = max(map(len, commands))
+        say(out, "next:")
+        for command, what in commands.items():
+            say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
+
+
+def print_study(study: Study, out: Console | None = None) -> None:
+    """What a study searched or listed, how far it is, its front or rows, the references, and what failed."""
+    out = out or console()
+    info, front = study.summary.info, study.front()
+    facts = {
+        "model": info.get("backbone", {}).get("model"),
+        "task": info.get("task", {}).get("name"),
+        "space": info.get("space", {}).get("name"),
+        "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
+        "trials": count_states(study),
+        "disk": _disk(study.summary.disk),
+        "spent": _spent(study),
+    }
+    out.print(Text.assemble((study.name, "bold"), f"  {study.summary.status.lower()}"))
+    for name, fact in facts.items():
+        if fact:
+            say(out, f"  {name:<7} {fact}")
+    if info.get("designs"):
+        _print_list(study, out)
+        return
+    print_front(study, front, out)
+    if len(front):
+        say(out, f"hypervolume {front.hypervolume:.4f}: compares studies of the same model and objectives")
+        _print_failures(study, out)
+
+
+def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNING") -> None:
+    """Everything that is known of one trial. `study` is its study's status: nothing runs in one that is over."""
+    out = out or console()
+    record, measured = trial.record, trial.measurements
+    heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
+    say(out, f"{heading}  {trial.name}  {_state(trial.state, study)}", "bold")
+    if record.failure:
+        say(out, record.failure)
+    if trial.row.withdrawn:
+        say(out, f"its adapter was {trial.row.withdrawn}")
+    for title, values in (
+        ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
+        ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
+        ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
+        ("whole validation split", {name: _value(value) for name, value in trial.row.validation.items()}),
+        (
+            "all its seeds",
+            dict(zip(_BELIEFS, _beliefs(trial.believed), strict=True)) if trial.believed else {},
+        ),
+        ("test", {name: _value(value) for name, value in trial.row.test.items()}),
+        ("MLflow run", {"id": trial.run_id}),
+    ):
+        if values:
+            say(out, f"\n{title}")
+            width = max(map(len, values))
+            for name, value in values.items():
+                say(out, f"  {name:<{width}}  {value}")
+
+
+def studies_table(studies: Sequence[Study]) -> Table:
+    """A line per study: how far it is, and its best score."""
+    table = new_table("")
+    table.add_column("study", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("trials", overflow="fold")
+    table.add_column("best", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for study in studies:
+        info, front = study.summary.info, study.front()
+        best = f"{study.objectives[0].name} {_share(front.best().score)}" if len(front) else ""
+        add(
+            table,
+            study.name,
+            study.summary.status.lower(),
+            count_states(study),
+            best,
+            info.get("backbone", {}).get("model", ""),
+            info.get("task", {}).get("name", ""),
+        )
+    return table
+
+
+def counts_table(counts: Counts, design: str, labels: int) -> Table:
+    """The counts of a design, with what each of them means, and the shares of its parts."""
+    table = new_table(design)
+    table.add_column("count", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("of", justify="right", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    head = f"with a head for {labels} labels" if labels else "the head not counted: give --labels"
+    printed = "" if counts.paper_base == counts.base else "; the denominator of its printed percentages"
+    for kind, percent, of, meaning in (
+        ("stored", counts.stored_percent, counts.base, "the adapter's file"),
+        ("trained", counts.trained_percent, counts.base, f"has a gradient in training, {head}"),
+        ("paper", counts.paper_percent, counts.paper_base, f"matrices only, as He et al. (2022) count{printed}"),
+        ("base", None, None, "the pretrained model without task head"),
+    ):
+        add(table, kind, _count(getattr(counts, kind)), _percent(percent), _count(of) if of else "", meaning)
+    if len(counts.parts) > 1:
+        table.add_section()
+        for part in counts.parts:
+            stored = _percent(100 * part.stored / counts.base)
+            what = Design((part.modification,)).describe()
+            trained = "" if part.trained == part.stored else f", of which trained as {_count(part.trained)}"
+            add(table, "  of stored", _count(part.stored), stored, "", f"{what}{trained}")
+    return table
+
+
+def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
+    """Draw the study and its front, at `path`; the ending says the format (PNG, PDF, SVG)."""
+    from search.results.plot import draw  # matplotlib is slow to import
+
+    return draw(study, study.front() if front is None else front, path)
+
+
+def write_front(study: Study, folder: Path) -> list[Path]:
+    """front.json, front.csv and front.png in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    front = study.front()
+    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+    files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
+    front.to_frame().to_csv(files[1], index=False)
+    plot(study, files[2], front)
+    return files
+
+
+def _print_list(study: Study, out: Console) -> None:
+    from search.results.lists import print_list  # which is made of what is here
+
+    print_list(study, out)
+    _print_references(study, out)
+
+
+def _print_references(study: Study, out: Console) -> None:
+    if references := study.complete_references:
+        out.print(front_table(references, study.objectives, "references", first="name"))
+
+
+def _print_failures(study: Study, out: Console) -> None:
+    """The commonest reasons of failures, with their counts and the trials."""
+    failed: dict[str, list[int]] = {}
+    for trial in (*study.trials, *study.references):
+        if trial.state is State.FAIL:
+            reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
+            failed.setdefault(reason, []).append(trial.trial)
+    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
+    for reason, trials in ordered[:_REASONS]:
+        which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
+        say(out, f"  {len(trials)} failed (trial {which}): {reason}")
+    if rest := sum(len(trials) for _, trials in ordered[_REASONS:]):
+        say(out, f"  {rest} failed for other reasons")
+
+
+def _beliefs(found: Believed) -> tuple[str, str, str, str]:
+    """In the order of _BELIEFS."""
+    spread = f" ± {found.spread:.4f}" if found.seeds > 1 else ""
+    failed = f", {found.failed} failed" if found.failed else ""
+    return (
+        f"{found.mean:.4f}{spread}",
+        f"{found.seeds}{failed}",
+        f"{found.corrected:.4f}",
+        f"{100 * found.probability:.0f} %",
+    )
+
+
+def _spent(study: Study) -> str:
+    """Such as `0.5 of 0.5 hours, 0.83 device-hours, 2.1 in money`; empty where it is not on record."""
+    limits, spent = study.summary.info.get("budget", {}), dict(study.summary.spent)
+    if not spent:
+        return ""
+    if price := limits.get("price_per_device_hour"):
+        spent["money"] = price * spent["device_hours"]
+    return ", ".join(
+        f"{cost_text(spent[name])} {f'of {cost_text(limit)} ' if (limit := limits.get(name)) else ''}{unit}"
+        for name, unit in _SPENT.items()
+        if name in spent
+    )
+
+
+def _disk(disk: Mapping[str, int | None]) -> str:
+    """Such as `0.25 of 2 GB`."""
+    used, limit = disk.get("used"), disk.get("limit")
+    if used is None:
+        return ""
+    return f"{in_words(used)} used" + ("" if limit is None else f" of {in_words(limit)} (storage.max_gb)")

@@ -1,0 +1,1 @@
+"""Where the truth lies, on disks and servers. Decides nothing."""

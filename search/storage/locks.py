@@ -1,0 +1,184 @@
+"""One driver a study: a lock on its folder, and one in its database."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from search.storage.address import masked
+from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+class DriverLock:
+    """The one driver of a study in a PostgreSQL: an advisory lock, which ends with the connection that took it."""
+
+    def __init__(self, url: str, study: str) -> None:
+        from sqlalchemy import create_engine
+        from sqlalchemy.pool import NullPool
+
+        self._study = study
+        self._key = int.from_bytes(hashlib.sha256(f"petl-search {study}".encode()).digest()[:8], signed=True)
+        # as pg_stat_activity shows it, in at most 63 characters; the end tells this driver from every other
+        self._name = f"petl-search {socket.gethostname()[:30]}:{os.getpid()} {uuid.uuid4().hex[:8]}"
+        public, options = arguments(url)
+        self._engine = create_engine(
+            public,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={**options["connect_args"], "application_name": self._name},
+        )
+        notice_losses(self._engine)
+        self._address = masked(public)
+        self._connection: Connection | None = None
+
+    def take(self, patience: float = 3.0) -> None:
+        """For the driver, when it begins. Waits up to `patience` seconds, which the server may need to notice a death.
+
+        Raises StudyBusyError, and DatabaseError where no database answers.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._take()
+            except ConnectionLostError as error:
+                raise DatabaseError(f"no database answers at {self._address}: {error}") from None
+            except StudyBusyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def hold(self) -> None:
+        """Makes sure that the lock is still held, and takes it again where its connection was lost.
+
+        Raises StudyBusyError where another driver has it by now, ConnectionLostError while nothing answers.
+        """
+        if self._connection is not None:
+            try:
+                self._connection.exec_driver_sql("SELECT 1")
+            except ConnectionLostError:
+                self.release()
+        if self._connection is None:
+            self._take()
+
+    def release(self) -> None:
+        """Lets go of it."""
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionLostError):
+                self._connection.close()
+            self._connection = None
+
+    def _take(self) -> None:
+        connection = self._engine.connect()
+        if connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (self._key,)).scalar():
+            self._connection = connection
+            return
+        with connection:
+            holder = connection.exec_driver_sql(
+                "SELECT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                "WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database = "
+                "(SELECT oid FROM pg_database WHERE datname = current_database()) "
+                "AND (classid::bigint << 32) | objid::bigint = %s",
+                (self._key,),
+            ).first()
+            if holder and holder.application_name == self._name:  # a connection of ours that the server holds for alive
+                connection.exec_driver_sql("SELECT pg_terminate_backend(%s)", (holder.pid,))
+                raise ConnectionLostError("the server still has a lost connection of this driver")
+        who = f" ({holder.application_name})" if holder and holder.application_name else ""
+        raise StudyBusyError(f"the study {self._study!r} is being run by another process{who}; end that one first")
+
+
+@contextmanager
+def driving(url: str, study: str) -> Iterator[Callable[[], None]]:
+    """This process is the one driver of the study in this database inside. What it yields makes sure that it still is.
+
+    Raises StudyBusyError, and DatabaseError.
+    """
+    if not is_postgresql(url):
+        yield lambda: None
+        return
+    lock = DriverLock(url, study)
+    lock.take()
+    try:
+        yield lock.hold
+    finally:
+        lock.release()
+
+
+_DRIVER: Final = "driver.lock"
+_WORKERS: Final = "workers.lock"
+_ORPHANED: Final = 180.0  # seconds: Ray's nodes take up to 130 to notice that their head is dead, and end its workers
+_SOON: Final = 1.0
+
+
+class StudyBusyError(RuntimeError):
+    """Another process drives the study, or its workers have not gone yet."""
+
+
+def driven(study: Path) -> bool:
+    """Whether a folder is one in which a study was driven, and not one that a node without it would make."""
+    return (study / _DRIVER).exists()
+
+
+class StudyLock:
+    """One driver a study, and no worker of an earlier one: locks that the system drops when a process dies.
+
+    The driver holds `driver.lock` alone; workers share `workers.lock` while they live.
+    """
+
+    def __init__(self, study: Path) -> None:
+        study.mkdir(parents=True, exist_ok=True)
+        self._study = study
+        self._held: list[IO[bytes]] = []
+
+    def drive(self, patience: float = _ORPHANED, say: Callable[[str], object] = lambda _: None) -> None:
+        """For the driver. Waits up to `patience` seconds for workers that an earlier driver left, and says so.
+
+        Raises StudyBusyError.
+        """
+        if not self._take(_DRIVER, fcntl.LOCK_EX):
+            raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
+        began, said = time.monotonic(), False
+        while not self._take(_WORKERS, fcntl.LOCK_EX):
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise StudyBusyError(
+                    f"workers of an earlier run of {self._study.name!r} are still alive after {waited:.0f} s; end them "
+                    "or wait longer"
+                )
+            if waited > _SOON and not said:
+                say(f"waiting up to {patience:.0f} s for workers that an earlier run left")
+                said = True
+            time.sleep(0.2)
+        self._held.pop().close()
+
+    def work(self) -> None:
+        """For a worker, for as long as its process lives. A driver holds that lock for a moment at most."""
+        while not self._take(_WORKERS, fcntl.LOCK_SH):
+            time.sleep(0.05)
+
+    def release(self) -> None:
+        """Lets go of everything."""
+        while self._held:
+            self._held.pop().close()
+
+    def _take(self, name: str, how: int) -> bool:
+        file = (self._study / name).open("a+b")  # NFS shares a lock only where the file may be read
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._held.append(file)
+        return True

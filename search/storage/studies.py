@@ -1,0 +1,131 @@
+"""The studies of a database: created, opened, listed, deleted, each as the Records of its trials."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.storage.address import bare, masked, sqlite_file
+from search.storage.database import (
+    ConnectionLostError,
+    DatabaseError,
+    Persistence,
+    arguments,
+    is_postgresql,
+    notice_losses,
+    reason,
+)
+from search.trials import records
+from search.trials.records import Records, RecordsError, quiet
+
+_BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
+
+
+def create_study(url: str, name: str, objectives: Sequence[str], guard: Callable[[], None] | None = None) -> Records:
+    """Create a study. Raises RecordsError where the name is taken.
+
+    `objectives` are the names of the score, the cost, and a second cost if there is one. `guard` is called before
+    every operation, and may refuse it: see `search.storage.locks.driving`.
+    """
+    storage = _storage(url)
+    with _answering(url):
+        return Records.create_study(storage, name, objectives, _persistence(url, name, guard))
+
+
+def open_study(url: str, name: str, guard: Callable[[], None] | None = None, *, writes: bool = True) -> Records:
+    """Open an existing study; one that another process drives is only read, so nothing `writes`.
+
+    Raises RecordsError where there is none of that name.
+    """
+    if not _exists(url):
+        raise RecordsError(f"there is no study {name!r}; there are: none")
+    storage = _storage(url)
+    with _answering(url):
+        study_id = records.study_id_of(storage, name)
+    return Records(storage, study_id, _persistence(url, name, guard), writes=writes)
+
+
+def study_names(url: str) -> list[str]:
+    """Return the studies of a database, oldest first; none where it was never made."""
+    if not _exists(url):
+        return []
+    with _opened(url) as storage:
+        return records.study_names(storage)
+
+
+def study_exists(url: str, name: str) -> bool:
+    """Whether the database has a study of that name."""
+    return name in study_names(url)
+
+
+def study_info(url: str, name: str, key: str) -> Any:
+    """Return what `Records.set_info` kept for a study; None where there is no such study."""
+    with _opened(url) as storage:
+        found = [study for study in storage.get_all_studies() if study.study_name == name]
+        return found[0].user_attrs.get(key) if found else None
+
+
+def study_begun(url: str, name: str) -> bool:
+    """Whether a study is on record: one whose driver died before it had said what is run is not."""
+    return _exists(url) and study_info(url, name, "resolved") is not None
+
+
+def delete_study(url: str, name: str) -> None:
+    """Remove a study and all its trials. Raises RecordsError where there is none of that name."""
+    with _opened(url) as storage:
+        storage.delete_study(records.study_id_of(storage, name))
+
+
+def _storage(url: str) -> RDBStorage:
+    """Raises DatabaseError where no database answers."""
+    options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
+    public = url
+    if is_postgresql(url):
+        public, options = arguments(url)
+    with quiet(), _answering(url):
+        storage = RDBStorage(public, engine_kwargs=options)
+    if is_postgresql(url):
+        notice_losses(storage.engine)
+    return storage
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[RDBStorage]:
+    """A storage for a question or two."""
+    storage = _storage(url)
+    try:
+        with _answering(url):
+            yield storage
+    finally:
+        storage.engine.dispose()
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """Raises DatabaseError where the database fails inside."""
+    try:
+        yield
+    except (ConnectionLostError, SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        cause = getattr(cause, "orig", None) or cause  # without the statement
+        raise DatabaseError(f"the database {masked(url)} does not do what it is asked: {reason(cause)}") from None
+
+
+def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persistence:
+    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(url))} " if is_postgresql(url) else ""
+    persistence = Persistence(masked(url), f"{where}petl-search resume {name}")
+    if guard:
+        persistence.guard = guard
+    return persistence
+
+
+def _exists(url: str) -> bool:
+    """Whether there is such a storage: to open one of sqlite's is to make it."""
+    file = sqlite_file(url)
+    return file is None or file.exists()

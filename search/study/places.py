@@ -1,0 +1,170 @@
+"""Where a study lies: its driver, its signals, what is refused and what is deleted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+
+from search.config.study import StudyConfig
+from search.storage.address import bare, masked, sqlite_file, whole, whole_again
+from search.storage.database import is_postgresql
+from search.storage.locations import FullDiskError, StoreError, artifact_root, database_url, home, is_full, store_uri
+from search.storage.locks import StudyLock, driving
+from search.storage.remote import Mirror, mirror_of
+from search.storage.studies import delete_study, study_begun, study_exists
+from search.tracking.client import discard, has_trials
+from search.trials.records import Records
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+_JOURNAL: Final = "journal"  # in the study's folder
+
+
+class StudyError(ValueError):
+    """A study that exists already, does not exist, or no longer fits its backbone or data."""
+
+
+class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for it)
+    """The run was interrupted; nothing that was finished is lost."""
+
+    exit_code = 130  # as shells have it for SIGINT
+
+
+class UndeliveredStudy(Exception):  # noqa: N818 (no error of the study's: it is done)
+    """The trials are done, and MLflow, which is away, has not heard of all of them yet."""
+
+    exit_code = 75  # as sendmail has it for what is to be tried again later
+
+
+@contextmanager
+def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
+    """This process is the study's one driver inside; Ctrl-C, or a closed pipe, becomes InterruptedStudy.
+
+    What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
+    """
+    lock = StudyLock(_folder(study))
+    lock.drive(say=console.print)
+    try:
+        with driving(database, study) as guard:
+            yield guard
+    except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
+        begun = True
+        with suppress(StoreError):  # of a database that is away
+            begun = study_begun(database, study)
+        raise InterruptedStudy(
+            f"interrupted; nothing that was finished is lost. Go on with: {_resuming(study, database)}"
+            if begun
+            else f"interrupted before the study {study!r} began"
+        ) from None
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise FullDiskError(
+            f"a disk is full ({' '.join(masked(error).split())}); nothing that was finished is lost. Make room, "
+            f"perhaps by storage.max_gb, and go on with: {_resuming(study, database)}"
+        ) from None
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers and clouds send before they kill, does what Ctrl-C does at that moment."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _uri(config: StudyConfig, records: Records) -> str:
+    """The MLflow store of a study: what it was when the study began, the home's own where nothing was said.
+
+    Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
+    """
+    kept: str | None = records.info("resolved")["uri"]
+    if kept is None:
+        return f"sqlite:///{home() / 'mlflow.db'}"
+    return whole_again(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def _require_new(config: StudyConfig, database: str) -> None:
+    """Raises StudyError where trials of a study of that name are kept whose records are not in the database."""
+    places = {str(_folder(config.study)): any(_folder(config.study).glob("trials/*/*/manifest.json"))}
+    for mirror in _mirrors(config):
+        places[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
+    uri = store_uri(config.tracking.uri)
+    places[masked(uri)] = has_trials(uri, config.study)
+    if there := [place for place, has in places.items() if has]:
+        raise StudyError(
+            f"{' and '.join(there)} has trials of a study {config.study!r} that {masked(database)} does not know. Name "
+            "the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
+            "--fresh deletes those trials"
+        )
+
+
+def _mirrors(config: StudyConfig) -> list[Mirror]:
+    """Where the study's trials are to be kept, or were, beside its folder."""
+    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(_folder(config.study))) else None}
+    return [Mirror(path, config.study) for path in there if path]
+
+
+def _delete(config: StudyConfig, database: str) -> None:
+    """Removes a study everywhere, its lock file excepted; nothing where there is none."""
+    discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
+    if study_exists(database, config.study):
+        delete_study(database, config.study)
+    for mirror in _mirrors(config):
+        mirror.delete()
+    for part in ("trials", _JOURNAL):
+        shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
+    if root := artifact_root(config.tracking.uri):
+        shutil.rmtree(root / config.study, ignore_errors=True)
+
+
+def _resuming(study: str, database: str) -> str:
+    """What to type to go on with a study."""
+    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(database))} " if database != database_url() else ""
+    return f"{where}petl-search resume {study}"
+
+
+def _shared(config: StudyConfig) -> Path | None:
+    """The folder that all nodes share, if they share no store."""
+    return None if config.storage.path else _folder(config.study)
+
+
+def _folder(study: str) -> Path:
+    return home() / "studies" / study
+
+
+def _database(config: StudyConfig) -> str:
+    """The address of a study's records. Raises StudyError where MLflow has that database."""
+    database = database_url(config.storage.database)
+    if file := sqlite_file(database):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if is_postgresql(database) and bare(database) == bare(whole(store_uri(config.tracking.uri))):
+        raise StudyError(
+            f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
+            f"received {masked(database)} for both"
+        )
+    return database

@@ -1,0 +1,176 @@
+"""Turn a study file, and what was resolved for it, into what the search works through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from petl import presets
+from petl.backbones.count import count
+from petl.backbones.model import Backbone
+from petl.configuration import Configuration
+from petl.design import Design
+from search.config.study import StudyConfig
+from search.optimizer.budget import Budget, Meter
+from search.optimizer.replication import Race
+from search.optimizer.samplers import excess
+from search.optimizer.search import Enqueued, Plan, Search
+from search.results.query import load_study
+from search.storage.quota import GB, needs, require_room
+from search.study.places import StudyError
+from search.study.warm_start import prior
+from search.trials.records import SECONDS, Records
+from search.workers import cluster
+from spaces.space import Space, encode
+from spaces.space import resolve as resolve_space
+
+
+def _replicating(
+    config: StudyConfig,
+    records: Records,
+    plan: Plan,
+    meter: Meter | None = None,
+    lacking: Callable[[Configuration | None, Sequence[int]], str] = lambda configuration, running: "",
+) -> Race:
+    return Race(
+        records,
+        plan.budget,
+        meter or Meter(plan.budget, records, lambda: float(records.info(SECONDS, 0.0))),
+        seeds=config.replicates.seeds,
+        extra=config.replicates.extra,
+        rungs=plan.rule.rungs,
+        seed=config.sampler.seed,
+        lacking=lacking,
+    )
+
+
+def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+    """A search that proposes one point and is thrown away.
+
+    Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
+    """
+    plan, names = _plan(config, resolved), config.objectives.names
+    Search(Records.in_memory(names), plan)
+    if config.designs:
+        return
+    bare = replace(plan, references={}, enqueued=(), sampler="random")
+    Search(Records.in_memory(names), bare).next(free_workers=1)
+
+
+def _limit(config: StudyConfig) -> int | None:
+    """The study's bytes, at most; None for no limit."""
+    return None if config.storage.max_gb is None else int(config.storage.max_gb * GB)
+
+
+def _require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+    """Raises DiskError where the references and one trial cannot be within storage.max_gb."""
+    if (limit := _limit(config)) is None:
+        return
+    known = [configuration for _, configuration in config.listed] or [Configuration(Design(), config.fixed_training)]
+    smallest = min(known, key=lambda configuration: needs(configuration, resolved).peak)
+    require_room(limit, config.reference_configurations(), smallest, resolved)
+
+
+def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
+    backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
+    space, enqueued = (_listed if config.designs else _searched)(config, backbone)
+    enqueued += [
+        Enqueued(item["name"], Configuration.from_dict(item["configuration"]), item["coordinates"])
+        for item in resolved.get("warm", ())  # which studies of earlier releases do not have
+    ]
+
+    def counts(configuration: Configuration) -> dict[str, float]:
+        counted = count(configuration.design, backbone, labels)
+        return {
+            "stored_parameters": counted.stored,
+            "stored_percent": counted.stored_percent,
+            "trained_parameters": counted.trained,
+            "trained_percent": counted.trained_percent,
+            "paper_parameters": counted.paper,
+        }
+
+    return Plan(
+        space=space,
+        backbone=backbone,
+        count=counts,
+        budget=Budget(
+            trials=config.trials,
+            hours=config.budget.hours or math.inf,
+            device_hours=config.budget.device_hours or math.inf,
+            money=config.budget.money or math.inf,
+            price=config.budget.price_per_device_hour or 0.0,
+            devices=config.resources.devices,
+            concurrent=cluster.room(config.resources),
+        ),
+        rule=config.rule,
+        limits=config.constraints,
+        sampler=config.sampler.name,
+        seed=config.sampler.seed,
+        teaching=config.sampler.teaching,
+        references=config.reference_configurations(),
+        enqueued=enqueued,
+    )
+
+
+def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
+    """The space, and the designs to try before it is sampled."""
+    options, training = dict(config.space), config.fixed_training
+    name = options.pop("name", "unified")
+    bound = resolve_space(name, options, training, config.seed)
+
+    def space(trial: Any, backbone: Backbone, /) -> Configuration:
+        configuration = bound(trial, backbone)
+        return replace(configuration, training=replace(configuration.training, epochs=training.epochs))
+
+    def enqueued(text: str) -> Enqueued:
+        design = presets.parse(text).canonical(backbone.layout)
+        coordinates = encode(name, design, training.learning_rate, backbone, options)
+        return Enqueued(text, Configuration(design, training, config.seed), coordinates)
+
+    return space, [enqueued(text) for text in config.enqueue]
+
+
+def _warm(config: StudyConfig, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What earlier studies give this one to begin with. Raises StoreError where one is not there."""
+    if not config.warm_start:
+        return []
+    plan = _plan(config, {**resolved, "warm": []})
+    found = prior(
+        [load_study(name, config.tracking.uri) for name in config.warm_start],
+        space=config.space,
+        backbone=plan.backbone,
+        training=config.fixed_training,
+        seed=config.seed,
+        trials=config.trials,
+        allowed=lambda configuration: all(
+            above <= 0 for above in excess(plan.count(configuration), plan.limits).values()
+        ),
+    )
+    if not found:
+        raise StudyError(
+            f"warm_start: nothing on the fronts of {', '.join(config.warm_start)} is in this study's space and within "
+            "its constraints; leave it out, or widen the space"
+        )
+    return found
+
+
+def _listed(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
+    """Nothing to sample, and all of a list. Raises StudyError where two of its rows train the same."""
+
+    def space(trial: Any, backbone: Backbone, /) -> Configuration:
+        raise StudyError("a list of designs has no space")
+
+    enqueued = [
+        Enqueued(name, replace(configuration, design=configuration.design.canonical(backbone.layout)))
+        for name, configuration in config.listed
+    ]
+    first: dict[str, str] = {}
+    for item in enqueued:
+        if (other := first.setdefault(item.configuration.key, item.name)) != item.name:
+            raise StudyError(
+                f"each row of a list is a training of its own; received {other!r} and {item.name!r}, the same "
+                f"on {config.backbone.model}: {item.configuration.design.describe()}"
+            )
+    return space, enqueued

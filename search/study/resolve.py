@@ -1,0 +1,108 @@
+"""Resolve what a study fixes when it begins: backbone, data, epochs, sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from petl import backbones, tasks
+from petl.backbones.model import Backbone
+from search.config.study import StudyConfig
+from search.storage.address import bare
+from search.storage.quota import written
+
+if TYPE_CHECKING:
+    from petl.data.tokens import TaskData
+
+
+def _settled(config: StudyConfig, resolved: Mapping[str, Any]) -> StudyConfig:
+    """The study with its budget in epochs, where it was given in steps."""
+    return config if config.budget.steps is None else config.with_epochs(resolved["epochs"])
+
+
+def _epochs(config: StudyConfig, data: TaskData) -> float | None:
+    """How many epochs the budget's steps are; None for a budget in epochs."""
+    if config.budget.steps is None:
+        return None
+    from petl.data.tokens import batches_per_epoch
+
+    training = config.with_epochs(1.0).fixed_training
+    batches = batches_per_epoch(data.splits["train"].lengths, training.batch_size, training.batch_tokens)
+    return config.budget.steps * training.accumulation / batches
+
+
+def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> dict[str, Any]:
+    """What a study fixes when it begins, or fixed: then with its `revision` and `located` task.
+
+    Raises BackboneError and TaskError where something is not there.
+    """
+    from petl.training.engine import prepare_process
+
+    prepare_process()
+    from petl.data.tokens import load_data, locate_data
+    from petl.training.metrics import GENERATED, signatures
+
+    model, task = config.backbone.model, located or tasks.resolve(config.task)
+    backbone = backbones.describe(model, revision=revision)
+    if not backbone.fingerprint:
+        raise backbones.BackboneError(f"{model} has no weights to train: no *.safetensors beside its config.json")
+    _require_fit(task, backbone)
+    task = locate_data(task)
+    tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
+    data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
+    epochs = _epochs(config, data)
+    known = config if epochs is None else config.with_epochs(epochs)
+    trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
+    keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
+    generates = bool(GENERATED & {config.objectives.score, *keeps})
+    whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
+    unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
+    # Predictions of the front are kept in any case.
+    final = [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])]
+    return {
+        "backbone": backbone.to_dict(),
+        "fingerprint": backbone.fingerprint,
+        "task": asdict(task),
+        "labels": list(data.labels),
+        "rows": {split: len(part) for split, part in data.splits.items() if split != "sample" or not whole},
+        "digest": data.digest,
+        "epochs": epochs,
+        "precision": config.backbone.precision,
+        "uri": bare(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
+        "generates": generates,
+        "final": final,
+        "written": written(tokenizer, backbone, data, final, task.decoding.max_length),
+        "signatures": signatures(GENERATED & {*task.scores}),
+    }
+
+
+def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
+    """Raises TaskError where the backbone cannot do the task, or has no positions for its texts."""
+    if not tasks.KINDS[task.kind].labelled and backbone.architecture == "encoder":
+        raise tasks.TaskError(
+            f"task {task.name} ({task.kind}) needs a model that generates text; {backbone.model} is an encoder, "
+            f"a {backbone.family}. Take an encoder-decoder (bart, mbart, t5) or a decoder (gpt2, llama, qwen2, qwen3)"
+        )
+    if task.kind == "causal-lm" and backbone.architecture != "decoder":
+        raise tasks.TaskError(
+            f"task {task.name} (causal-lm) needs a decoder such as gpt2, llama or qwen2; received {backbone.model}, "
+            f"a {backbone.family}"
+        )
+    longest = {"task.max_length": task.max_length}
+    if not tasks.KINDS[task.kind].labelled and task.kind != "causal-lm":
+        if backbone.architecture == "decoder":  # source, target or generated text stand in one line
+            target = max(task.max_target_length, task.decoding.max_length)
+            longest = {"task.max_length plus the longest target": task.max_length + target}
+        else:
+            longest |= {
+                "task.max_target_length": task.max_target_length,
+                "task.decoding.max_length": task.decoding.max_length,
+            }
+    for name, length in longest.items():
+        if backbone.max_tokens is not None and length > backbone.max_tokens:
+            raise tasks.TaskError(
+                f"{name} is at most {backbone.max_tokens} on {backbone.model}, which has no more positions; "
+                f"received {length}"
+            )

@@ -1,0 +1,344 @@
+"""What MLflow is still to be told, on the driver's disk: entries in order, and how far they were delivered.
+
+    studies/NAME/journal/0000000017.jsonl   an entry a line, from number 17 on
+                         0000000903.jsonl   the next file: a full one is left alone
+                         delivered          the number of the last entry that has arrived
+
+A file is removed once all its entries have arrived, so that the journal is as long as what waits. A line
+that a SIGKILL or a full disk tore is the last of its file, and does not count: nobody was told of it. All of
+this is a copy of what the records say, so that what is lost with a disk can be made good from them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, TypeAlias, TypeVar
+
+from search.storage.address import masked
+from search.storage.folder import TrialFolder
+from search.storage.locations import StoreError
+from search.tracking.client import refused
+from search.tracking.schema import from_dict
+from search.tracking.writer import Tracker
+from search.trials.record import Believed, Replicate
+
+Told: TypeAlias = tuple[str, Mapping[str, Any]]  # what to do, with which JSON-ready arguments
+
+_DELIVERED: Final = "delivered"
+_FULL: Final = 1_000_000  # bytes, from which on a file gets no further entries
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that MLflow is to be told.
+
+    `at` is when it was written, in seconds since the epoch. Entries are at least a millisecond apart, MLflow's
+    unit, which takes of a metric's values the one with the latest time for the last.
+    """
+
+    number: int
+    at: float
+    tell: str
+    what: Mapping[str, Any]
+
+
+class Journal:
+    """A queue of entries that outlives its process: one thread appends, another one takes from the front.
+
+    Opening it finds what an earlier process left. `say` is told, once, of a disk that takes no entries;
+    those wait in memory then.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._say = folder, say
+        self._lock = threading.Lock()
+        self._refused = False  # by the disk
+        self._file: IO[bytes] | None = None  # a new one for every process: nothing is written behind a torn line
+        done = _number(folder / _DELIVERED)
+        kept = [(entry, path) for path in sorted(folder.glob("*.jsonl")) for entry in _entries(path)]
+        self._last = max((entry.number for entry, _ in kept), default=done)
+        self._at = max((entry.at for entry, _ in kept), default=0.0)
+        self._waiting: deque[tuple[Entry, Path | None]] = deque(item for item in kept if item[0].number > done)
+        for path in {*folder.glob("*.jsonl")} - {path for _, path in self._waiting}:
+            path.unlink()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, *told: Told) -> None:
+        """New entries at the end, safe on the disk when this returns. Raises nothing where the disk is full."""
+        if not told:
+            return
+        with self._lock:
+            now = max(time.time(), self._at + 0.001)
+            entries = [
+                Entry(self._last + 1 + i, round(now + i / 1000, 3), tell, what) for i, (tell, what) in enumerate(told)
+            ]
+            self._last, self._at = entries[-1].number, entries[-1].at
+            try:
+                path: Path | None = self._write(entries)
+                refusal = None
+            except OSError as error:
+                path, refusal = None, error
+                self._abandon()
+            self._waiting.extend((entry, path) for entry in entries)
+        if refusal and not self._refused:
+            self._say(
+                f"the journal {self.folder} cannot be written ({refusal}); what MLflow is to be told waits in memory, "
+                "and should this process die, a resume makes it good from the records"
+            )
+        self._refused = refusal is not None
+
+    def first(self) -> Entry | None:
+        """The entry that waits longest."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def delivered(self) -> None:
+        """The first entry has arrived."""
+        with self._lock:
+            entry, path = self._waiting.popleft()
+            following = self._waiting[0][1] if self._waiting else None
+            with suppress(OSError):  # then it is delivered again after a crash, which changes nothing
+                mark = self.folder / f"{_DELIVERED}.new"
+                mark.write_text(str(entry.number))
+                mark.replace(self.folder / _DELIVERED)
+            if path and path != following:
+                if self._file and Path(self._file.name) == path:
+                    self._close()
+                with suppress(OSError):
+                    path.unlink()
+
+    def close(self) -> None:
+        """Lets go of the file; what waits stays."""
+        with self._lock:
+            self._close()
+
+    def _write(self, entries: list[Entry]) -> Path:
+        """The file that has them, safe on the disk. Raises OSError."""
+        lines = memoryview(b"".join(json.dumps(vars(entry)).encode() + b"\n" for entry in entries))
+        if self._file and self._file.tell() >= _FULL:
+            self._close()
+        if self._file is None:
+            self._file = (self.folder / f"{entries[0].number:010d}.jsonl").open("xb", buffering=0)
+        path = Path(self._file.name)
+        while lines:
+            lines = lines[self._file.write(lines) :]
+        os.fsync(self._file.fileno())
+        return path
+
+    def _abandon(self) -> None:
+        """No further entries for a file that may end in a torn line; nor any file at all without a whole one."""
+        if self._file:
+            path = Path(self._file.name)
+            self._close()
+            if all(path != other for _, other in self._waiting):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    """The whole ones of a file, up to a torn line."""
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError):
+                return
+            if not line.endswith(b"\n"):
+                return
+            yield entry
+
+
+def _number(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return 0
+
+
+_PAUSES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds between attempts; the last one from then on
+_EVERY: Final = 10.0  # seconds between two lines about what still waits
+_GRACE: Final = 5.0  # seconds that a request under way is given to end
+
+T = TypeVar("T")
+Telling: TypeAlias = Callable[[Tracker, Path, Entry], object]
+
+# What an entry's `tell` means; paths are relative to the study's folder, which may have moved in between.
+TELLINGS: Final[Mapping[str, Telling]] = {
+    "begin": lambda tracker, folder, entry: tracker.begin(),
+    "ensure": lambda tracker, folder, entry: tracker.ensure(from_dict(entry.what["record"])),
+    "publish": lambda tracker, folder, entry: tracker.publish(
+        from_dict(entry.what["record"]), entry.what["counts"], at=entry.at
+    ),
+    "progress": lambda tracker, folder, entry: tracker.progress(
+        entry.what["number"], entry.what["points"], at=entry.at
+    ),
+    "tested": lambda tracker, folder, entry: tracker.tested(entry.what["number"], entry.what["scores"], at=entry.at),
+    "replicate": lambda tracker, folder, entry: tracker.replicate(
+        Replicate.from_dict(entry.what["run"]), entry.what["points"], at=entry.at
+    ),
+    "believed": lambda tracker, folder, entry: tracker.believed(
+        entry.what["number"], Believed(**entry.what["what"]), at=entry.at
+    ),
+    "artifacts": lambda tracker, folder, entry: tracker.artifacts(
+        entry.what["number"], folder / entry.what["folder"], entry.what["name"]
+    ),
+    "withdraw": lambda tracker, folder, entry: _withdraw(tracker, folder, entry.what["number"], entry.what["why"]),
+    "disk": lambda tracker, folder, entry: tracker.disk(entry.what["used"], entry.what["limit"]),
+    "spent": lambda tracker, folder, entry: tracker.spent(entry.what),
+    "front": lambda tracker, folder, entry: tracker.front(
+        entry.what["rows"], entry.what["references"], [folder / file for file in entry.what["files"]]
+    ),
+    "close": lambda tracker, folder, entry: tracker.close(entry.what["status"]),
+}
+
+
+class Delivery:
+    """The one that talks to MLflow while a study runs. Ctrl-C, or leaving the block, ends it within seconds.
+
+    Example::
+
+        with Delivery(journal, connect, folder, print) as delivery:
+            delivery.tell(("begin", {}))
+            arrived = delivery.drain(patience=60.0)
+
+    `connect` opens the study's Tracker, `tracker` is one that is open already; `folder` is the study's.
+    `say` hears when MLflow stays away and when it is back.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        connect: Callable[[], Tracker],
+        folder: Path,
+        say: Callable[[str], None],
+        tracker: Tracker | None = None,
+    ) -> None:
+        self.journal, self.folder = journal, folder
+        self.left_out = 0  # entries that MLflow refused, and will
+        self.trouble = ""  # what the last attempt ran into, "" where it went well
+        self._connect, self._say, self._tracker = connect, say, tracker
+        self._failures = 0  # in a row
+        self._away = 0.0  # since when, by the monotonic clock
+        self._news, self._stopping = threading.Event(), threading.Event()
+        # A daemon, since a request to a server that hangs must not keep the process.
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+
+    def __enter__(self) -> Delivery:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._news.set()
+        self._thread.join(_GRACE)
+        self.journal.close()
+
+    def tell(self, *told: Told) -> None:
+        """Has MLflow told, in this order and after all that was told before. Returns at once, and raises nothing."""
+        self.journal.append(*told)
+        self._news.set()
+
+    def drain(self, patience: float, limit: float = math.inf) -> bool:
+        """Waits until all has arrived. False after `limit` seconds, or `patience` during which MLflow was away."""
+        began = said = time.monotonic()
+        while len(self.journal) and self._thread.is_alive():
+            now = time.monotonic()
+            if now - began >= limit or (self._failures and now - max(began, self._away) >= patience):
+                break
+            if now - said >= _EVERY:
+                self._say(f"{self.waiting} still to reach MLflow{', which does not answer' * bool(self._failures)}")
+                said = now
+            time.sleep(0.02)
+        return not len(self.journal)
+
+    @property
+    def waiting(self) -> str:
+        """How much that is, in words."""
+        return f"{len(self.journal)} {'entry' if len(self.journal) == 1 else 'entries'}"
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._news.clear()
+            entry = self.journal.first()
+            if entry is None:
+                self._news.wait()
+            elif self._arrived(entry):
+                self.journal.delivered()
+            else:
+                self._stopping.wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
+
+    def _arrived(self, entry: Entry) -> bool:
+        """Whether there is nothing more to do about it."""
+        tracker, self._tracker = self._tracker, None  # kept only where all went well
+        fresh = tracker is None
+        try:
+            tracker = tracker or self._connect()
+        except Exception as error:  # whatever a store or a server of the user's raises
+            return self._failed(error)
+        try:
+            TELLINGS[entry.tell](tracker, self.folder, entry)
+        except Exception as error:
+            if not (fresh and refused(error)):  # a tracker that has just read what is there errs no more
+                return self._failed(error)
+            self.left_out += 1
+            self._say(f"MLflow refuses an entry ({entry.tell}), and it is left out: {_line(error)}")
+        else:
+            self._tracker = tracker
+        if self._failures > 1:
+            self._say(f"MLflow is back; {self.waiting} to go")
+        self._failures, self.trouble = 0, ""
+        return True
+
+    def _failed(self, error: Exception) -> bool:
+        if not self._failures:
+            self._away = time.monotonic()
+        self._failures += 1
+        self.trouble = _line(error)
+        if self._failures == 2:  # one alone is nothing to speak of: a connection that was dropped
+            self._say(f"MLflow does not answer; the search goes on, and what it is to be told waits: {self.trouble}")
+        return False
+
+
+def _withdraw(tracker: Tracker, folder: Path, number: int, why: str) -> None:
+    """A trial's result goes in both places; from the folder last, by which it is known to be there."""
+    if tracker.run_of(number):
+        tracker.withdraw(number, why)
+    TrialFolder(folder, number).drop("result")
+
+
+def patiently(ask: Callable[[], T], patience: float) -> T:
+    """What `ask` gives; asked again for so many seconds while it raises StoreError, and raises the last one."""
+    began, pauses = time.monotonic(), chain(_PAUSES, repeat(_PAUSES[-1]))
+    while True:
+        try:
+            return ask()
+        except StoreError:
+            pause = next(pauses)
+            if time.monotonic() - began + pause > patience:
+                raise
+        time.sleep(pause)
+
+
+def _line(error: Exception) -> str:
+    """An error on one line, without passwords, not too long."""
+    text = " ".join(masked(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,202 @@
+"""Read studies, trials and adapters from MLflow."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # type: ignore[attr-defined]
+
+from petl.untrusted import MOST_JSON, printable
+from search.storage.address import masked
+from search.storage.locations import StoreError
+from search.tracking.client import _answering, _children, _client, _pages, _parent
+from search.tracking.schema import _STUDY_TAG, _WITHDRAWN, ADAPTER, StudySummary, TrialRow, _row, _summary
+
+_MOST_FILES: Final = 100  # of an adapter
+_MOST_TENSORS: Final = 2**36  # bytes of a file: full fine-tuning of a 16 B model in float32
+_ADAPTER_FOLDER: Final = re.compile(ADAPTER + r"(/\w[\w.-]*){1,2}", re.ASCII)
+_ADAPTER_FILE: Final = re.compile(
+    ADAPTER + r"(/\w[\w.-]*){0,2}/\w[\w.-]*\.(json|safetensors|txt|model|jinja)", re.ASCII
+)
+_PIECE: Final = 2**20
+
+
+class LeftOutWarning(UserWarning):
+    """A run, or a study, that is not shown since it makes no sense."""
+
+
+def studies(uri: str) -> list[StudySummary]:
+    """The studies of a store that tell what they are, the newest first, with a warning of those that make no sense.
+
+    Raises StoreError where there is no store.
+    """
+    client = _client(uri)
+    with _answering(uri):
+        parents = [
+            (experiment, parent)
+            for experiment in _pages(client.search_experiments)
+            if _STUDY_TAG in experiment.tags
+            and (parent := _parent(client, experiment.experiment_id))
+            and "info" in parent.data.tags
+        ]
+    found = []
+    for experiment, parent in parents:
+        try:
+            found.append(_summary(experiment, parent))
+        except StoreError as error:
+            warnings.warn(f"left out: {error}", LeftOutWarning, stacklevel=2)
+    return sorted(found, key=lambda summary: -summary.started)
+
+
+def summary(uri: str, study: str) -> StudySummary:
+    """One study. Raises StoreError where it is not there, naming those that are, or does not tell what it is."""
+    client = _client(uri)
+    with _answering(uri):
+        experiment = client.get_experiment_by_name(study)
+    if experiment and experiment.lifecycle_stage == "active" and _STUDY_TAG in experiment.tags:
+        with _answering(uri):
+            parent = _parent(client, experiment.experiment_id)
+        if parent and "info" not in parent.data.tags:
+            raise StoreError(
+                f"the study {study!r} in {masked(uri)} does not say what it is: run {parent.info.run_id} has no tag "
+                f"`info`. `petl-search resume {study}` writes it"
+            )
+        if parent:
+            return _summary(experiment, parent)
+    names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
+    raise StoreError(f"no study {study!r} in {masked(uri)}; studies there: {names}")
+
+
+def records(uri: str, study: str) -> list[TrialRow]:
+    """Every trial and reference of a study, by number, without runs that make no sense, of which it warns.
+
+    Raises StoreError as `summary` does.
+    """
+    experiment_id = summary(uri, study).experiment_id
+    client = _client(uri)
+    with _answering(uri):
+        runs = _children(client, experiment_id)
+    rows = []
+    for run in runs:
+        try:
+            rows += [_row(run)] if "record" in run.data.tags else []
+        except StoreError as error:
+            warnings.warn(f"left out of study {study}: {error}", LeftOutWarning, stacklevel=2)
+    return sorted(rows, key=lambda row: row.record.number)
+
+
+def download(uri: str, run_id: str, destination: Path) -> Path:
+    """The adapter directory of a trial's run, as the folder `destination`, which must be new or empty.
+
+    Raises StoreError where the run has no adapter, or one with files that none has, and where the folder holds
+    something.
+    """
+    must_be_new(destination)
+    client = _client(uri)
+    with _fetching(run_id):
+        files = _adapter_files(client, run_id)
+        artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
+    if not files:
+        withdrawn = printable(client.get_run(run_id).data.tags.get(_WITHDRAWN, ""))
+        reason = f"it was {withdrawn}" if withdrawn else "trained trials that completed have one"
+        raise StoreError(f"run {run_id} has no adapter; {reason}")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if sum(files.values()) > shutil.disk_usage(destination.parent).free:
+        raise StoreError(f"there is no room for the adapter of run {run_id} in {destination.parent}")
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".petl-search-") as folder:
+        for path, size in files.items():
+            (target := Path(folder, path)).parent.mkdir(parents=True, exist_ok=True)
+            with _fetching(run_id):
+                _fetch(artifacts, path, target, size, run_id)
+        # moved when whole, so that an interrupted download is not taken for an adapter
+        if destination.exists():
+            destination.rmdir()
+        shutil.move(Path(folder, ADAPTER), destination)
+    return destination
+
+
+@contextmanager
+def _fetching(run_id: str) -> Iterator[None]:
+    """Raises StoreError where an artifact cannot be had inside."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        text = " ".join(printable(masked(error)).split())
+        raise StoreError(f"the adapter of run {run_id} cannot be fetched: {text}") from None
+
+
+def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """The files of a run's adapter, with their sizes, before any is fetched.
+
+    Raises StoreError for what is in no adapter directory: other names, too large files, too many of them.
+    """
+    files: dict[str, int] = {}
+    folders, seen = [ADAPTER], 0
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop()):
+            seen += 1
+            name, size = printable(item.path), item.file_size or 0
+            most = _MOST_TENSORS if name.endswith(".safetensors") else MOST_JSON
+            if seen > _MOST_FILES:
+                raise StoreError(f"the adapter of run {run_id} has more than {_MOST_FILES} files; none has so many")
+            if not (_ADAPTER_FOLDER if item.is_dir else _ADAPTER_FILE).fullmatch(item.path):
+                raise StoreError(f"the adapter of run {run_id} has {name!r}, which belongs to none")
+            if size > most:
+                raise StoreError(f"{name} of run {run_id} has {size:,} bytes; in an adapter it has at most {most:,}")
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                files[item.path] = size
+    return files
+
+
+def _fetch(artifacts: ArtifactRepository, path: str, target: Path, size: int, run_id: str) -> None:
+    """One artifact as the file `target`; no byte beyond the size that was listed is written.
+
+    Raises StoreError for another size, and for what is no file: a link, a device, a pipe.
+    """
+    if isinstance(artifacts, LocalArtifactRepository):
+        place = Path(artifacts.artifact_dir).resolve() / path
+        if place.resolve() != place or not place.is_file():
+            raise StoreError(f"{path} of run {run_id} is no file of its own")
+        written = _copy(place.open("rb"), target, size)
+    elif isinstance(artifacts, HttpArtifactRepository):
+        answer = http_request(  # type: ignore[no-untyped-call]
+            artifacts._host_creds, f"/{path}", "GET", stream=True, extra_headers={"Accept-Encoding": "identity"}
+        )
+        augmented_raise_for_status(answer)  # type: ignore[no-untyped-call]
+        written = _copy(answer.raw, target, size)
+    else:  # s3:// and the like, where the store itself says how large a thing is
+        artifacts._download_file(path, str(target))  # type: ignore[no-untyped-call]
+        written = target.stat().st_size
+    if written != size:
+        raise StoreError(f"{path} of run {run_id} has not the {size:,} bytes that were announced")
+
+
+def _copy(source: Any, target: Path, most: int) -> int:
+    """How many bytes there were, of which at most so many are written; the rest is not waited for."""
+    read = 0
+    with source, target.open("wb") as file:
+        while read <= most and (piece := source.read(_PIECE)):
+            file.write(piece[: most - read])
+            read += len(piece)
+    return read
+
+
+def must_be_new(destination: Path) -> None:
+    """Raises StoreError for a file, and for a folder that holds something."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise StoreError(f"an adapter is exported to a new or empty folder; received {destination}")

@@ -1,0 +1,245 @@
+"""A record in the terms of MLflow: tags and metrics to dataclasses, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from mlflow.entities import Experiment, Run
+from pydantic import TypeAdapter, ValidationError
+
+from petl.configuration import Configuration
+from petl.measurements import SCORES, SHARES, Measurements
+from petl.untrusted import parse, printable
+from search.storage.locations import STUDY_NAME, StoreError
+from search.trials.objectives import objectives
+from search.trials.record import Believed, State, TrialRecord
+
+STATUS: Final[Mapping[State, str]] = {
+    State.RUNNING: "RUNNING",
+    State.PAUSED: "SCHEDULED",
+    State.COMPLETE: "FINISHED",
+    State.PRUNED: "KILLED",
+    State.FAIL: "FAILED",
+}
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What readers look at in a study's `info`."""
+
+    objectives: dict[str, str | None]
+    constraints: dict[str, float] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    designs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    seed: int = 0
+    paper: dict[str, str] | None = None
+
+
+ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
+_WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
+_DISK: Final = "disk"  # the parent's tags
+_SPENT: Final = "spent"
+_FINAL: Final = "final"  # the tag of a trial's scores on whole splits
+_BELIEVED: Final = "believed"  # that of what all its seeds say
+_STUDY_TAG: Final = "petl_search.study"  # on the experiment
+_TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
+# What is read of a run is bounded, and is what this module can have written: whoever reads a study may not know who
+# else writes into its store.
+_MOST_TAGS: Final = 200  # of one text: a million characters, a list of some thousand designs
+_MOST: Final = 1e18  # of counts, seconds, bytes
+_RECORD: Final = TypeAdapter(TrialRecord)
+_MEASUREMENTS: Final = TypeAdapter(Measurements)
+_NUMBERS: Final = TypeAdapter(dict[str, float])
+_BELIEFS: Final = TypeAdapter(Believed)
+_BYTES: Final = TypeAdapter(dict[str, int | None])
+_INFO: Final = TypeAdapter(_Info)
+_NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """A study as its experiment and parent run tell it. `info` is what `Tracker.open` was given.
+
+    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. As it last told, `disk` has the
+    bytes `used` by the study, and their `limit`, and `spent` its `hours` of searching and `device_hours`.
+    """
+
+    name: str
+    experiment_id: str
+    run_id: str
+    status: str
+    started: float
+    info: Mapping[str, Any]
+    disk: Mapping[str, int | None] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A TrialRecord and what else MLflow has of it.
+
+    `counts` are the measurements known before training, by name; `validation` and `test` the scores on
+    the whole of these splits, where the trial was scored on them when its study ended. `believed` is what replicates
+    say of it, where the study had some. `withdrawn` says why its adapter was removed, if it was.
+    """
+
+    record: TrialRecord
+    run_id: str
+    counts: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    believed: Believed | None = None
+    on_front: bool = False
+    withdrawn: str = ""
+
+
+def to_dict(record: TrialRecord) -> dict[str, Any]:
+    """A record as JSON holds it; `from_dict` reads it back."""
+    return {
+        "number": record.number,
+        "state": str(record.state),
+        "configuration": record.configuration.to_dict() if record.configuration else None,
+        "params": dict(record.params),
+        "reference": record.reference,
+        "name": record.name,
+        "rungs": [[epochs, score] for epochs, score in record.rungs.items()],
+        "measurements": record.measurements.to_dict() if record.measurements else None,
+        "failure": record.failure,
+        "started": record.started,
+        "ended": record.ended,
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> TrialRecord:
+    """The inverse of `to_dict`. Raises ValueError, TypeError or KeyError for what it cannot have written."""
+    configuration, measurements = data["configuration"], data["measurements"]
+    return _RECORD.validate_python(
+        {
+            **data,
+            "configuration": Configuration.from_dict(configuration) if configuration else None,
+            "rungs": dict(data["rungs"]),
+            "measurements": _MEASUREMENTS.validate_python(Measurements.from_dict(measurements).to_dict())
+            if measurements
+            else None,
+        }
+    )
+
+
+def _readable(record: TrialRecord) -> dict[str, str]:
+    tags = {"state": str(record.state)}
+    if record.configuration:
+        design = record.configuration.design
+        tags |= {"design": design.describe()[:_TAG_LENGTH], "design_key": design.key}
+    for name, value in (("reference", record.reference), ("name", record.name), ("failure", record.failure)):
+        if value:
+            tags[name] = value[:500]
+    return tags
+
+
+def _row(run: Run) -> TrialRow:
+    """Raises StoreError for a run whose tags are not as this module writes them."""
+    with _sense(run):
+        final = _parsed(run, _FINAL)
+        final = final or {"test": _parsed(run, "test")}  # as earlier releases have it
+        row = TrialRow(
+            record=from_dict(_parsed(run, "record")),
+            run_id=run.info.run_id,
+            counts=_NUMBERS.validate_python(_parsed(run, "counts")),
+            validation=_NUMBERS.validate_python(final.get("validation", {})),
+            test=_NUMBERS.validate_python(final.get("test", {})),
+            believed=_BELIEFS.validate_python(told) if (told := _parsed(run, _BELIEVED)) else None,
+            on_front=run.data.tags.get("on_front") == "true",
+            withdrawn=printable(run.data.tags.get(_WITHDRAWN, "")),
+        )
+        _require_sense(row)
+    return row
+
+
+def _summary(experiment: Experiment, parent: Run) -> StudySummary:
+    """Raises StoreError for an experiment, or a parent run, that is not as this module writes it."""
+    with _sense(parent):
+        name, info = experiment.tags[_STUDY_TAG], _parsed(parent, "info")
+        if name != experiment.name or not STUDY_NAME.fullmatch(name):
+            raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
+        _INFO.validate_python(info)
+        disk = _BYTES.validate_python(_parsed(parent, _DISK))
+        spent = _NUMBERS.validate_python(_parsed(parent, _SPENT))
+        objectives(**info["objectives"])
+    return StudySummary(
+        name=name,
+        experiment_id=experiment.experiment_id,
+        run_id=parent.info.run_id,
+        status=parent.info.status,
+        started=parent.info.start_time / 1000,
+        info=info,
+        disk=disk,
+        spent=spent,
+    )
+
+
+@contextmanager
+def _sense(run: Run) -> Iterator[None]:
+    """Raises StoreError, naming the run, where what it says does not make sense inside: anybody may have written it."""
+    try:
+        yield
+    except _NONSENSE as error:
+        reason = (
+            "; ".join(_fault(fault) for fault in error.errors()[:3]) if isinstance(error, ValidationError) else error
+        )
+        text = " ".join(f"{type(error).__name__}: {reason}".split())
+        raise StoreError(printable(f"run {run.info.run_id} makes no sense ({text[:300]})")) from None
+
+
+def _fault(fault: Any) -> str:
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+
+
+def _parsed(run: Run, name: str) -> dict[str, Any]:
+    """The JSON object in a run's tags `name`, `name.1` ...; none where there are none. Raises ValueError."""
+    data = parse(_joined(run.data.tags, name) or "{}")
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} is no object")
+    return data
+
+
+def _require_sense(row: TrialRow) -> None:
+    """Raises ValueError for what a trial cannot have come to."""
+    record, measured = row.record, row.record.measurements.to_dict() if row.record.measurements else {}
+    for name, value in (("number", record.number), *row.counts.items(), *measured.items()):
+        share, score = name in SHARES, name in SCORES
+        # the scores of a trial that diverged are no numbers, its loss is infinite
+        if not (math.isnan(value) or -1 <= value <= 1 if share else score or 0 <= value <= _MOST):
+            raise ValueError(f"{name} is {'a share' if share else f'from 0 to {_MOST:g}'}; received {value:g}")
+    if row.believed:
+        for name, value in asdict(row.believed).items():
+            if not (0 <= value <= (1 if name == "probability" else _MOST) or name in ("mean", "corrected")):
+                raise ValueError(f"{name} of what is believed is at least 0; received {value:g}")
+    for at in (record.started, record.ended, *record.rungs):
+        if at is not None and not 0 <= at <= _MOST:
+            raise ValueError(f"times and epochs are from 0 to {_MOST:g}; received {at:g}")
+
+
+def _split(name: str, text: str) -> dict[str, str]:
+    """A JSON text of any length as tags `name`, `name.1`, `name.2` ..."""
+    pieces = [text[at : at + _TAG_LENGTH] for at in range(0, len(text), _TAG_LENGTH)]
+    return {(f"{name}.{i}" if i else name): piece for i, piece in enumerate(pieces)}
+
+
+def _joined(tags: Mapping[str, str], name: str) -> str | None:
+    if name not in tags:
+        return None
+    pieces = [tags[name]]
+    while (more := tags.get(f"{name}.{len(pieces)}")) is not None and len(pieces) < _MOST_TAGS:
+        pieces.append(more)
+    text = "".join(pieces)
+    with suppress(ValueError, RecursionError):  # who reads it says what is wrong
+        text = text[: json.JSONDecoder().raw_decode(text)[1]]  # without the tail of an older, longer text
+    return text

@@ -1,0 +1,84 @@
+"""MLflow's pages on a local store: one process, no job workers; from other machines only with an account."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Final
+
+from search.storage.address import masked, whole
+from search.storage.database import is_postgresql, require_database
+from search.storage.locations import StoreError, artifact_root, home, require_store, store_uri
+
+_SHIPPED: Final = "password1234"  # MLflow's
+_SHORTEST: Final = 12
+
+
+def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
+    """Become `mlflow server` on the store; Ctrl-C ends it. On an address that others reach it has accounts.
+
+    Raises StoreError where there is no store, where it is a server itself, and where accounts need a password.
+    """
+    uri = whole(store_uri(uri))
+    require_store(uri)
+    if is_postgresql(uri):
+        require_database(uri, "experiments")
+    root = artifact_root(uri)
+    if root is None:
+        raise StoreError(f"{masked(uri)} is a server already: open it in a browser")
+    accounts = {} if _is_own(host) else _accounts()
+    # without the option MLflow 3 opens at its pages for language models
+    print(f"http://{host}:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    print("is there in some seconds; Ctrl-C ends it", flush=True)
+    command = [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--host", host, "--port", str(port), "--workers", "1"),
+        *("--artifacts-destination", str(root)),
+        *(("--app-name", "basic-auth") if accounts else ()),
+    ]
+    # ten processes and 2.4 GB with job execution, two and 0.5 GB without
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: everybody on the machine sees those
+    os.execve(sys.executable, command, {**os.environ, **quiet, **store, **accounts})
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _accounts() -> dict[str, str]:
+    """Variables for a server with accounts, which are kept in the home. Raises StoreError for no proper password."""
+    password = os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD", "")
+    if len(password) < _SHORTEST or password == _SHIPPED:
+        raise StoreError(
+            f"on an address that others reach the pages need accounts: set MLFLOW_AUTH_ADMIN_PASSWORD to {_SHORTEST} "
+            "characters or more, and not to the password that MLflow once shipped"
+        )
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise StoreError("accounts need MLflow's extra: pip install 'petl-search[cluster]'")
+    folder = home() / "accounts"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    key, settings = folder / "key", folder / "auth.ini"
+    if not key.exists():
+        key.write_text(secrets.token_hex(32))
+    settings.write_text(
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = {_quoted(folder / 'accounts.db')}\n"
+        "admin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text()}
+
+
+def _quoted(file: Path) -> str:
+    return f"sqlite:///{file}".replace("%", "%%")

@@ -1,0 +1,428 @@
+"""TrialRecord <-> MLflow run, both directions. The only module that imports mlflow.
+
+A study is an experiment of its name. In it, one parent run (tag `kind` = study), one child run per
+trial (`kind` = trial or reference, `trial` = its number), and of those one per replicate (`kind` = replicate,
+`seed` = its seed). Parameters, metrics and the readable tags are
+for people who sort, filter and compare; the tag `record` holds the TrialRecord itself as JSON, so that
+MLflow alone gives it back exactly. It is written last: a run without it is a half-written one, and the
+next `publish` completes it.
+
+MLflow's status of a run: FINISHED for a complete trial, KILLED for one that its rung rule stopped (so
+that ``attributes.status = 'FINISHED'`` keeps the fully trained ones only), FAILED for one that failed.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from search.tracking.client import (
+    _METRICS_PER_BATCH,
+    _answering,
+    _batches,
+    _client,
+    _listing,
+    _milliseconds,
+    _one_a_trial,
+    _own_experiment,
+    _parent,
+    _replicates,
+    _write,
+)
+from search.tracking.note import links, note
+from search.tracking.schema import (
+    _BELIEVED,
+    _DISK,
+    _FINAL,
+    _SPENT,
+    _WITHDRAWN,
+    ADAPTER,
+    STATUS,
+    _joined,
+    _readable,
+    _split,
+    to_dict,
+)
+from search.trials.naming import flat_parameters, run_name
+from search.trials.objectives import Objectives, objectives
+from search.trials.record import Believed, Replicate, State, TrialRecord
+
+
+@dataclass
+class _Child:
+    """What the writer knows of a child run, so that nothing is sent twice.
+
+    `last` maps a metric to its last step and value; a metric that is missing was not looked up yet.
+    """
+
+    run_id: str
+    status: str
+    record: str | None
+    counts: str | None
+    final: str | None
+    believed: str | None
+    on_front: bool
+    has_parameters: bool
+    last: dict[str, tuple[int, float]]
+    fresh: bool  # created by this tracker: MLflow has no earlier points of it
+
+    @classmethod
+    def of(cls, run_id: str) -> _Child:
+        """One that was just made."""
+        return cls(
+            run_id=run_id,
+            status="RUNNING",
+            record=None,
+            counts=None,
+            final=None,
+            believed=None,
+            on_front=False,
+            has_parameters=False,
+            last={},
+            fresh=True,
+        )
+
+
+class Tracker:
+    """The one writer of a study's runs, on the driver. Every method may be called again after a restart.
+
+    It remembers what it wrote, so that nothing is sent twice. Where a method raised, MLflow may have taken in
+    all of it, some or nothing, and only a Tracker that is opened anew knows which. What is sent again has the
+    times that it had, so that MLflow knows a metric again that did arrive after all.
+
+    Example::
+
+        tracker = Tracker.open(store_uri(), "demo", artifact_root(), info)
+        tracker.publish(record)
+        tracker.progress(record.number, [{"step": 10, "train_loss": 0.9}])
+        tracker.close()
+    """
+
+    def __init__(
+        self, client: MlflowClient, experiment_id: str, run_id: str, study: str, objectives: Objectives
+    ) -> None:
+        self.study = study
+        self.objectives = objectives
+        self.experiment_id = experiment_id
+        self.run_id = run_id  # of the parent
+        self._client = client
+        # One writer and an index read at the start: between the two nobody else creates a run.
+        self._children = {
+            int(run.data.tags["trial"]): _Child(
+                run_id=run.info.run_id,
+                status=run.info.status,
+                record=_joined(run.data.tags, "record"),
+                counts=_joined(run.data.tags, "counts"),
+                final=_joined(run.data.tags, _FINAL),
+                believed=_joined(run.data.tags, _BELIEVED),
+                on_front=run.data.tags.get("on_front") == "true",
+                has_parameters=bool(run.data.params),
+                last={},
+                fresh=False,
+            )
+            for run in _one_a_trial(client, experiment_id)
+        }
+        self._replicates: dict[tuple[int, int], str] = {
+            (int(run.data.tags["trial"]), int(run.data.tags["seed"])): run.info.run_id
+            for run in _replicates(client, experiment_id)
+            if run.info.status != "RUNNING"  # a half-written one is made again
+        }
+
+    @classmethod
+    def open(cls, uri: str, study: str, artifact_root: Path | None, info: Mapping[str, Any]) -> Tracker:
+        """The study's experiment and parent run, created or found again, with the parent marked RUNNING.
+
+        `info` is the study file with what was resolved, JSON-ready; readers need its
+        `objectives`, `constraints`, `backbone.model` and `task.name`.
+        Raises StoreError where no store answers, or the experiment of that name is somebody else's.
+        """
+        client = _client(uri, create=True)
+        with _answering(uri):
+            experiment_id = _own_experiment(client, study, artifact_root)
+            tags = {"kind": "study", "study": study, **_split("info", json.dumps(info)), **provenance()}
+            parent = _parent(client, experiment_id)
+            if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
+                parent = client.create_run(experiment_id, run_name=study, tags=tags)
+            else:
+                client.update_run(parent.info.run_id, status="RUNNING")
+                _write(client, parent.info.run_id, tags=tags)
+            run_id = parent.info.run_id
+            searched = objectives(**info["objectives"])
+            line = links(experiment_id, run_id, searched[0].name)
+            client.set_experiment_tag(experiment_id, "mlflow.note.content", line)
+            return cls(client, experiment_id, run_id, study, searched)
+
+    def begin(self) -> None:
+        """The parent run goes on, whatever an earlier driver ended it as."""
+        self._client.update_run(self.run_id, status="RUNNING")
+
+    def run_of(self, number: int) -> str | None:
+        """The MLflow run of a trial; None where it was never published."""
+        child = self._children.get(number)
+        return child.run_id if child else None
+
+    def ensure(self, record: TrialRecord) -> None:
+        """The trial has a run, to which `progress` may add; one that was published has it already."""
+        if record.number not in self._children:
+            self._children[record.number] = self._create(record)
+
+    def publish(
+        self, record: TrialRecord, counts: Mapping[str, float] | None = None, *, at: float | None = None
+    ) -> str:
+        """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing.
+
+        `counts` are measurements known before training, by the names of Measurements: the only cost
+        that a stopped or failed trial has. They never change. `at` is the time of all these metrics, by
+        default now; seconds since the epoch.
+        """
+        self.ensure(record)
+        child = self._children[record.number]
+        text = json.dumps(to_dict(record), sort_keys=True)
+        if child.record != text:
+            parameters = flat_parameters(record.configuration) if record.configuration else {}
+            measured = record.measurements
+            _write(
+                self._client,
+                child.run_id,
+                params={} if child.has_parameters else parameters,
+                metrics=self._new(child, measured.to_dict(), measured.steps, at) if measured else (),
+                tags=_readable(record) | _split("record", text),
+            )
+            child.record, child.has_parameters = text, bool(parameters)
+        if counts and child.counts is None:
+            child.counts = json.dumps(dict(counts), sort_keys=True)
+            metrics = [] if record.measurements else self._new(child, counts, 0, at)
+            _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
+        status = STATUS[record.state]
+        if child.status != status:
+            if record.state.open:
+                self._client.update_run(child.run_id, status=status)
+            else:
+                self._client.set_terminated(child.run_id, status, _milliseconds(record.ended))
+            child.status = status
+        return child.run_id
+
+    def progress(self, number: int, points: Iterable[Mapping[str, float]], *, at: float | None = None) -> None:
+        """Metrics of a published trial over its steps: each point has a `step`, perhaps a `time`, and values.
+
+        `at` is the time of those without one, by default now; seconds since the epoch.
+
+        A step that a metric already has is left as it is, so a resumed trial may report again what it
+        repeats. Values that are not finite are left out: they would spoil the charts' axes.
+        """
+        child = self._child(number)
+        metrics: list[Metric] = []
+        for point in sorted(points, key=lambda point: point["step"]):
+            step = int(point["step"])
+            values = {k: v for k, v in point.items() if k not in ("step", "time") and self._last(child, k)[0] < step}
+            metrics += self._new(child, values, step, point.get("time", at))
+        for batch in _batches(metrics, _METRICS_PER_BATCH):
+            self._client.log_batch(child.run_id, metrics=batch)
+
+    def tested(self, number: int, scores: Mapping[str, Mapping[str, float]], *, at: float | None = None) -> None:
+        """Scores of a published trial by split, by the names of Measurements: metrics such as `test_accuracy`.
+
+        `at` is when they were made known, by default now; seconds since the epoch.
+        """
+        child = self._child(number)
+        text = json.dumps({split: dict(values) for split, values in scores.items()}, sort_keys=True)
+        if child.final != text:
+            named = {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
+            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_FINAL, text))
+            child.final = text
+
+    def replicate(self, run: Replicate, points: Sequence[Mapping[str, float]] = (), *, at: float | None = None) -> None:
+        """A run below the trial's, of a replicate that is over; nothing where there is one already.
+
+        `points` are as for `progress`; `at` is the time of those without one, by default now.
+        """
+        if (run.number, run.seed) in self._replicates:
+            return
+        child = self._child(run.number)
+        for half in _replicates(self._client, self.experiment_id, run):
+            self._client.delete_run(half.info.run_id)
+        tags = {
+            "mlflow.parentRunId": child.run_id,
+            "study": self.study,
+            "trial": str(run.number),
+            "seed": str(run.seed),
+            "kind": "replicate",
+            "state": str(State.FAIL if run.failure else State.COMPLETE),
+            **({"failure": run.failure[:500]} if run.failure else {}),
+            **provenance(),
+        }
+        made = self._client.create_run(
+            self.experiment_id,
+            start_time=_milliseconds(run.started),
+            tags=tags,
+            run_name=f"{run.number} seed {run.seed}",
+        )
+        own = _Child.of(made.info.run_id)
+        measured = run.measurements
+        metrics = [
+            metric
+            for point in sorted(points, key=lambda point: point["step"])
+            for metric in self._new(
+                own,
+                {name: value for name, value in point.items() if name not in ("step", "time")},
+                int(point["step"]),
+                point.get("time", at),
+            )
+        ] + (self._new(own, measured.to_dict(), measured.steps, at) if measured else [])
+        for batch in _batches(metrics, _METRICS_PER_BATCH):
+            self._client.log_batch(own.run_id, metrics=batch)
+        status = STATUS[State.FAIL if run.failure else State.COMPLETE]
+        self._client.set_terminated(own.run_id, status, _milliseconds(run.ended))
+        self._replicates[run.number, run.seed] = own.run_id
+
+    def believed(self, number: int, what: Believed, *, at: float | None = None) -> None:
+        """What all seeds of a published trial say: metrics `believed_mean`, `believed_probability` ..."""
+        child = self._child(number)
+        text = json.dumps(asdict(what), sort_keys=True)
+        if child.believed != text:
+            named = {f"{_BELIEVED}_{name}": value for name, value in asdict(what).items()}
+            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_BELIEVED, text))
+            child.believed = text
+
+    def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
+        """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
+        run_id = self._child(number).run_id
+        there = dict(_listing(self._client, run_id, name))
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            path = f"{name}/{file.relative_to(folder).as_posix()}"
+            if there.get(path) != file.stat().st_size:  # a torn upload is shorter
+                self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
+
+    def withdraw(self, number: int, why: str) -> None:
+        """Removes a published trial's adapter; its run says why."""
+        run_id = self._child(number).run_id
+        self._client.set_tag(run_id, _WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
+        if self._client.list_artifacts(run_id, ADAPTER):
+            location = self._client.get_run(run_id).info.artifact_uri
+            repository = get_artifact_repository(location, self._client.tracking_uri)
+            repository.delete_artifacts(ADAPTER)  # type: ignore[no-untyped-call]
+
+    def disk(self, used: int, limit: int | None) -> None:
+        """Publish the bytes that the study uses, and their limit."""
+        self._client.set_tag(self.run_id, _DISK, json.dumps({"used": used, "limit": limit}))
+
+    def spent(self, hours: Mapping[str, float]) -> None:
+        """Publish what the study has spent, as `budget.spent` tells it."""
+        self._client.set_tag(self.run_id, _SPENT, json.dumps(hours))
+
+    def front(
+        self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
+    ) -> None:
+        """Publish the front: `on_front` on every run, and the parent's note and files.
+
+        `rows` and `references` are rows of `query.ParetoFront.to_rows` and `query.Study.reference_rows`.
+        """
+        members = {row["trial"] for row in rows}
+        for number, child in self._children.items():
+            if child.on_front != (number in members):
+                child.on_front = number in members
+                self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
+        score, *costs = (each.name for each in self.objectives)
+        text = note(rows, references, self.experiment_id, self.run_id, score, costs)
+        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the parent run. A child that still runs is marked KILLED until a resume publishes it again."""
+        for run in _one_a_trial(self._client, self.experiment_id):
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                if child := self._children.get(int(run.data.tags["trial"])):
+                    child.status = "KILLED"
+        self._client.set_terminated(self.run_id, status)
+
+    def _child(self, number: int) -> _Child:
+        if number not in self._children:
+            raise LookupError(f"trial {number} has no run: it was never published, or somebody deleted it")
+        return self._children[number]
+
+    def _create(self, record: TrialRecord) -> _Child:
+        tags = {
+            "mlflow.parentRunId": self.run_id,
+            "study": self.study,
+            "trial": str(record.number),
+            "kind": "reference" if record.reference else "trial",
+            "on_front": "false",
+            **provenance(),
+        }
+        run = self._client.create_run(
+            self.experiment_id, start_time=_milliseconds(record.started), tags=tags, run_name=run_name(record)
+        )
+        return _Child.of(run.info.run_id)
+
+    def _new(
+        self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None
+    ) -> list[Metric]:
+        """Metrics for the finite ones of `values` that the run does not end in already."""
+        timestamp = round((at or time.time()) * 1000)
+        metrics = [
+            Metric(name, float(value), timestamp, step)
+            for name, value in values.items()
+            if value is not None and math.isfinite(value) and self._last(child, name) != (step, value)
+        ]
+        child.last.update({metric.key: (step, metric.value) for metric in metrics})
+        return metrics
+
+    def _last(self, child: _Child, key: str) -> tuple[int, float]:
+        nothing = (-1, 0.0)
+        if key not in child.last and not child.fresh:
+            history = self._client.get_metric_history(child.run_id, key)
+            latest = max(history, key=lambda point: (point.step, point.timestamp), default=None)
+            child.last[key] = (latest.step, latest.value) if latest else nothing
+        return child.last.get(key, nothing)
+
+
+_LIBRARIES: Final = ("petl-search", "torch", "transformers", "deepspeed", "ray", "optuna", "mlflow")
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Tags that say who ran which code: versions of the libraries, and the commit where it runs from a checkout."""
+    versions = []
+    for name in _LIBRARIES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue  # a reader's machine has fewer of them
+    tags = {"versions": ", ".join(versions), "mlflow.source.name": "petl-search", "mlflow.user": _user()}
+    # asking for this very file keeps out the commit of a repository that merely contains our .venv
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    if tracked and (commit := _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")):
+        tags |= {"commit": commit, "mlflow.source.git.commit": commit.removesuffix("-dirty")}
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

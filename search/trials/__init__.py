@@ -1,0 +1,1 @@
+"""What is known of a trial: values, without files, network or clocks."""

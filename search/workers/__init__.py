@@ -1,0 +1,1 @@
+"""Who trains. With jobs, the one room with ray."""

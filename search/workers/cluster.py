@@ -1,0 +1,286 @@
+"""Ray itself: joining it, what it has, and the tasks around the trials."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from search.storage.locks import StudyLock
+from search.workers.training import Resident, Workload
+
+if TYPE_CHECKING:
+    from search.config.sections import ResourcesConfig
+
+
+_ANSWER: Final = 10.0  # seconds for a cluster's head to answer
+_TESTS: Final = 3  # attempts at scoring a trial, where the process dies
+_SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
+
+
+class ClusterError(ValueError):
+    """A study asks for resources that the cluster does not have."""
+
+
+@contextmanager
+def joined(
+    resources: ResourcesConfig, folder: Path | None, address: str | None = None, say: Callable[[str], object] = print
+) -> Iterator[None]:
+    """Ray for as long as the block runs: the cluster at `address`, or the one that this process has joined already.
+
+    `address` is Ray's word: `auto` for the cluster that this node is part of, `host:port`, or `local` for
+    one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must be there on
+    all nodes; None where they share a store instead. `say` hears of a wait for nodes.
+
+    Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
+    not see the folder.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
+    with ExitStack() as left:
+        if not ray.is_initialized():
+            address = address or os.environ.get("RAY_ADDRESS") or "local"
+            options = left.enter_context(_private()) if address == "local" else {}
+            _join(address, **options)
+            left.callback(ray.shutdown)
+        _await(resources, say)
+        if _places(resources.each) < resources.workers_per_trial:
+            workers = resources.workers_per_trial
+            raise ClusterError(
+                f"a trial asks for {_amounts(resources.each)}{f' for each of its {workers} workers' * (workers > 1)} "
+                "(resources: cpus_per_trial, gpus_per_trial, workers_per_trial), each on one node, and Ray has "
+                f"{' + '.join(map(_amounts, _nodes())) or 'no node'}"
+                f"{f' after {resources.wait_minutes:g} minutes' * bool(resources.wait_minutes)}; ask for less, or run "
+                "where there is more (resources.wait_minutes: 10 gives an autoscaler time)"
+            )
+        if folder is not None:
+            _require_shared(folder)
+        yield
+
+
+@contextmanager
+def _private() -> Iterator[dict[str, Any]]:
+    """Options for a Ray that starts inside: it is for this process and its workers, nobody else.
+
+    It listens on 127.0.0.1, answers to who has its token, and has a folder of its own: /tmp/ray is everybody's to
+    write. On Linux Ray listens on all interfaces, whatever address it is given, unless it takes the system for
+    one that has no clusters, as macOS.
+    """
+    settings = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # for the processes that it starts
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ |= settings
+    look_again()
+    scratch = tempfile.mkdtemp(prefix="petl-ray-", dir=_SCRATCH)
+    try:
+        yield {"_temp_dir": f"{scratch}/ray"}  # which Ray itself opens to everybody
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        look_again()
+
+
+def _join(address: str, **options: Any) -> None:
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
+            "--address auto there"
+        )
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(f"an http address takes jobs: `petl-search submit STUDY.yaml --address {address}`")
+    dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
+    if address != "local":
+        use_token()
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+        ray.init(
+            address=address,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
+
+
+def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
+    """Returns when a trial fits, or when the study's patience ends. An autoscaler hears of all that is wanted."""
+    if not resources.wait_minutes:
+        return
+    bundles = resources.concurrent * resources.workers_per_trial * [dict(resources.each)]
+    deadline = time.monotonic() + 60 * resources.wait_minutes
+    said = False
+    try:
+        request_resources(bundles=bundles)
+        while _places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
+            if not said:
+                say(f"waiting up to {resources.wait_minutes:g} minutes for a node with {_amounts(resources.each)}")
+                said = True
+            time.sleep(1.0)
+    finally:  # it would outlive this process; from here on the trials that wait for a place are the demand
+        request_resources(bundles=[])
+
+
+def _require_shared(folder: Path) -> None:
+    """Raises ClusterError where another node does not see what is written to the study's folder here."""
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != _here()]  # type: ignore[no-untyped-call]
+    if not others:
+        return
+    token = folder / f".seen-{uuid.uuid4().hex}"
+    token.touch()
+
+    def sees(path: str) -> bool:
+        return os.path.exists(path)
+
+    try:
+        task = ray.remote(num_cpus=0)(sees)
+        answers = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(token)
+            )
+            for node in others
+        ]
+        blind = [node["NodeManagerAddress"] for node, seen in zip(others, ray.get(answers), strict=True) if not seen]
+    finally:
+        token.unlink()
+    if blind:
+        raise ClusterError(
+            f"all nodes share the folder of studies; {folder} is not seen on {', '.join(blind)}. Set "
+            "$PETL_SEARCH_HOME to a folder on storage that every node mounts at the same path, or storage.path to a "
+            "store that every node reaches"
+        )
+
+
+def _here() -> str:
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What the living nodes of the cluster have, used or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _places(each: Mapping[str, float]) -> int:
+    """For how many workers the cluster has room at once."""
+    asked = {name: amount for name, amount in each.items() if amount}
+    return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in _nodes())
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def room(resources: ResourcesConfig) -> int:
+    """How many trials run at once: what was asked for, as far as the cluster, if joined, has room or may grow."""
+    if not ray.is_initialized() or resources.wait_minutes:
+        return resources.concurrent
+    return max(1, min(resources.concurrent, _places(resources.each) // resources.workers_per_trial))
+
+
+def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
+    """ "fp32" or "bf16", measured where a trial would run, with a worker's resources."""
+
+    def measure() -> str:
+        from petl.training import engine
+        from petl.training import run as train
+
+        engine.prepare_process()
+        return train.fastest_precision(Resident(workload).model)
+
+    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
+    return ray.get(task.remote())
+
+
+def test_scores(
+    workload: Workload,
+    resources: ResourcesConfig,
+    trials: Sequence[tuple[int, str | None]],
+    heard: Callable[[int, str], None],
+) -> None:
+    """Scores finished trials, given as (number, reference), on whole splits, several at once.
+
+    The scores lie in the trials' folders. `heard(number, reason)` is called as each is done, with the
+    reason where it failed.
+    """
+
+    class Tester:
+        def __init__(self) -> None:
+            self.lock: StudyLock | None = None
+            self.resident = Resident(workload)
+
+        def test(self, number: int, reference: str | None) -> str:
+            try:
+                if self.lock is None:
+                    self.lock = StudyLock(workload.home)
+                    self.lock.work()
+                self.resident.test(number, reference)
+            except Exception as error:  # one adapter that cannot be tested must not cost the others
+                return f"{type(error).__name__}: {error}"
+            return ""
+
+    if not trials:
+        return
+    actor = ray.remote(
+        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=-1, max_task_retries=_TESTS - 1
+    )(Tester)
+    at_once = max(1, min(resources.concurrent * resources.workers_per_trial, _places(resources.each)))
+    waiting, busy = deque(trials), dict[Any, tuple[Any, int]]()
+    idle: list[Any] = [actor.remote() for _ in range(min(at_once, len(trials)))]
+    while waiting or busy:
+        while waiting and idle:
+            tester, trial = idle.pop(), waiting.popleft()
+            busy[tester.test.remote(*trial)] = tester, trial[0]
+        (done, *_), _ = ray.wait(list(busy))
+        tester, number = busy.pop(done)
+        try:
+            reason = ray.get(done)
+        except RayActorError:
+            reason = f"its process died {_TESTS} times (killed, or out of memory)"
+        idle.append(tester)  # one that died starts again
+        heard(number, reason)
+
+
+MODE = "RAY_AUTH_MODE"
+
+
+def use_token() -> None:
+    """Shows this user's token from here on, if there is one, as `ray start` does; $RAY_AUTH_MODE overrules it."""
+    if MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ[MODE] = "token"
+        look_again()
+
+
+def look_again() -> None:
+    """Has Ray look at $RAY_AUTH_MODE and the token again, which it does once a process."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,226 @@
+"""The trainable: a process that keeps backbone and data, and trains one trial after another.
+
+A trial whose process died is started again by Ray with the same job, and continues from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import ray
+from ray import tune
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from search.storage.locks import StudyLock
+from search.storage.remote import StoreAwayError
+from search.workers.training import Attempt, Job, Resident, Workload, failed
+
+
+class Worker(tune.Trainable):
+    """Tune's view of one trial after another: one step is one milestone.
+
+    `workers` processes train a trial: this one, or a gang that it leads.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        workload: Workload | None = None,
+        workers: int = 1,
+        each: Mapping[str, float] | None = None,
+    ) -> None:
+        """Called once a process; `reset_config` hands it the next job. `each`: what Ray gives to one of a gang."""
+        assert workload is not None
+        self._workload = workload
+        self._lock: StudyLock | None = None
+        self._begin: Callable[[Job], Attempt | GangAttempt] = (
+            Gang(workload, workers, each or {}).begin if workers > 1 else partial(Attempt, Resident(workload))
+        )
+        self.attempt = self._begin(Job.from_json(config["job"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial of this process."""
+        self.attempt.close()
+        self.attempt = self._begin(Job.from_json(new_config["job"]))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next milestone."""
+        report = self._refusal() or self.attempt.advance()
+        return {"report": json.dumps(report), "done": bool(report.get("done"))}
+
+    def _refusal(self) -> dict[str, Any] | None:
+        """The report of a trial where nothing can be trained, None where it can. Takes the worker's lock."""
+        if self._lock is None:
+            try:
+                self._lock = StudyLock(self._workload.home)
+            except StoreAwayError as error:
+                return failed(error)
+            self._lock.work()
+        return None
+
+    def cleanup(self) -> None:
+        """Called when the process is no longer needed."""
+        self.attempt.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Never called: the trial's folder is the checkpoint, and Tune's storage lies on the driver's node alone."""
+        raise RuntimeError(f"nothing is to be saved in {checkpoint_dir}")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the trial's folder is the checkpoint."""
+
+
+_GRACE: Final = 3.0  # seconds in which the death behind another rank's error becomes known
+
+
+class Gang:
+    """The ranks of one trial after another, started for the first of them.
+
+    `each` is what Ray gives to a rank, as `{"CPU": 1, "GPU": 1}`; the actor that has a gang is placed
+    together with room for all its ranks.
+    """
+
+    def __init__(self, workload: Workload, workers: int, each: Mapping[str, float]) -> None:
+        self._workload, self._workers, self._each = workload, workers, each
+        self._ranks: list[Any] = []
+
+    def begin(self, job: Job) -> GangAttempt:
+        """The next trial. Nothing starts before it advances."""
+        return GangAttempt(self, job)
+
+    def ready(self) -> None:
+        """Starts the ranks, where there are none, and lets them meet. Raises what `call` does."""
+        if self._ranks:
+            return
+        actor = ray.remote(num_cpus=self._each.get("CPU", 0), num_gpus=self._each.get("GPU", 0))(Rank)
+        self._ranks = [actor.remote(self._workload, rank) for rank in range(self._workers)]
+        hosts = set(self.call("arrive"))
+        where = ray.get(self._ranks[0].meeting_place.remote(len(hosts) == 1))
+        self.call("join", self._workers, where)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """A method of all ranks at once; what they answer, in their order.
+
+        The first failed report of a trial ends the gang and is the answer. Raises RayActorError where a
+        rank died, RayTaskError for an error of a rank; both end the gang too.
+        """
+        waiting = {getattr(rank, method).remote(*arguments): number for number, rank in enumerate(self._ranks)}
+        answers: dict[int, Any] = {}
+        try:
+            while waiting:
+                [done], _ = ray.wait(list(waiting))
+                try:
+                    answer = ray.get(done)
+                except RayTaskError:
+                    self._raise_death(waiting)
+                    raise
+                if isinstance(answer, dict) and "failure" in answer:
+                    self._raise_death(waiting)
+                    self.end()
+                    return [answer]
+                answers[waiting.pop(done)] = answer
+        except BaseException:
+            self.end()
+            raise
+        return [answers[number] for number in sorted(answers)]
+
+    def _raise_death(self, waiting: Iterable[Any]) -> None:
+        """Who lost its peer fails as well, and may be heard before the death itself: raises RayActorError for one."""
+        deadline = time.monotonic() + _GRACE
+        for call in waiting:
+            with suppress(RayTaskError, GetTimeoutError):
+                ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
+
+    def end(self) -> None:
+        """Ends all ranks at once, whatever they do."""
+        while self._ranks:
+            ray.kill(self._ranks.pop())
+
+
+class GangAttempt:
+    """An Attempt of all ranks."""
+
+    def __init__(self, gang: Gang, job: Job) -> None:
+        self._gang, self._job = gang, job
+        self._begun = False
+
+    def advance(self) -> dict[str, Any]:
+        """What `Attempt.advance` tells, by rank 0. Raises RayActorError where a rank died."""
+        try:
+            self._gang.ready()
+            if not self._begun:
+                self._begun = True
+                self._gang.call("begin", self._job.to_json())
+            report: dict[str, Any] = self._gang.call("advance")[0]
+        except RayTaskError as error:  # they could not meet
+            return failed(error.cause)
+        return report
+
+    def close(self) -> None:
+        """Puts the backbones back as they were."""
+        if self._begun:
+            with suppress(RayError):  # the gang has ended, and with it what was to be put back
+                self._gang.call("close")
+
+
+class Rank:
+    """One process of a gang."""
+
+    def __init__(self, workload: Workload, rank: int) -> None:
+        from petl.training.engine import prepare_process
+
+        prepare_process()
+        self._resident, self._rank = Resident(workload), rank
+        self._attempt: Attempt | None = None
+
+    def arrive(self) -> str:
+        """Takes the worker's lock, and tells this host. Raises StoreAwayError where it has no folder of the study."""
+        self._lock = StudyLock(self._resident.workload.home)
+        self._lock.work()
+        return self._host()
+
+    def _host(self) -> str:
+        """The address by which other hosts know this one."""
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return address
+
+    def meeting_place(self, one_host: bool) -> str:
+        """Where the gang can meet: a file, or between hosts a port of this one that is free."""
+        if one_host:  # no port that others could reach
+            self._folder = tempfile.TemporaryDirectory(prefix="petl-gang-")
+            return f"file://{self._folder.name}/store"
+        with socket.socket() as probe:
+            probe.bind((self._host(), 0))
+            return f"tcp://{self._host()}:{probe.getsockname()[1]}"
+
+    def join(self, workers: int, where: str) -> None:
+        """Meets the others; returns when all are there."""
+        from petl.training.engine import join_process_group
+
+        host = "127.0.0.1" if where.startswith("file://") else self._host()
+        join_process_group(self._rank, workers, where, host=host)
+
+    def begin(self, job: str) -> None:
+        """Takes a trial up."""
+        self._attempt = Attempt(self._resident, Job.from_json(job), self._rank)
+
+    def advance(self) -> dict[str, Any]:
+        """Trains to the next milestone. After an error the backbone is left as it is: the gang ends."""
+        assert self._attempt is not None
+        try:
+            return self._attempt.go_on()
+        except Exception as error:
+            return failed(error)
+
+    def close(self) -> None:
+        """Puts the backbone back as it was."""
+        if self._attempt is not None:
+            self._attempt.close()

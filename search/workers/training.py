@@ -1,0 +1,389 @@
+"""One trial after another on a resident backbone, without Ray.
+
+What a trial leaves lies in its folder; what is reported is small. An attempt at a trial that another
+process began continues from the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petl.backbones.count import count
+from petl.backbones.model import Backbone
+from petl.configuration import Configuration
+from petl.design import Design
+from petl.measurements import Measurements
+from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json, write_json
+from search.storage.locations import is_full
+from search.storage.locks import driven
+from search.storage.remote import StoreAwayError, keep_at
+
+if TYPE_CHECKING:
+    from petl.data.tokens import TaskData
+    from petl.training.evaluation import Progress
+    from petl.training.run import TrainingRun
+
+DISK_FULL, STORE_AWAY = "disk full", "store away"  # how such failures begin: not the trial's own
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is the same for all trials of a study.
+
+    `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
+    `generates`: whether what decides about trials is a score of generated text, which validations measure
+    then. `final` are the splits that finished trials are scored on. `zero_stage` and `offload` change where
+    tensors lie while a trial trains, not what it comes to. `store` is where trials are kept, None in
+    `folder`.
+    """
+
+    folder: str
+    backbone: Mapping[str, Any]
+    task: Mapping[str, Any]
+    precision: str
+    seed: int = 0
+    zero_stage: int = 0
+    offload: tuple[str, ...] = ()
+    generates: bool = False
+    final: tuple[str, ...] = ("test",)
+    store: str | None = None
+
+    @property
+    def home(self) -> Path:
+        """The study's folder on this node, ready to be used.
+
+        Raises StoreAwayError on a node that does not have the folder which all share.
+        """
+        folder = Path(self.folder)
+        if self.store is None and not driven(folder):
+            raise StoreAwayError(
+                f"node {socket.gethostname()} does not see the study's folder {folder}, which all nodes share: mount "
+                "it there at the same path, or take the node out of the cluster"
+            )
+        keep_at(folder, self.store)
+        return folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to train. `milestones`: epochs at which it validates and reports, ascending.
+
+    `assigned` is when the driver handed it out, in seconds since the epoch. `seed` is that of a replicate: a complete
+    trial, trained once more with a configuration of this seed, of which only the measurements are kept.
+    """
+
+    number: int
+    configuration: Mapping[str, Any] | None
+    reference: str | None
+    milestones: tuple[float, ...]
+    assigned: float
+    seed: int | None = None
+
+    def to_json(self) -> str:
+        """Text, since Ray would interpret the keys of a mapping."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(**{**data, "milestones": tuple(data["milestones"])})
+
+
+def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
+    """The epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
+    regular = (every * number for number in range(1, math.ceil(epochs / every - 1e-6)))
+    apart = [epoch for epoch in regular if not any(math.isclose(epoch, rung, rel_tol=1e-6) for rung in rungs)]
+    return tuple(sorted({*rungs, *apart, epochs}))
+
+
+class Resident:
+    """Backbone, tokenizer and data of a study, loaded when first used and kept; torch is imported then."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._model: Any = None
+        self._data: TaskData | None = None
+
+    @property
+    def data(self) -> TaskData:
+        """The tokenised task."""
+        if self._data is None:
+            from petl.training.engine import prepare_process
+
+            prepare_process()
+            from petl import backbones
+            from petl.data.tokens import load_data
+            from petl.tasks import Task
+
+            backbone = self.backbone
+            tokenizer = backbones.load_tokenizer(backbone.model, revision=backbone.revision)
+            task = Task.from_dict(self.workload.task)
+            self._data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
+        return self._data
+
+    @property
+    def model(self) -> Any:
+        """The frozen backbone, with an untrained head where the task has labels."""
+        if self._model is None:
+            from petl import backbones
+
+            backbone, labels = self.backbone, self.data.labels
+            self._model = backbones.load(
+                backbone.model,
+                labels=labels or None,
+                generates=not labels,
+                seed=self.workload.seed,
+                revision=backbone.revision,
+            )
+        return self._model
+
+    def warm(self) -> None:
+        """Loads and imports all that a trial needs, so that only a process's first one waits for it."""
+        _ = self.model
+        from petl.training.engine import join_process_group
+
+        join_process_group()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The study's."""
+        return Backbone.from_dict(self.workload.backbone)
+
+    def save(self, run: TrainingRun, folder: Path) -> None:
+        """Writes the adapter directory of a run whose tensors are gathered, with all that it needs to predict."""
+        from petl.adapters import storage
+
+        storage.save(folder, run.attachment, self.backbone, self.data.facts(), self.data.tokenizer)
+
+    def discard_model(self) -> None:
+        """Forgets the backbone, after a failure that may have left something on it."""
+        self._model = None
+
+    def test(self, number: int, reference: str | None) -> dict[str, dict[str, float]]:
+        """Scores of a finished trial on whole splits, with its predictions, kept in its folder: computed once."""
+        workload, folder = self.workload, TrialFolder(Path(self.workload.folder), number)
+        if done := folder.find("test"):
+            return read_json(done / SCORES)
+        result = folder.find("result")
+        if result is None:
+            raise FileNotFoundError(f"trial {number} has no result to test under {folder.path}")
+        from petl.adapters import storage
+        from petl.training import baselines, evaluation
+
+        tells = Teller(folder)
+        evaluations: dict[str, evaluation.Evaluation] = {}
+        if reference in baselines.BASELINES:
+            baseline = baselines.load(result)
+            for split in workload.final:
+                evaluations[split] = baselines.evaluate(
+                    baseline, self.model, self.data, split, workload.precision, progress=tells
+                )
+        else:
+            with storage.load_adapter(result / "adapter", self.model):
+                for split in workload.final:
+                    evaluations[split] = evaluation.evaluate(
+                        self.model, self.data, split, workload.precision, progress=tells
+                    )
+        part = folder.begin("test")
+        (part / PREDICTIONS).mkdir()
+        for split, found in evaluations.items():
+            if found.predictions:
+                self._write_predictions(part / PREDICTIONS / f"{split}.jsonl", split, found.predictions)
+        scores = {split: dict(found.scores) for split, found in evaluations.items()}
+        write_json(part / SCORES, scores)
+        folder.commit("test")
+        return scores
+
+    def _write_predictions(self, file: Path, split: str, predictions: Sequence[str]) -> None:
+        """A line a row, in the split's order: what was expected, and what was said."""
+        with file.open("w") as lines:
+            for reference, prediction in zip(self.data.references(split), predictions, strict=True):
+                row = {"reference": reference, "prediction": prediction}
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Teller:
+    """A Progress that leaves a line in a trial's folder, at most one a second."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self._folder = folder
+        self._last = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tells, if it is time."""
+        if time.monotonic() - self._last >= 1.0:
+            self._last = time.monotonic()
+            self._folder.tell(f"{what} {done:,}/{total:,}")
+
+
+class Attempt:
+    """One job on a resident: each `advance` goes to the next milestone and returns what to report.
+
+    Ranks that train a trial together make the same calls, each on an attempt and a resident of its own;
+    rank 0 alone writes.
+    """
+
+    def __init__(self, resident: Resident, job: Job, rank: int = 0) -> None:
+        self.resident, self.job = resident, job
+        self._leads = rank == 0
+        self.folder = TrialFolder(Path(resident.workload.folder), job.number, job.seed)
+        self._run: TrainingRun | None = None
+        self._began: float | None = None
+
+    def advance(self) -> dict[str, Any]:
+        """The trial's curves so far; with `measurements` when it is done, or `failure` when it failed."""
+        try:
+            return self.go_on()
+        except Exception as error:  # whatever a trial raises is recorded as its end; the worker lives on
+            self.close()
+            self.resident.discard_model()
+            return failed(error)
+
+    def go_on(self) -> dict[str, Any]:
+        """What `advance` does, leaving backbone and errors as they are."""
+        if result := self.folder.find("result"):
+            return {**read_json(result / "report.json"), "done": True}
+        self.resident.warm()
+        if self.job.configuration is None:
+            return self._baseline(self.job.reference or "")
+        return self._train(Configuration.from_dict(self.job.configuration))
+
+    def close(self) -> None:
+        """Puts the resident backbone back as it was."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.close()
+
+    def _train(self, configuration: Configuration) -> dict[str, Any]:
+        """Goes to the next milestone."""
+        resident = self.resident
+        if self._run is None:
+            from petl.training.run import TrainingRun
+
+            workload = resident.workload
+            self._run = TrainingRun(
+                resident.model,
+                resident.data,
+                configuration,
+                workload.precision,
+                generates=workload.generates,
+                progress=self._progress(),
+                zero=workload.zero_stage,
+                offload=workload.offload,
+            )
+            self._began = time.time()
+            if state := self.folder.latest_state():
+                self._run.load(state)
+                return self._report()  # what the state had reached may never have arrived
+        run = self._run
+        reached = run.position.validations[-1].epoch if run.position.validations else 0.0
+        run.advance(next(milestone for milestone in self.job.milestones if milestone > reached))
+        if not run.finished:
+            with self._part(f"state-{len(run.position.validations)}") as folder:
+                run.save(folder)
+            return self._report()
+        run.finish()
+        measured = run.measurements(count(configuration.design, resident.backbone, len(resident.data.labels)))
+        with run.gathered():
+            report = self._finish(measured, partial(self._save, run))
+        self.close()
+        return report
+
+    def _save(self, run: TrainingRun, folder: Path) -> None:
+        """What is kept of a training, beside its report."""
+        if self.job.seed is None:
+            self.resident.save(run, folder / "adapter")
+
+    def _baseline(self, name: str) -> dict[str, Any]:
+        """Fits a baseline, which is one step."""
+        from petl.training import baselines
+
+        resident = self.resident
+        self._began = time.time()
+        model, data, workload = resident.model, resident.data, resident.workload
+        fitted = baselines.fit(name, model, data, workload.precision)
+        scores = baselines.evaluate(
+            fitted,
+            model,
+            data,
+            "sample",
+            workload.precision,
+            generates=workload.generates,
+            progress=self._progress(),
+        ).scores
+        base = count(Design(), resident.backbone).base
+        trained = sum(tensor.numel() for tensor in fitted.values()) if name == "probe" else 0
+        measured = Measurements(
+            **scores,  # type: ignore[arg-type]
+            base_parameters=base,
+            trained_parameters=trained,
+            trained_percent=100 * trained / base,
+            seconds=time.time() - self._began,
+        )
+        return self._finish(measured, lambda folder: baselines.save(fitted, folder))
+
+    def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> dict[str, Any]:
+        """Commits the result, of which `save` writes what was trained; the last report."""
+        if self._leads and (done := self.folder.find("result")):  # of another process: this one was cut off
+            return {**read_json(done / "report.json"), "done": True}
+        report = {**self._report(), "measurements": measured.to_dict()}
+        with self._part("result") as folder:
+            if folder:
+                write_json(folder / "report.json", report)
+                save(folder)
+        return {**report, "done": True}
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Path | None]:
+        """A part of the trial's folder to fill, after which no older training state is needed; None on other ranks."""
+        if not self._leads:
+            yield None
+            return
+        yield self.folder.begin(name)
+        self.folder.commit(name)
+        self.folder.drop_states(but=name)
+
+    def _progress(self) -> Progress:
+        from petl.training.evaluation import silent
+
+        return Teller(self.folder) if self._leads else silent
+
+    def _report(self) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "process": os.getpid(),
+            "startup_seconds": (self._began or time.time()) - self.job.assigned,
+        }
+        if self._run is not None:
+            position = self._run.position.to_dict()
+            report |= {"points": position["points"], "validations": position["validations"]}
+        return report
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """The report of a trial that an error ended."""
+    return {"failure": _reason(error), "done": True}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    if is_full(error):
+        return f"{DISK_FULL}: {text}"[:1000]
+    if isinstance(error, StoreAwayError):
+        return f"{STORE_AWAY}: {text}"[:1000]
+    if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in _OUT_OF_MEMORY):
+        return f"out of memory: {text}"[:1000]
+    if isinstance(error, ArithmeticError):
+        return f"diverged: {text}"[:1000]
+    return f"{type(error).__name__}: {text}"[:1000]

@@ -1,0 +1,3 @@
+from .space import decode, encode, resolve
+
+__all__ = ["decode", "encode", "resolve"]

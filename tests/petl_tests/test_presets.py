@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from petl import presets
+from petl.design import Composition, DesignError, Form, Init, Insertion, LayerNorm, Site
+from petl.presets import PRESETS, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "design"),
+    [
+        ("full", presets.full()),
+        ("mam", presets.mam()),
+        ("mam:length=16,size=64,scale=2", presets.mam(16, 64, 2.0)),
+        (" lora : rank = 4 , where = both ", presets.lora(4, "both")),
+        ("prefix:length=10 + bitfit", presets.prefix(10) | presets.bitfit()),
+        ("prefix:length=30+lora:rank=102,where=ffn,scale=2", presets.prefix_lora()),
+        ("sequential:where=both", presets.houlsby()),
+        ("lora:layers=0,2,5,rank=4", presets.lora(4).only(layers="0,2,5")),
+        ("mam:layers=top 4, stacks=decoder", presets.mam().only(layers="top 4", stacks="decoder")),
+        ("mam:attentions=cross", presets.prefix(30).only(attentions="cross") | presets.scaled_parallel(512)),
+        ("bitfit:head=false", replace(presets.bitfit(), head=False)),
+        ("prefix:gated=false,reparameterisation=8", presets.prefix(30, 8, False)),
+        ("ia3+bitfit", presets.union(presets.ia3(), presets.bitfit())),
+    ],
+)
+def test_text_form(text: str, design: object) -> None:
+    assert parse(text) == design
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lroa", "one of full, head_only"),
+        ("", "one of full, head_only"),
+        ("mam+", "one of full, head_only"),
+        ("mam:l=3", "takes length, size, scale, layers, stacks, attentions, head; received 'l'"),
+        ("full:size=3", "takes layers, stacks, attentions, head; received 'size'"),
+        ("mam:length=x", "length of mam is a whole number; received 'x'"),
+        ("mam:length=2.5", "whole number"),
+        ("mam:scale=big", "scale of mam is a number"),
+        ("mam:length", "written name=value"),
+        ("mam:length=1,length=2", "each once"),
+        ("bitfit:layers=all", "no part of bias has layers"),
+        ("scaled_parallel:attentions=self", "no part of ffn parallel 512 x4 has attentions"),
+        ("lora:layers=first", 'layers is "all", "top K" or a list'),
+        ("lora:head=maybe", "head of lora is true or false; received 'maybe'"),
+        ("head_only:head=false", "changes something"),
+        ("prompt:layers=top 2", "no part of prompt 20 has layers"),
+        ("prompt:positions=absolute", "positions is one of kept, shifted"),
+        ("lora:where=heads", "where is one of attention, ffn, both"),
+        ("prefix:length=0", "at least 1"),
+        ("mam+mam", "twice"),
+    ],
+)
+def test_errors_name_what_there_is(text: str, says: str) -> None:
+    with pytest.raises(DesignError, match=says):
+        parse(text)
+
+
+def test_every_name_is_its_function_and_has_defaults() -> None:
+    for name, preset in PRESETS.items():
+        assert getattr(presets, name) is preset
+        assert parse(name) == preset()
+        assert preset.__doc__
+
+
+def test_values_follow_the_papers_code() -> None:
+    (attention, ffn) = sorted(presets.houlsby().modifications, key=lambda part: part.site)
+    assert (attention.site, attention.insertion, attention.layer_norm, attention.init) == (
+        Site.ATTENTION,
+        Insertion.SEQUENTIAL,
+        LayerNorm.IN,
+        Init.BERT,
+    )
+    assert (ffn.site, ffn.layer_norm, ffn.init) == (Site.FFN, LayerNorm.NONE, Init.BERT)
+    (scaled,) = presets.scaled_parallel().modifications
+    assert (scaled.composition, scaled.scale, scaled.init) == (Composition.SCALE, 4.0, Init.LORA)
+    assert {part.form: part.size for part in presets.mam().modifications} == {Form.PREFIX: 30, Form.BOTTLENECK: 512}
+    assert {part.site for part in presets.lora().modifications} == {Site.QUERY, Site.VALUE}
+    assert {part.site for part in presets.lora(where="ffn").modifications} == {Site.FFN_UP, Site.FFN_DOWN}
+
+
+def test_designs_need_no_torch() -> None:
+    code = "import sys, petl.presets, petl.configuration, petl.backbones.count; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

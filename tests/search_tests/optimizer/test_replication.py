@@ -1,0 +1,269 @@
+"""Replicates, pure: who trains again, within what bounds, and that a race made anew goes on where the last one was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from petl.configuration import Configuration, Training
+from petl.measurements import Measurements
+from petl.presets import parse
+from search.optimizer.budget import Budget, Meter
+from search.optimizer.replication import Race
+from search.optimizer.search import DONE, WAIT
+from search.tracking.publisher import Publisher
+from search.trials.record import Believed, Replicate, State, named
+from search.trials.records import Records, believed, replicates
+
+TRIALS, EPOCHS, SPREAD = 24, 3.0, 0.01
+TRAINING = Training(epochs=EPOCHS)
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def measured(score: float, cost: int, latency: float = 1.0) -> Measurements:
+    return Measurements(accuracy=score, stored_parameters=cost, epochs=EPOCHS, latency_ms=latency)
+
+
+class Searched:
+    """A search that is over: trials of known true scores, of which each training shows one with noise."""
+
+    def __init__(self, objectives: Sequence[str] = ("accuracy", "stored_parameters")) -> None:
+        self.random = np.random.default_rng(0)
+        self.true = [0.5 + 0.4 * index / TRIALS + self.random.normal(0, 0.02) for index in range(TRIALS)]
+        self.records = Records.in_memory(objectives)
+        for index in range(TRIALS):
+            design = parse(f"lora:rank={index + 1}")
+            record = self.records.create(Configuration(design, TRAINING, seed=7), reference=None)
+            self.records.close(record.number, State.COMPLETE, self.score(index))
+        stopped = self.records.create(Configuration(parse("bitfit"), TRAINING, seed=7))
+        self.records.rung(stopped.number, 1.0, 0.4, stop=True)
+        self.records.close(stopped.number, State.PRUNED)
+        reference = self.records.create(Configuration(parse("full"), TRAINING, seed=7), reference="full")
+        self.records.close(reference.number, State.COMPLETE, measured(0.99, 10**6))
+        self.clock = Clock()
+
+    def score(self, index: int) -> Measurements:
+        return measured(self.true[index] + self.random.normal(0, SPREAD), 10 * (index + 1), float(index % 3))
+
+    def race(self, seeds: int = 5, extra: float = 0.5, concurrent: int = 2, **budget: float) -> Race:
+        spend = Budget(trials=TRIALS, concurrent=concurrent, **budget)
+        return Race(self.records, spend, Meter(spend, self.records, self.clock), seeds=seeds, extra=extra, rungs=(1.0,))
+
+    def drive(self, race: Race, most: int = 10**6) -> None:
+        """Two at once, the older one over first; `most` are."""
+        running: list[Replicate] = []
+        while most:
+            step = race.next()
+            if isinstance(step, Replicate):
+                running.append(step)
+                continue
+            if step is DONE:
+                break
+            first = running.pop(0)
+            race.finish(first.number, first.seed, self.score(first.number))
+            most -= 1
+
+
+@pytest.fixture
+def searched() -> Searched:
+    return Searched()
+
+
+def test_complete_trials_alone_are_replicated_each_seed_once_and_within_bounds(searched: Searched) -> None:
+    race = searched.race(seeds=3, extra=0.5)
+    assert race.left == pytest.approx(0.5 * (TRIALS * EPOCHS + 1.0))  # the stopped trial had an epoch
+    searched.drive(race)
+    runs = race.runs
+    assert race.done
+    assert race.left >= 0
+    assert all(run.over and run.number < TRIALS for run in runs)
+    assert 4 <= len(runs) <= 0.5 * (TRIALS * EPOCHS + 1.0) / EPOCHS
+    of = {number: [run.seed for run in runs if run.number == number] for number in {run.number for run in runs}}
+    assert all(seeds == [8, 9, 10][: len(seeds)] for seeds in of.values())  # fresh ones: the trials' own is 7
+
+
+def test_a_replicate_trains_what_its_trial_did_but_for_the_seed(searched: Searched) -> None:
+    race = searched.race()
+    run = race.next()
+    assert isinstance(run, Replicate)
+    own = searched.records.get(run.number).configuration
+    again = race.configuration(run.number, run.seed)
+    assert own is not None
+    assert (again.design, again.training, again.seed) == (own.design, own.training, 8)
+
+
+def test_no_more_run_than_may(searched: Searched) -> None:
+    race = searched.race(concurrent=2)
+    assert all(isinstance(race.next(), Replicate) for _ in range(2))
+    assert race.next() is WAIT
+    assert len(race.active) == 2
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 7])
+def test_a_race_made_anew_goes_on(killed_after: int) -> None:
+    """What ran when the driver died is handed out again, with its seed, and nothing is trained twice."""
+    whole = Searched()
+    whole.drive(whole.race())
+    assert len(whole.race().runs) > killed_after + 2
+    killed = Searched()
+    first = killed.race()
+    killed.drive(first, killed_after)
+    left = {(run.number, run.seed) for run in first.runs if not run.over}
+    assert left
+    second = killed.race()
+    assert second.runs == first.runs
+    again = [second.next() for _ in left]
+    assert {(run.number, run.seed) for run in again if isinstance(run, Replicate)} == left
+    third = killed.race()
+    killed.drive(third)
+    keys = [(run.number, run.seed) for run in third.runs]
+    assert len(set(keys)) == len(keys)
+    assert all(run.over for run in third.runs)
+
+
+def test_what_is_said_of_a_trial_is_of_all_its_seeds(searched: Searched) -> None:
+    race = searched.race()
+    assert race.conclude() == {}
+    searched.drive(race)
+    beliefs = race.conclude()
+    assert beliefs == believed(searched.records)
+    assert sorted(beliefs) == list(range(TRIALS))
+    for number, belief in beliefs.items():
+        own = searched.records.get(number).measurements
+        scores = [own.accuracy, *(run.measurements.accuracy for run in race.runs if run.number == number)]
+        assert belief.mean == pytest.approx(np.mean(scores))
+        assert belief.seeds == len(scores)
+        assert belief.spread == pytest.approx(np.std(scores, ddof=1) if len(scores) > 1 else 0.0)
+        assert belief.failed == 0
+        assert 0 <= belief.probability <= 1
+        assert belief.corrected == pytest.approx(belief.mean, abs=4 * SPREAD)
+    # Of many trials ascending in cost and score, the noise decides: the named ones are on the front of true scores.
+    best = np.maximum.accumulate([-math.inf, *searched.true[:-1]])
+    sure = named(beliefs, 0.05)
+    assert len(sure) >= 3
+    assert np.mean([searched.true[number] > best[number] for number in sure]) >= 0.8
+
+
+def test_failures_are_counted_and_not_tried_for_ever(searched: Searched) -> None:
+    memory = "out of memory: 9 GB"
+    race = searched.race(seeds=3, extra=10.0)
+    while not race.done:
+        run = race.next()
+        assert isinstance(run, Replicate)
+        if (run.number + run.seed) % 3 == 0:
+            race.finish(run.number, run.seed, failure=memory)
+        elif (run.number + run.seed) % 3 == 1:
+            race.finish(run.number, run.seed, measured(math.nan, 1))
+        else:
+            race.finish(run.number, run.seed, searched.score(run.number))
+    assert {run.failure for run in race.runs} == {None, memory, "diverged"}
+    assert max(run.seed for run in race.runs) == 7 + 3
+    for number, belief in race.conclude().items():
+        failures = [run.failure is not None for run in race.runs if run.number == number]
+        assert (belief.failed, belief.seeds) == (sum(failures), 1 + len(failures) - sum(failures))
+
+
+def test_budgets_are_hard(searched: Searched) -> None:
+    race = searched.race(hours=1.0)
+    assert isinstance(race.next(), Replicate)
+    searched.clock.now = 3601
+    assert race.next() is WAIT
+    [key] = race.active
+    race.release(*key)
+    assert race.next() is DONE
+    assert race.done
+    assert [run.over for run in replicates(searched.records)] == [False]
+    longer = searched.race(hours=2.0)
+    assert not longer.done
+    again = longer.next()
+    assert isinstance(again, Replicate)
+    assert (again.number, again.seed) == key
+
+
+def test_replicates_hold_devices(searched: Searched) -> None:
+    race = searched.race(device_hours=1.0)
+    race.next(), race.next()
+    searched.clock.now = 1800
+    assert race.meter.device_hours == pytest.approx(1.0)
+    assert race.meter.spent == "1 device-hours"
+
+
+def test_without_room_the_race_ends_and_says_why(searched: Searched) -> None:
+    asked: list[list[int]] = []
+
+    def lacking(configuration: Configuration, running: Sequence[int]) -> str:
+        asked.append(list(running))
+        return "no room" if len(asked) > 1 else ""
+
+    spend = Budget(trials=TRIALS, concurrent=2)
+    race = Race(searched.records, spend, Meter(spend, searched.records), seeds=2, extra=1.0, lacking=lacking)
+    first = race.next()
+    assert isinstance(first, Replicate)
+    assert race.next() is WAIT
+    race.finish(first.number, first.seed, searched.score(first.number))
+    assert race.next() is DONE
+    assert (race.note, race.done) == ("no room", True)
+    assert asked == [[], [first.number], []]
+
+
+@pytest.mark.parametrize(("seeds", "extra"), [(0, 1.0), (5, 0.01)])
+def test_nothing_trains_again_unless_asked_and_paid_for(searched: Searched, seeds: int, extra: float) -> None:
+    race = searched.race(seeds=seeds, extra=extra)
+    assert race.done
+    assert race.next() is DONE
+
+
+def test_two_costs() -> None:
+    searched = Searched(("accuracy", "stored_parameters", "latency_ms"))
+    race = searched.race()
+    searched.drive(race)
+    beliefs = race.conclude()
+    for number in named(beliefs):
+        mine = beliefs[number]
+        for other, theirs in beliefs.items():
+            if other < number and other % 3 <= number % 3 and theirs.seeds > 2 and mine.seeds > 2:
+                assert theirs.mean < mine.mean + 3 * SPREAD
+
+
+def test_records_of_replicates_come_back() -> None:
+    for run in (
+        Replicate(number=3, seed=8, started=5.0),
+        Replicate(number=3, seed=8, started=5.0, ended=7.5, measurements=measured(0.5, 10)),
+        Replicate(number=3, seed=9, started=5.0, ended=7.5, failure="diverged"),
+    ):
+        assert Replicate.from_dict(run.to_dict()) == run
+
+
+def test_who_is_named() -> None:
+    def of(probability: float) -> Believed:
+        return Believed(mean=0, spread=0, seeds=1, failed=0, probability=probability, corrected=0)
+
+    beliefs = {4: of(0.99), 7: of(0.5), 9: of(0.93)}
+    assert named(beliefs, 0.05) == {4, 9}
+    assert named(beliefs, 0.005) == set()
+    assert named({}) == set()
+
+
+def test_who_might_have_been_on_the_front_is_told_of_again(tmp_path: Path) -> None:
+    """When it is not any more; of who never was there is nothing to tell."""
+    told: list[Any] = []
+    publisher = Publisher(lambda *news: told.extend(news), Records.in_memory(), tmp_path)
+    likely = Believed(mean=0.5, spread=0.0, seeds=1, failed=0, probability=0.4, corrected=0.5)
+    never = replace(likely, probability=0.0)
+    publisher.believed({1: likely, 2: never})
+    publisher.believed({1: never, 2: never})
+    assert [(what["number"], what["what"]["probability"]) for _, what in told] == [(1, 0.4), (1, 0.0)]

@@ -1,0 +1,282 @@
+"""The reading commands, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import BartConfig
+from typer.testing import CliRunner, Result
+
+from petl.configuration import Configuration
+from petl.design import Design, Form, Modification, Site
+from petl.measurements import Measurements
+from search import cli
+from search.results.query import ROW
+from search.storage.locations import StoreError
+from search.tracking import server as ui
+from search.tracking.writer import Tracker
+from search.trials.record import State, TrialRecord
+
+INFO = {"objectives": {"score": "accuracy", "cost": "stored_parameters"}, "backbone": {"model": "tiny"}}
+COMMANDS = ("ls", "show", "front", "export", "count", "ui")
+
+
+def record(number: int, accuracy: float, stored: int) -> TrialRecord:
+    measured = Measurements(
+        accuracy=accuracy,
+        stored_parameters=stored,
+        stored_percent=stored / 100,
+        base_parameters=10_000,
+    )
+    design = Design((Modification(form=Form.LOW_RANK, site=Site.QUERY, size=number + 1),))
+    return TrialRecord(number=number, state=State.COMPLETE, configuration=Configuration(design), measurements=measured)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    tracker = Tracker.open(f"sqlite:///{folder}/mlflow.db", "demo", folder / "artifacts", INFO)
+    for one in (record(0, 0.5, 100), record(1, 0.6, 1_000), record(2, 0.55, 2_000)):
+        tracker.publish(one)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "design.json").write_text("{}")
+    tracker.artifacts(1, folder / "adapter")
+    tracker.close()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, in a process of its own."""
+    code = "import sys; from search.cli import main; sys.argv[0] = 'petl-search'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_ls() -> None:
+    text = call("ls").stdout
+    assert "demo" in text
+    assert "3 complete" in text
+    assert "accuracy 0.6000" in text
+
+
+def test_show() -> None:
+    assert "lora query 2" in call("show", "demo").stdout
+    assert "query.rank" in call("show", "demo", "2").stdout
+
+
+@pytest.mark.parametrize(("bound", "trials"), [((), [0, 1]), (("--max-parameters", "1%"), [0])])
+def test_front_as_json(bound: tuple[str, ...], trials: list[int]) -> None:
+    rows = json.loads(call("front", "demo", "--format", "json", *bound).stdout)
+    assert [row["trial"] for row in rows] == trials
+    assert all(tuple(row) == ROW for row in rows)
+
+
+def test_front_as_csv_and_table() -> None:
+    lines = call("front", "demo", "--format", "csv").stdout.splitlines()
+    assert lines[0] == ",".join(ROW)
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "1"]
+    assert "1,000" in call("front", "demo").stdout
+
+
+def test_the_plot_leaves_stdout_alone(tmp_path: Path) -> None:
+    result = call("front", "demo", "--format", "json", "--plot", str(tmp_path / "f.png"))
+    assert len(json.loads(result.stdout)) == 2
+    assert str(tmp_path / "f.png") in result.stderr
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_export(tmp_path: Path) -> None:
+    result = call("export", "demo", "1", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "design.json").read_text() == "{}"
+    assert "load_model" in result.stdout
+
+
+def test_export_for_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(folder: Path, destination: Path) -> Path:
+        shutil.copytree(folder, destination)
+        return destination
+
+    monkeypatch.setattr("petl.adapters.peft.convert", convert)
+    result = call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
+    assert (tmp_path / "out" / "design.json").read_text() == "{}"
+    assert "PeftModel.from_pretrained" in result.stdout
+    with pytest.raises(StoreError, match="new or empty folder"):
+        call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
+
+
+@pytest.fixture
+def roberta(tmp_path: Path) -> str:
+    """A folder with a configuration and no weights."""
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "roberta",
+                "architectures": ["RobertaForMaskedLM"],
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "intermediate_size": 64,
+                "vocab_size": 100,
+                "max_position_embeddings": 40,
+                "type_vocab_size": 1,
+            }
+        )
+    )
+    return str(tmp_path)
+
+
+def test_count(roberta: str) -> None:
+    data = json.loads(call("count", roberta, "lora:rank=4", "--format", "json", "--labels", "3").stdout)
+    assert data["stored"] == 2 * 2 * (32 * 4 + 4 * 32)  # layers x (query, value) x (A, B)
+    assert data["trained"] == data["stored"] + data["head"]
+    assert data["head"] == 32 * 32 + 32 + 3 * 32 + 3
+    assert data["stored_percent"] == pytest.approx(100 * data["stored"] / data["base"])
+    table = call("count", roberta, "lora:rank=4").stdout
+    assert f"{data['stored']:,}" in table
+    assert "the head not counted: give --labels" in table
+
+
+def test_count_says_its_denominators(tmp_path: Path) -> None:
+    """MAM 30/512 on BART-large: 27,377,664 matrix entries (Table 6: 6.7 %); its biases beside them."""
+    BartConfig().save_pretrained(tmp_path)
+    config = str(tmp_path / "config.json")
+    data = json.loads(call("count", config, "mam:length=30,size=512", "--format", "json").stdout)
+    assert {"base", "trained", "stored", "paper", "paper_base", "per_modification"} <= set(data)
+    assert (data["base"], data["paper_base"], data["paper"]) == (406_291_456, 409_600_000, 27_377_664)
+    assert data["stored"] == data["trained"] == 27_377_664 + 24 * (512 + 1024)
+    for kind, of in (("stored", "base"), ("trained", "base"), ("paper", "paper_base")):
+        assert data[f"{kind}_percent"] == pytest.approx(100 * data[kind] / data[of])
+    assert {part["modification"]["form"]: part["paper"] for part in data["per_modification"]} == {
+        "prefix": 2 * 30 * 1024 * 36,
+        "bottleneck": 2 * 512 * 1024 * 24,
+    }
+    table = call("count", config, "mam:length=30,size=512").stdout
+    assert "409,600,000" in table
+    assert "406,291,456" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "dmeo"), "no study 'dmeo'"),
+        (("show", "demo", "77"), "no trial 77"),
+        (("front", "demo", "--max-parameters", "lots"), "received 'lots'"),
+        (("export", "demo", "0", "somewhere-new"), "no adapter"),
+        (("count", "no/such/folder/here", "lora"), "no/such/folder/here"),
+        (("front", "demo", "--uri", "sqlite:////nowhere/x.db"), "no store at /nowhere/x.db"),
+        (("ui", "--uri", "sqlite:////nowhere/x.db"), "no store at /nowhere/x.db"),
+        (("ui", "--uri", "http://localhost:1"), "is a server already"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["petl-search", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("petl-search: ")
+    assert error.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(ui, "serve", fail)
+    monkeypatch.setattr(sys, "argv", ["petl-search", "ui"])
+    with pytest.raises(ValueError, match="ours"):
+        cli.main()
+
+
+def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: seen.append(arguments))
+    call("ui", "--port", "5077")
+    ((_, line, environment),) = seen
+    options = dict(zip(line[4::2], line[5::2], strict=True))
+    assert options == {
+        "--host": "127.0.0.1",
+        "--port": "5077",
+        "--workers": "1",
+        "--artifacts-destination": str(home / "artifacts"),
+    }
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home}/mlflow.db"
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_ui_needs_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
+    with pytest.raises(StoreError, match="no store"):
+        ui.serve(None, 5000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps_with_an_example(name: str) -> None:
+    assert f"Example: petl-search {name}" in " ".join(call(name, "--help").stdout.split())
+
+
+def test_front_loads_no_torch_and_help_loads_nothing() -> None:
+    code = (
+        "import sys\n"
+        "from search import cli\n"
+        "for arguments in (['--help'], ['front', 'demo', '--format', 'json']):\n"
+        "    sys.argv = ['petl-search', *arguments]\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert stop.code == 0\n"
+        "    print([name for name in ('mlflow', 'torch', 'ray', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = [line for line in done.stdout.splitlines() if line.startswith("[") and line != "["]
+    assert loaded == ["[]", "['mlflow']"]
+
+
+def test_the_command_ends_with_2_on_a_mistake() -> None:
+    done = command("show", "dmeo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("petl-search: no study 'dmeo'")
+
+
+def test_show_against_the_paper(home: Path) -> None:
+    info = {
+        **INFO,
+        "designs": {"LoRA (attn), r = 16": {"design": "lora:rank=16", "training": {}, "seeds": []}},
+        "paper": {"table": "2", "task": "sst2"},
+    }
+    tracker = Tracker.open(f"sqlite:///{home}/mlflow.db", "rows", home / "artifacts", info)
+    tracker.publish(replace(record(0, 0.93, 100), name="LoRA (attn), r = 16"))
+    tracker.tested(0, {"validation": {"accuracy": 0.93}})
+    tracker.close()
+    text = call("show", "rows", "--against", "paper").stdout
+    assert all(number in text for number in ("93.00", "94.2 ±0.2"))
+    (row,) = json.loads(call("show", "rows", "--against", "paper", "--format", "json").stdout)
+    assert (row["row"], row["seeds"], row["printed_percent"]) == ("LoRA (attn), r = 16", 1, "0.5")
+    with pytest.raises(StoreError, match="is a search"):
+        call("show", "demo", "--against", "paper")

@@ -1,0 +1,222 @@
+"""The limit on a study's bytes: what makes way is decided as by brute force, and a real search never exceeds it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import studies
+import tiny
+from rich.console import Console
+
+from petl.configuration import Configuration, Training
+from petl.presets import parse
+from search.results import tables as report
+from search.storage.folder import TrialFolder
+from search.storage.locations import StoreError
+from search.storage.quota import DiskError, Result, making_way, needs
+from search.study.run import run
+from search.trials.record import State
+
+TIGHT, WIDE = 0.0012, 0.0016
+DIRECTIONS = ("maximize", "minimize")
+
+
+# --- deciding ------------------------------------------------------------------------------------
+
+
+def dominates(a: Result, b: Result) -> bool:
+    """By the definition; of equals the earlier one stays on the front."""
+    return no_worse(a, b) and (a.values != b.values or a.number < b.number)
+
+
+def no_worse(a: Result, b: Result) -> bool:
+    """By the score, and by each cost."""
+    (score, *costs), (other, *prices) = a.values, b.values
+    return score >= other and all(cost <= price for cost, price in zip(costs, prices, strict=True))
+
+
+def layer(result: Result, others: list[Result]) -> int:
+    """0 where no other is better in one and not worse in the other; else one more than the deepest that is."""
+    above = [other for other in others if other.values != result.values and no_worse(other, result)]
+    return 1 + max((layer(other, others) for other in above), default=-1)
+
+
+def brute_force(lacking: int, results: list[Result]) -> set[int] | None:
+    """Of all sets that are large enough and hold with a result also all worse ones: the smallest."""
+    searched = [result for result in results if not result.reference]
+    front = [one for one in searched if not any(dominates(other, one) for other in searched)]
+
+    def badness(result: Result) -> tuple[float, ...]:
+        if result.reference:
+            return (0, 0, 0, -result.number)
+        return (1, layer(result, searched), -result.values[0], result.number)
+
+    allowed = [one for one in results if one not in front and one.spare and one.size]
+    fitting = [
+        {one.number for one in chosen}
+        for count in range(len(allowed) + 1)
+        for chosen in combinations(allowed, count)
+        if sum(one.size for one in chosen) >= lacking
+        and all(worse in chosen for one in chosen for worse in allowed if badness(worse) > badness(one))
+    ]
+    return min(fitting, key=len, default=None)
+
+
+@pytest.mark.parametrize("costs", [1, 2])
+def test_what_makes_way_is_what_brute_force_finds(costs: int) -> None:
+    draw = np.random.default_rng(0)
+    found = set()
+    for _ in range(300):
+        results = [
+            Result(
+                number,
+                int(draw.integers(0, 4)),
+                tuple(float(value) for value in draw.integers(0, 4, size=1 + costs)),
+                spare=bool(draw.random() < 0.8),
+                reference=bool(draw.random() < 0.2),
+            )
+            for number in range(int(draw.integers(0, 9)))
+        ]
+        lacking = int(draw.integers(0, 12))
+        chosen = making_way(lacking, results, (*DIRECTIONS, "minimize")[: 1 + costs])
+        assert (None if chosen is None else set(chosen)) == brute_force(lacking, results), (lacking, results)
+        found.add(None if chosen is None else len(chosen))
+    assert {None, 0, 1, 2, 3} <= found
+
+
+def test_references_go_last_and_the_front_never() -> None:
+    best, dominated = Result(0, 9, (0.9, 10.0)), Result(1, 1, (0.8, 20.0))
+    reference = Result(2, 5, (0.1, 99.0), reference=True)
+    assert making_way(1, [best, dominated, reference], DIRECTIONS) == [1]
+    assert making_way(2, [best, dominated, reference], DIRECTIONS) == [1, 2]
+    assert making_way(7, [best, dominated, reference], DIRECTIONS) is None
+    assert making_way(2, [best, dominated, replace(reference, spare=False)], DIRECTIONS) is None
+
+
+def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None:
+    """A small transformer whose tensors outweigh all else: the bounds hold, and are not twice too large."""
+    from search.config.study import load_config
+    from search.study.resolve import _resolve
+    from search.workers.training import Attempt, Job, Resident, Workload
+
+    content = studies.study(tmp_path, rows=180)
+    resolved = _resolve(load_config(content))
+    for text in ("full", "prefix:length=4,reparameterisation=512", "lora:rank=8"):
+        configuration = Configuration(parse(text), Training(epochs=1.0, batch_size=16, keep="accuracy"))
+        workload = Workload(str(tmp_path / text.partition(":")[0]), resolved["backbone"], resolved["task"], "fp32")
+        attempt = Attempt(Resident(workload), Job(0, configuration.to_dict(), None, (0.5, 1.0), 0.0))
+        attempt.advance()
+        state = walked(attempt.folder.path)
+        report = attempt.advance()
+        assert report.get("measurements"), report
+        result = attempt.folder.find("result")
+        assert result is not None
+        need = needs(configuration, resolved)
+        left = walked(result) + walked(result / "adapter")
+        assert left <= need.left
+        assert 2 * state <= need.peak
+        if text == "prefix:length=4,reparameterisation=512":
+            assert need.peak < 3 * state
+        attempt.close()
+
+
+# --- a real search -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("home")
+        patch.setenv("PETL_SEARCH_HOME", str(path))
+        yield path
+
+
+class Sampler(threading.Thread):
+    """The most bytes that some folders ever had together, looked at all the time."""
+
+    def __init__(self, *folders: Path) -> None:
+        super().__init__(daemon=True)
+        self.folders, self.most, self.looks = folders, 0, 0
+        self._over = threading.Event()
+
+    def __enter__(self) -> Sampler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(0.005):
+            self.most, self.looks = max(self.most, sum(map(walked, self.folders))), self.looks + 1
+
+
+def walked(folder: Path) -> int:
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(where, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+@pytest.fixture(scope="module")
+def content(home: Path) -> dict[str, Any]:
+    return studies.study(
+        home / "inputs",
+        rows=160,
+        references=["majority", "head_only"],
+        budget={"trials": 8, "epochs": 2},
+        scheduler={"name": "none"},
+    )
+
+
+def test_a_search_stays_within_its_limit_and_its_front_is_whole(
+    home: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.storage.quota.SPARE", 300_000)  # so that a study this small feels its limit
+    sampled = [home / "studies" / "tiny", home / "artifacts" / "tiny"]
+    with pytest.raises(DiskError, match=r"head_only 0\.2 MB"):
+        run({**content, "storage": {"max_gb": 0.0008}})
+    if tiny.ALL:  # first with a limit that ends it early
+        out = Console(record=True, width=500, file=(home / "out.txt").open("w"))
+        with Sampler(*sampled) as sampler:
+            early = run({**content, "storage": {"max_gb": TIGHT}}, console=out)
+        assert 0 < sampler.most <= TIGHT * 10**9
+        assert 0 < len(early.trials) < 8
+        assert f"storage.max_gb {TIGHT:g} leaves no room for another trial: used are" in out.export_text()
+        assert {trial.state for trial in early.trials} == {State.COMPLETE}
+
+    with Sampler(*sampled) as sampler:
+        study = run({**content, "storage": {"max_gb": WIDE}}, or_resume=True, console=Console(quiet=True))
+    assert sampler.looks > 100
+    assert 0 < sampler.most <= WIDE * 10**9
+    assert [trial.state for trial in study.trials] == [State.COMPLETE] * 8
+    gone = [trial for trial in study.trials if trial.row.withdrawn]
+    members = {trial.trial for trial in study.front()}
+    assert gone
+    assert members.isdisjoint(trial.trial for trial in gone)
+    for member in study.front():
+        assert member.load_model().predict(["great lovely word1"])
+    with pytest.raises(StoreError, match=r"removed to stay within storage\.max_gb"):
+        gone[0].export(home / "gone")
+    assert gone[0].score is not None
+    for trial in gone:
+        assert TrialFolder(sampled[0], trial.trial).find("result") is None
+    out = Console(record=True, width=200, file=(home / "show.txt").open("w"))
+    report.print_study(study, out)
+    used = study.summary.disk["used"]
+    assert used is not None
+    assert used == pytest.approx(sum(map(walked, sampled)), rel=0.02)
+    assert "MB used of" in out.export_text()

@@ -1,0 +1,198 @@
+"""A worker's attempts at trials, without Ray: what lies in the trial's folder decides where one goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+
+from petl import backbones, tasks
+from petl.configuration import Configuration, Training
+from petl.presets import parse
+from search.storage.folder import TrialFolder, read_json
+from search.workers.training import Attempt, Job, Resident, Workload, milestones
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return studies.study(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def workload(content: dict[str, Any], tmp_path: Path) -> Workload:
+    backbone = backbones.describe(content["backbone"]["model"])
+    return Workload(str(tmp_path), backbone.to_dict(), asdict(tasks.resolve(content["task"])), "fp32")
+
+
+def job(design: str = "lora:rank=2", number: int = 0, **training: Any) -> Job:
+    settings = {"learning_rate": 5e-3, "epochs": 3.0, "batch_size": 16, **training}
+    configuration = Configuration(parse(design), Training(**settings)).to_dict()
+    return Job(number, configuration, None, (1.0, 2.0, 3.0), time.time())
+
+
+def finish(attempt: Attempt) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    while not report.get("done"):
+        report = attempt.advance()
+    return report
+
+
+def test_milestones_are_reported_and_kept(workload: Workload) -> None:
+    attempt = Attempt(Resident(workload), job())
+    for epoch in (1.0, 2.0):
+        report = attempt.advance()
+        assert [row["epoch"] for row in report["validations"]] == list(range(1, int(epoch) + 1))
+        states = [path.name for path in attempt.folder.path.glob("state-*")]
+        assert states == [f"state-{len(report['validations'])}"]
+    report = attempt.advance()
+    assert report["done"]
+    assert report["measurements"]["epochs"] == 3.0
+    assert not list(attempt.folder.path.glob("state-*"))
+    assert {path.name for path in (attempt.folder.path / "result" / "adapter").iterdir()} == {
+        "adapter.safetensors", "design.json", "head.safetensors", "model.json", "tokenizer",
+    }  # fmt: skip
+
+
+def test_each_milestone_is_reported_once_wherever_its_step_falls(workload: Workload) -> None:
+    """A third of an epoch is no whole number of steps; 2.9 and 3 epochs may be the same one."""
+    milestones = (1 / 3, 0.67, 1.0, 2.99, 3.0)
+    attempt = Attempt(Resident(workload), Job(**{**asdict(job()), "milestones": milestones}))
+    report = finish(attempt)
+    assert tuple(row["epoch"] for row in report["validations"]) == milestones
+    steps = [row["step"] for row in report["validations"]]
+    per_epoch = -(-len(attempt.resident.data.splits["train"]) // 16)
+    assert steps == [round(milestone * per_epoch) for milestone in milestones]
+
+
+@pytest.mark.parametrize("milestones", [0, 1, 2])
+def test_another_process_goes_on_from_the_folder(workload: Workload, milestones: int, tmp_path: Path) -> None:
+    whole = finish(Attempt(Resident(Workload(**{**asdict(workload), "folder": str(tmp_path / "whole")})), job()))
+    first = Attempt(Resident(workload), job())
+    for _ in range(milestones):
+        first.advance()
+    second = Attempt(Resident(workload), job())
+    if milestones:  # what the first reported may never have arrived
+        assert len(second.advance()["validations"]) == milestones
+    report = finish(second)
+    for key in ("accuracy", "loss", "f1"):
+        assert report["measurements"][key] == whole["measurements"][key]
+    assert [point["loss"] for point in report["points"]] == [point["loss"] for point in whole["points"]]
+
+
+def test_a_committed_result_is_reported_without_training(workload: Workload) -> None:
+    report = finish(Attempt(Resident(workload), job()))
+    again = Attempt(Resident(workload), job())
+    manifest = (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns
+    assert again.advance()["measurements"] == report["measurements"]
+    assert (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns == manifest
+
+
+def test_a_torn_state_is_not_used(workload: Workload) -> None:
+    attempt = Attempt(Resident(workload), job())
+    attempt.advance()
+    state = attempt.folder.latest_state()
+    assert state is not None
+    (state / "state.safetensors").write_bytes((state / "state.safetensors").read_bytes()[:-8])
+    assert len(finish(Attempt(Resident(workload), job()))["validations"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("design", "training", "reason"),
+    [
+        ("full", {"learning_rate": 1e30, "clip": 0.0}, "diverged: "),
+        ("prefix:length=10000000000000", {}, "out of memory: "),
+        ("lora:layers=top 99", {}, "DesignError: the stack has 2 layers"),
+    ],
+)
+def test_failures_are_reported_and_the_resident_lives_on(
+    workload: Workload, design: str, training: dict[str, Any], reason: str
+) -> None:
+    resident = Resident(workload)
+    before = finish(Attempt(resident, job(number=0)))
+    report = finish(Attempt(resident, job(design, number=1, **training)))
+    assert report["failure"].startswith(reason)
+    after = finish(Attempt(resident, job(number=2)))
+    assert after["measurements"]["accuracy"] == before["measurements"]["accuracy"]
+    assert after["measurements"]["loss"] == before["measurements"]["loss"]
+
+
+def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = Resident(workload)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no engine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("petl.training.run.open_engine", broken)  # the design is on the model by then
+        assert finish(Attempt(resident, job(number=0)))["failure"] == "RuntimeError: no engine"
+    assert "measurements" in finish(Attempt(resident, job(number=1)))
+
+
+def test_zero_stage_changes_nothing_that_is_reported_or_kept(workload: Workload, tmp_path: Path) -> None:
+    reports, scores = [], []
+    for stage in (0, 3):
+        resident = Resident(replace(workload, folder=str(tmp_path / str(stage)), zero_stage=stage))
+        attempt = Attempt(resident, job("bitfit+lora:rank=2"))
+        attempt.advance()
+        attempt.close()  # as where its process dies: the next one goes on from the folder
+        reports.append(finish(Attempt(resident, job("bitfit+lora:rank=2"))))
+        scores.append(resident.test(0, None))
+    assert [point["step"] for point in reports[1]["points"]] == [point["step"] for point in reports[0]["points"]]
+    for key in ("accuracy", "loss", "stored_parameters"):
+        assert reports[1]["measurements"][key] == pytest.approx(reports[0]["measurements"][key], abs=1e-5)
+    assert scores[1]["test"] == pytest.approx(scores[0]["test"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["majority", "probe"])
+def test_baselines(workload: Workload, name: str) -> None:
+    resident = Resident(workload)
+    report = Attempt(resident, Job(0, None, name, (), time.time())).advance()
+    measured, labels = report["measurements"], resident.data.splits["validation"].labels.numpy()
+    counts = [int((resident.data.splits["train"].labels == index).sum()) for index in range(3)]
+    majority = float((labels == counts.index(max(counts))).mean())
+    if name == "majority":
+        assert measured["accuracy"] == pytest.approx(majority)
+        assert measured["trained_parameters"] == 0
+    else:
+        assert measured["trained_parameters"] == 3 * (32 + 1)
+        assert measured["accuracy"] > majority
+    scores = resident.test(0, name)
+    assert scores == read_json(TrialFolder(Path(workload.folder), 0).path / "test" / "scores.json")
+
+
+def test_job_survives_json() -> None:
+    assert Job.from_json(job().to_json()).configuration == job().configuration
+
+
+def test_milestones_are_rungs_validations_and_the_end() -> None:
+    assert milestones((0.67,), 3.0) == (0.67, 1.0, 2.0, 3.0)
+    assert milestones((), 2.0, every=0.75) == (0.75, 1.5, 2.0)
+    assert milestones((0.5,), 1.0, every=0.5) == (0.5, 1.0)
+    assert milestones((), 0.4) == (0.4,)
+    assert len(milestones((0.1, 0.3, 0.9), 1.0, every=0.3)) == 5  # 3 x 0.3 is no other place than 0.9
+
+
+def test_a_result_is_never_written_again(workload: Workload) -> None:
+    """By a process that was cut off, say, while another one took its trial up."""
+    cut_off, other = Attempt(Resident(workload), job()), Attempt(Resident(workload), job())
+    cut_off.advance()
+    cut_off.advance()
+    written: list[float] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if not written:
+            written.append(0.0)
+            finish(other)
+            written[0] = manifest.stat().st_mtime_ns
+
+    manifest = other.folder.path / "result" / "manifest.json"
+    assert cut_off._run
+    cut_off._run.progress = meanwhile
+    assert cut_off.advance()["measurements"] == read_json(manifest.parent / "report.json")["measurements"]
+    assert written == [manifest.stat().st_mtime_ns]

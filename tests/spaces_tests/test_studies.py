@@ -1,0 +1,111 @@
+"""Every study file that is shipped: it is read as a user's would be, and its designs fit its backbone."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import optuna
+import pytest
+from transformers import BartConfig, BertConfig, PretrainedConfig
+
+from petl.backbones.count import count
+from petl.backbones.model import Backbone, describe
+from petl.paper.percentages import ROWS, check, from_config
+from petl.paper.results import results
+from petl.presets import parse
+from search.config.study import StudyConfig, load_config
+from search.study.plan import _listed, _searched
+
+ROOT = Path(__file__).parents[2] / "spaces" / "studies"
+STUDIES = sorted(ROOT.rglob("*.yaml"))
+PAPER = [path for path in STUDIES if path.parent == ROOT / "paper"]
+PUBLISHED = {
+    "facebook/bart-large": "bart-large",
+    "facebook/mbart-large-cc25": "mbart-large",
+    "roberta-base": "roberta-base",
+}
+SMALL: dict[str, PretrainedConfig] = {  # by the last word of the model's address, or of its package
+    "tiny-bart-en-ro": BartConfig(
+        vocab_size=8_000, d_model=256, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=1024, decoder_ffn_dim=1024, max_position_embeddings=512,
+    ),
+    "model": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+}  # fmt: skip
+
+
+@cache
+def backbone(model: str) -> Backbone:
+    """What a study's model is by its size, without the hub."""
+    if model in PUBLISHED:
+        return from_config(PUBLISHED[model])
+    with TemporaryDirectory() as folder:
+        SMALL[Path(model).name].save_pretrained(folder)
+        return describe(str(Path(folder) / "config.json"))
+
+
+def read(path: Path) -> StudyConfig:
+    config = load_config(path)
+    return config if config.budget.steps is None else config.with_epochs(1.0)
+
+
+def test_studies_are_found() -> None:
+    assert ROOT / "demo.yaml" in STUDIES
+    assert PAPER
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_study(path: Path) -> None:
+    """A space is sampled, a list planned whole; everything counts."""
+    config = read(path)
+    assert config.study == path.stem
+    model = backbone(config.backbone.model)
+    if config.designs:
+        _, enqueued = _listed(config, model)
+        assert len(enqueued) == config.trials
+        for item in enqueued:
+            counts = count(item.configuration.design, model, labels=3)
+            assert 0 < counts.stored <= counts.base, item.name
+    else:
+        space, _ = _searched(config, model)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(20):
+            assert count(space(study.ask(), model).design, model, labels=3).base
+    for reference in config.reference_configurations().values():
+        assert reference is None or count(reference.design, model, labels=3).base
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_rows_of_the_paper_are_those_that_it_prints(path: Path) -> None:
+    config = read(path)
+    assert config.paper is not None
+    table, task = config.paper.table, config.paper.task
+    printed = set(results(table, task))
+    assert set(config.designs) == printed
+    assert path.stem.startswith(f"{table.replace(' ', '') if table.startswith('f') else f'table{table}'}-{task}")
+    if path.stem.endswith("-small"):
+        return
+    rows = {row.method: row for row in ROWS if table in row.tables.split(", ")}
+    if table != "figure 4":
+        assert printed - {"full fine-tuning"} <= set(rows)
+    model = backbone(config.backbone.model)
+    for name in set(config.designs) & set(rows):
+        assert count(parse(config.designs[name].design), model).paper == check(rows[name]).parameters, name
+
+
+@pytest.mark.parametrize("path", [path for path in PAPER if path.stem.endswith("-small")], ids=lambda path: path.stem)
+def test_small_studies_are_the_full_ones_at_a_smaller_width(path: Path) -> None:
+    """The same rows, whose shares of their sites' widths are the full ones' but for rounding."""
+    small, full = read(path), read(path.with_name(path.name.replace("-small", "")))
+    assert small.paper == full.paper
+    assert list(small.designs) == list(full.designs)
+    narrower = 2 if "table2" in path.stem else 4
+    for name, row in small.designs.items():
+        given, wanted = parse(row.design).modifications, parse(full.designs[name].design).modifications
+        assert [m.form for m in given] == [m.form for m in wanted]
+        for one, other in zip(given, wanted, strict=True):
+            assert one.size == (max(1, (other.size + narrower // 2) // narrower) if other.size else 0), name
+            assert (one.scale, one.init, one.insertion, one.site) == (
+                other.scale, other.init, other.insertion, other.site,
+            )  # fmt: skip
