@@ -23,8 +23,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from search.storage.studies import study_begun
-
 _POLL: Final = 1.0  # seconds between two looks at a driver that is about to end
 
 
@@ -69,6 +67,7 @@ def _is_begun(study: str, config: dict[str, Any]) -> bool:
     """Raises SystemExit where that cannot be asked."""
     from search.storage.address import AddressError
     from search.storage.locations import database_url
+    from search.storage.studies import study_begun
     from search.trials.records import RecordsError
 
     try:
