@@ -139,7 +139,11 @@ class Tree:
 
 
 def _read(file: Path, root: Path) -> Module:
+    """Return a file parsed, with the imports of its stub, by which `lazy_loader` knows what a package hands on."""
     parts = file.relative_to(root).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    text = file.read_text()
-    return Module(name, file, ast.parse(text), len(text.splitlines()))
+    text, stub = file.read_text(), file.with_suffix(".pyi")
+    tree = ast.parse(text)
+    if stub.exists():
+        tree.body += [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+    return Module(name, file, tree, len(text.splitlines()))

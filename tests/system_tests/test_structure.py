@@ -14,7 +14,8 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.
 FILES = {
     "petl/__init__.py": "",
     "petl/design.py": "class DesignError(ValueError): ...\nclass Design: ...\n",
-    "petl/forms/__init__.py": "from petl.forms.low_rank import rank\n",
+    "petl/forms/__init__.py": "import lazy_loader\n",
+    "petl/forms/__init__.pyi": "from .low_rank import rank\n\n__all__ = ['rank']\n",
     "petl/forms/low_rank.py": "def rank(): ...\ndef scale(): ...\n",
     "spaces/__init__.py": "",
     "spaces/unified.py": "import petl.design\ndef sample(): return petl.design.Design()\n",
