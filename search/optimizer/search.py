@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from petl.configuration import Configuration
 from petl.design import Design
@@ -32,6 +32,7 @@ from search.trials.objectives import ruling
 from search.trials.pareto import MAXIMIZE
 from search.trials.record import Aside, Origin, State, TrialRecord
 from search.trials.records import Records
+from search.trials.resolved import Enqueued
 from spaces.space import Point, Space, decode
 
 if TYPE_CHECKING:
@@ -81,15 +82,6 @@ class Resume:
 
 
 Step: TypeAlias = Start | Resume | Idle
-
-
-@dataclass(frozen=True)
-class Enqueued:
-    """A design to train before anything is sampled. `coordinates` are its own in the space, if it is there."""
-
-    name: str
-    configuration: Configuration
-    coordinates: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

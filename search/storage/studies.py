@@ -73,7 +73,7 @@ def study_info(url: str, name: str, key: str) -> Any:
 
 def study_begun(url: str, name: str) -> bool:
     """Whether a study is on record: one whose driver died before it had said what is run is not."""
-    return _exists(url) and study_info(url, name, "resolved") is not None
+    return _exists(url) and study_info(url, name, records.RESOLVED) is not None
 
 
 def delete_study(url: str, name: str) -> None:

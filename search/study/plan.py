@@ -16,12 +16,13 @@ from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.replication import Race
 from search.optimizer.samplers import excess
-from search.optimizer.search import Enqueued, Plan, Search
+from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, needs, require_room
 from search.study.places import StudyError
 from search.study.warm_start import prior
 from search.trials.records import SECONDS, Records
+from search.trials.resolved import Enqueued
 from search.workers import cluster
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space

@@ -42,8 +42,12 @@ from search.trials.record import (
     _record,
     _stop,
 )
+from search.trials.resolved import Resolved
 
+# The study's user attributes.
 _OBJECTIVES: Final = "objectives"
+_CONFIG: Final = "config"
+RESOLVED: Final = "resolved"  # the last one that `run` writes: a study without it has not begun
 
 T = TypeVar("T")
 
@@ -93,6 +97,7 @@ class Records:
         self._study_id = study_id
         self.persist: Persist = persist or Once()
         self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
+        self._resolved: Resolved | None = None  # parsed when it is first asked for
         self._records: list[TrialRecord] = []
         self._origins: list[Origin] = []
         self._stops: dict[int, float] = {}
@@ -160,6 +165,27 @@ class Records:
         """Keep a JSON value for the study, such as what was resolved once."""
         self._info[key] = json.loads(json.dumps(value))
         self.persist(lambda: self._storage.set_study_user_attr(self._study_id, key, self._info[key]))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The study file as it was last run, in JSON."""
+        return self._info[_CONFIG]  # type: ignore[no-any-return]
+
+    @config.setter
+    def config(self, config: Mapping[str, Any]) -> None:
+        self.set_info(_CONFIG, config)
+
+    @property
+    def resolved(self) -> Resolved:
+        """What the study fixed when it began."""
+        if self._resolved is None:
+            self._resolved = Resolved.from_dict(self._info[RESOLVED])
+        return self._resolved
+
+    @resolved.setter
+    def resolved(self, resolved: Resolved) -> None:
+        self.set_info(RESOLVED, resolved.to_dict())
+        self._resolved = resolved
 
     def create(
         self,

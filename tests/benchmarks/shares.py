@@ -23,10 +23,11 @@ from petl.presets import lora
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import rule
 from search.optimizer.samplers import TEACHING
-from search.optimizer.search import Enqueued, Plan, Search, Start, Step
+from search.optimizer.search import Plan, Search, Start, Step
 from search.optimizer.simulation.replay import Clock, replay
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
+from search.trials.resolved import Enqueued
 
 _NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; no table has a model
 

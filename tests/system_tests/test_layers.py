@@ -29,7 +29,7 @@ ROOMS = {  # what a room may import beside itself
     "petl.adapters": PETL | {"petl.data", "petl.attach", "petl.forms", "petl.training"},
     "petl.paper": PETL,
     "spaces": PETL,
-    "search.trials": {"petl"},
+    "search.trials": PETL,
     "search.optimizer": PETL | {"spaces", "search.trials"},
     "search.storage": PETL | {"petl.data", "search.trials"},
     "search.config": {"petl", "petl.paper", "spaces", "search.trials", "search.optimizer", "search.storage"},

@@ -20,10 +20,11 @@ from petl.presets import parse
 from search.optimizer import search as core
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import Asha, Dominated, Halving, Never, ParetoAsha, Rule
-from search.optimizer.search import DONE, WAIT, Decision, Enqueued, Plan, Resume, Search, SearchError, Start
+from search.optimizer.search import DONE, WAIT, Decision, Plan, Resume, Search, SearchError, Start
 from search.storage.studies import create_study, open_study
 from search.trials.record import State
 from search.trials.records import Records
+from search.trials.resolved import Enqueued
 from spaces.dimensions import SpaceError
 from spaces.space import SPACES, decode, encode, resolve
 

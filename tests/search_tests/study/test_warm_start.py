@@ -16,7 +16,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search.config.study import ConfigError, load_config
 from search.optimizer.budget import Budget
-from search.optimizer.search import Enqueued, Search
+from search.optimizer.search import Search
 from search.results.query import Study, load_study
 from search.study.warm_start import _covering, prior
 from search.tracking.schema import StudySummary, TrialRow
@@ -24,6 +24,7 @@ from search.tracking.writer import Tracker
 from search.trials.pareto import hypervolume
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
+from search.trials.resolved import Enqueued
 from spaces.space import decode, encode, resolve
 
 SPACE = {"name": "unified", **OPTIONS}
