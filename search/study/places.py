@@ -18,7 +18,8 @@ from search.config.study import StudyConfig
 from search.storage.address import bare, masked, sqlite_file, whole, whole_again
 from search.storage.database import is_postgresql
 from search.storage.locations import FullDiskError, StoreError, artifact_root, database_url, home, is_full, store_uri
-from search.storage.locks import StudyLock, driving
+from search.storage.locks import StudyLock
+from search.storage.locks import driving as holding
 from search.storage.remote import Mirror, mirror_of
 from search.storage.studies import delete_study, study_begun, study_exists
 from search.tracking.client import discard, has_trials
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-_JOURNAL: Final = "journal"  # in the study's folder
+JOURNAL: Final = "journal"  # in the study's folder
 
 
 class StudyError(ValueError):
@@ -48,22 +49,22 @@ class UndeliveredStudy(Exception):  # noqa: N818 (no error of the study's: it is
 
 
 @contextmanager
-def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
+def driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
     """This process is the study's one driver inside; Ctrl-C, or a closed pipe, becomes InterruptedStudy.
 
     What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
     """
-    lock = StudyLock(_folder(study))
+    lock = StudyLock(folder_of(study))
     lock.drive(say=console.print)
     try:
-        with driving(database, study) as guard:
+        with holding(database, study) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
         begun = True
         with suppress(StoreError):  # of a database that is away
             begun = study_begun(database, study)
         raise InterruptedStudy(
-            f"interrupted; nothing that was finished is lost. Go on with: {_resuming(study, database)}"
+            f"interrupted; nothing that was finished is lost. Resume with: {resume_command(study, database)}"
             if begun
             else f"interrupted before the study {study!r} began"
         ) from None
@@ -72,14 +73,14 @@ def _driving(study: str, database: str, console: Console) -> Iterator[Callable[[
             raise
         raise FullDiskError(
             f"a disk is full ({' '.join(masked(error).split())}); nothing that was finished is lost. Make room, "
-            f"perhaps by storage.max_gb, and go on with: {_resuming(study, database)}"
+            f"perhaps by storage.max_gb, and resume with: {resume_command(study, database)}"
         ) from None
     finally:
         lock.release()
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM, which schedulers and clouds send before they kill, does what Ctrl-C does at that moment."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
@@ -97,7 +98,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _uri(config: StudyConfig, records: Records) -> str:
+def store_of(config: StudyConfig, records: Records) -> str:
     """The MLflow store of a study: what it was when the study began, the home's own where nothing was said.
 
     Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
@@ -108,9 +109,9 @@ def _uri(config: StudyConfig, records: Records) -> str:
     return whole_again(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
-def _require_new(config: StudyConfig, database: str) -> None:
+def require_new(config: StudyConfig, database: str) -> None:
     """Raises StudyError where trials of a study of that name are kept whose records are not in the database."""
-    places = {str(_folder(config.study)): any(_folder(config.study).glob("trials/*/*/manifest.json"))}
+    places = {str(folder_of(config.study)): any(folder_of(config.study).glob("trials/*/*/manifest.json"))}
     for mirror in _mirrors(config):
         places[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
     uri = store_uri(config.tracking.uri)
@@ -125,39 +126,39 @@ def _require_new(config: StudyConfig, database: str) -> None:
 
 def _mirrors(config: StudyConfig) -> list[Mirror]:
     """Where the study's trials are to be kept, or were, beside its folder."""
-    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(_folder(config.study))) else None}
+    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(folder_of(config.study))) else None}
     return [Mirror(path, config.study) for path in there if path]
 
 
-def _delete(config: StudyConfig, database: str) -> None:
+def delete(config: StudyConfig, database: str) -> None:
     """Removes a study everywhere, its lock file excepted; nothing where there is none."""
     discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
     if study_exists(database, config.study):
         delete_study(database, config.study)
     for mirror in _mirrors(config):
         mirror.delete()
-    for part in ("trials", _JOURNAL):
-        shutil.rmtree(_folder(config.study) / part, ignore_errors=True)
+    for part in ("trials", JOURNAL):
+        shutil.rmtree(folder_of(config.study) / part, ignore_errors=True)
     if root := artifact_root(config.tracking.uri):
         shutil.rmtree(root / config.study, ignore_errors=True)
 
 
-def _resuming(study: str, database: str) -> str:
+def resume_command(study: str, database: str) -> str:
     """What to type to go on with a study."""
     where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(database))} " if database != database_url() else ""
     return f"{where}petl-search resume {study}"
 
 
-def _shared(config: StudyConfig) -> Path | None:
+def shared_folder(config: StudyConfig) -> Path | None:
     """The folder that all nodes share, if they share no store."""
-    return None if config.storage.path else _folder(config.study)
+    return None if config.storage.path else folder_of(config.study)
 
 
-def _folder(study: str) -> Path:
+def folder_of(study: str) -> Path:
     return home() / "studies" / study
 
 
-def _database(config: StudyConfig) -> str:
+def database_of(config: StudyConfig) -> str:
     """The address of a study's records. Raises StudyError where MLflow has that database."""
     database = database_url(config.storage.database)
     if file := sqlite_file(database):

@@ -18,7 +18,8 @@ from search.optimizer.replication import Race
 from search.optimizer.samplers import excess
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
-from search.storage.quota import GB, needs, require_room
+from search.storage.quota import GB, needs
+from search.storage.quota import require_room as require_quota
 from search.study.places import StudyError
 from search.study.warm_start import prior
 from search.trials.records import SECONDS, Records
@@ -28,7 +29,7 @@ from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
 
 
-def _replicating(
+def replication(
     config: StudyConfig,
     records: Records,
     plan: Plan,
@@ -47,12 +48,23 @@ def _replicating(
     )
 
 
-def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+def is_finished(config: StudyConfig, records: Records) -> bool:
+    """Return whether nothing is left to train: no trial, no reference, no replicate."""
+    trials = records.all()
+    return (
+        not any(record.state.open for record in trials)
+        and sum(record.reference is None for record in trials) >= config.trials
+        and set(config.references) <= {record.reference for record in trials}
+        and replication(config, records, search_plan(config, records.info("resolved"))).done
+    )
+
+
+def rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
     """A search that proposes one point and is thrown away.
 
     Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
     """
-    plan, names = _plan(config, resolved), config.objectives.names
+    plan, names = search_plan(config, resolved), config.objectives.names
     Search(Records.in_memory(names), plan)
     if config.designs:
         return
@@ -60,21 +72,21 @@ def _rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
     Search(Records.in_memory(names), bare).next(free_workers=1)
 
 
-def _limit(config: StudyConfig) -> int | None:
+def disk_limit(config: StudyConfig) -> int | None:
     """The study's bytes, at most; None for no limit."""
     return None if config.storage.max_gb is None else int(config.storage.max_gb * GB)
 
 
-def _require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+def require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
     """Raises DiskError where the references and one trial cannot be within storage.max_gb."""
-    if (limit := _limit(config)) is None:
+    if (limit := disk_limit(config)) is None:
         return
     known = [configuration for _, configuration in config.listed] or [Configuration(Design(), config.fixed_training)]
     smallest = min(known, key=lambda configuration: needs(configuration, resolved).peak)
-    require_room(limit, config.reference_configurations(), smallest, resolved)
+    require_quota(limit, config.reference_configurations(), smallest, resolved)
 
 
-def _plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
+def search_plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
     backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
     space, enqueued = (_listed if config.designs else _searched)(config, backbone)
     enqueued += [
@@ -133,11 +145,11 @@ def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqu
     return space, [enqueued(text) for text in config.enqueue]
 
 
-def _warm(config: StudyConfig, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+def warm_start(config: StudyConfig, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What earlier studies give this one to begin with. Raises StoreError where one is not there."""
     if not config.warm_start:
         return []
-    plan = _plan(config, {**resolved, "warm": []})
+    plan = search_plan(config, {**resolved, "warm": []})
     found = prior(
         [load_study(name, config.tracking.uri) for name in config.warm_start],
         space=config.space,

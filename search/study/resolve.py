@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from petl.data.tokens import TaskData
 
 
-def _settled(config: StudyConfig, resolved: Mapping[str, Any]) -> StudyConfig:
+def settled(config: StudyConfig, resolved: Mapping[str, Any]) -> StudyConfig:
     """The study with its budget in epochs, where it was given in steps."""
     return config if config.budget.steps is None else config.with_epochs(resolved["epochs"])
 
@@ -33,7 +33,7 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
     return config.budget.steps * training.accumulation / batches
 
 
-def _resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> dict[str, Any]:
+def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> dict[str, Any]:
     """What a study fixes when it begins, or fixed: then with its `revision` and `located` task.
 
     Raises BackboneError and TaskError where something is not there.

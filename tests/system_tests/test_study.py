@@ -26,8 +26,9 @@ from search.results.query import Study, load_study
 from search.storage.folder import read_json
 from search.storage.locations import StoreError, database_url
 from search.storage.studies import open_study
-from search.study.places import InterruptedStudy, StudyError, _driving, _terminated_as_interrupted
-from search.study.run import _headline, _workload, resume, run
+from search.study.places import InterruptedStudy, StudyError, driving, terminated_as_interrupted
+from search.study.run import resume, run
+from search.study.runner import headline, study_context
 from search.trials.record import State
 from search.workers import cluster
 
@@ -113,7 +114,7 @@ def test_the_headline_says_where_trials_are_compared(finished: tuple[Study, str]
 def test_a_rule_without_rungs_is_told_of(scheduler: dict[str, Any], words: str, content: dict[str, Any]) -> None:
     config = load_config({**content, "scheduler": scheduler})
     resolved = {"rows": {}, "task": {"name": "tweets"}, "precision": "fp32"}
-    assert _headline(config, resolved, at_once=2).endswith(words)
+    assert headline(config, resolved, at_once=2).endswith(words)
 
 
 def test_stopped_trials_are_not_complete_and_not_on_the_front(finished: tuple[Study, str]) -> None:
@@ -125,6 +126,17 @@ def test_stopped_trials_are_not_complete_and_not_on_the_front(finished: tuple[St
     for trial in study.trials:
         reached = max(trial.record.rungs)
         assert reached == (2.0 if trial.state is State.COMPLETE else 1.0)
+
+
+def test_a_resume_that_no_cluster_takes_leaves_the_study_as_it_was(
+    finished: tuple[Study, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins work, so that Ray is joined; what Ray refuses must not be what a later resume begins with."""
+    records = open_study(database_url(), "tiny", writes=False)
+    before = records.info("config")
+    with pytest.raises(cluster.ClusterError):
+        resume("tiny", overrides=["budget.trials=7", "resources.gpus_per_trial=8"])
+    assert open_study(database_url(), "tiny", writes=False).info("config") == before
 
 
 def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], home: Path) -> None:
@@ -216,7 +228,7 @@ def test_sigterm_is_a_ctrl_c(disposition: Any) -> None:
     """Also where SIGINT is ignored, as in what a shell puts into the background."""
     before = signal.signal(signal.SIGINT, disposition)
     try:
-        with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():  # noqa: PT012
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
     finally:
@@ -229,7 +241,7 @@ def test_ctrl_c_and_a_closed_pipe_say_how_to_go_on(end: Any, finished: tuple[Stu
     console = Console(file=(home / "unread.txt").open("w"))
     with (
         pytest.raises(InterruptedStudy, match=r"nothing that was finished is lost.*petl-search resume tiny"),
-        _driving("tiny", database_url(), console),
+        driving("tiny", database_url(), console),
     ):
         raise end
 
@@ -242,7 +254,7 @@ def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
     numbers = [int(folder.parent.name) for folder in (first, second)]
     database = f"sqlite:///{home}/optuna.db"
     records = open_study(database, "tiny")
-    workload = _workload(load_config(home / "study.yaml"), records)
+    workload = study_context(load_config(home / "study.yaml"), records)
     for folder in (first, second):
         shutil.rmtree(folder)
     heard: dict[int, str] = {}

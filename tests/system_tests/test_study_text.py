@@ -16,7 +16,7 @@ from petl.tasks import Task
 from search import Study, run
 from search.config.study import load_config
 from search.storage.folder import PREDICTIONS, TrialFolder
-from search.study.resolve import _resolve
+from search.study.resolve import resolve
 from search.trials.record import State
 
 
@@ -117,9 +117,9 @@ def test_what_a_study_fixed_is_not_looked_for_again(tmp_path: Path, monkeypatch:
     content["task"] |= {"max_target_length": 12, "decoding": {"max_length": 12}}
     config = load_config(content)
     monkeypatch.setenv("PETL_DATA", str(tmp_path / "data"))
-    began = _resolve(config)
+    began = resolve(config)
     monkeypatch.delenv("PETL_DATA")
-    again = _resolve(config, located=Task.from_dict(began["task"]))
+    again = resolve(config, located=Task.from_dict(began["task"]))
     assert again["digest"] == began["digest"]
     assert again["task"]["data_dir"] == str(tmp_path / "data" / "wmt16_en_ro")
 
@@ -131,4 +131,4 @@ def test_predictions_are_kept_where_there_is_no_test_split(tmp_path: Path) -> No
         "backbone": {"model": str(texts.write_backbone("bart", tmp_path)), "precision": "fp32"},
         "task": texts.task(Path("-"), paths=splits),
     }
-    assert _resolve(load_config(content))["final"] == ["validation"]
+    assert resolve(load_config(content))["final"] == ["validation"]

@@ -1,0 +1,46 @@
+"""Who sees the test split: the members of the front when a search is over, and the references beside them.
+
+Nobody else does, and nobody before: a search that chose by test scores would have none left to trust.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from search.config.study import StudyConfig
+from search.storage.folder import TrialFolder
+from search.trials.pareto import front as non_dominated
+from search.trials.record import State, TrialRecord, named
+from search.trials.records import Records, believed
+
+
+def front_of(records: Records) -> list[TrialRecord]:
+    """Return the non-dominated complete trials, the cheapest first. Limits were kept before training."""
+    complete = [
+        (record, [objective.value(record.measurements) or 0.0 for objective in records.objectives])
+        for record in records.all()
+        if record.state is State.COMPLETE and record.reference is None and record.measurements
+    ]
+    mask = non_dominated([values for _, values in complete], [objective.direction for objective in records.objectives])
+    members = [member for member, on_front in zip(complete, mask, strict=True) if on_front]
+    return [record for record, _ in sorted(members, key=lambda member: member[1][1:])]
+
+
+def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
+    """Return the trials that are scored on whole splits at the end of a study.
+
+    Of a search these are the front, what replicates put on it, and the references; of a list all.
+    """
+    complete = [record for record in records.all() if record.state is State.COMPLETE]
+    if config.designs:
+        return complete
+    front = front_of(records)
+    credible = named(believed(records)) - {record.number for record in front}
+    return [*front, *(record for record in complete if record.reference or record.number in credible)]
+
+
+def unscored(config: StudyConfig, records: Records, folder: Path) -> list[TrialRecord]:
+    """Return the eligible trials that have no final scores in the study's `folder` yet."""
+    if not records.info("resolved")["final"]:
+        return []
+    return [record for record in eligible(config, records) if not TrialFolder(folder, record.number).find("test")]

@@ -1,0 +1,311 @@
+"""Runner: all that happens to a study that is on record, from wherever it stands to its published front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from rich.console import Console
+
+from search.config.study import StudyConfig
+from search.optimizer.budget import KEPT_EVERY, Meter
+from search.optimizer.rungs import Halving
+from search.optimizer.search import Search
+from search.results import tables
+from search.results.live import Display
+from search.results.query import Study, load_study
+from search.storage.folder import TrialFolder
+from search.storage.locations import FullDiskError, StoreError, artifact_root, is_full
+from search.storage.quota import Held, Room
+from search.storage.remote import keep_at
+from search.study.final_scores import eligible, front_of, unscored
+from search.study.places import (
+    JOURNAL,
+    UndeliveredStudy,
+    database_of,
+    folder_of,
+    resume_command,
+    store_of,
+    terminated_as_interrupted,
+)
+from search.study.plan import disk_limit, replication, search_plan
+from search.tracking.outbox import Delivery, Journal, patiently
+from search.tracking.publisher import Publisher
+from search.tracking.writer import Tracker
+from search.trials.naming import cost_text
+from search.trials.records import SECONDS, Records
+from search.workers import cluster
+from search.workers.training import Workload
+from search.workers.tune import Bridge, RaceBridge, run_trials
+
+_PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
+_BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
+
+
+class Runner:
+    """Trains what is left of a study, scores its front, and publishes both. Ray is joined already.
+
+    MLflow is only the published copy: the study goes on while it is away, and waits for it at the end.
+    """
+
+    def __init__(self, config: StudyConfig, records: Records, console: Console) -> None:
+        self.config, self.records = config, records
+        self.folder, self.uri = folder_of(config.study), store_of(config, records)
+        keep_at(self.folder, config.storage.path)
+        self.workload = study_context(config, records)
+        self.resolved = records.info("resolved")
+        self.plan = search_plan(config, self.resolved)
+        self.display = Display(
+            config.study,
+            config.trials,
+            cluster.room(config.resources),
+            config.objectives.names,
+            records.all,
+            lambda: front_of(records),
+            console,
+            lambda number, seed=None: TrialFolder(self.folder, number, seed).told(),
+            config.rule.total if isinstance(config.rule, Halving) else None,
+        )
+
+    def run(self) -> Study:
+        """Run the study to its end, and return it read back.
+
+        Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
+        """
+        published = {key: self.resolved[key] for key in _PUBLISHED}
+        info = {**self.config.model_dump(mode="json"), "resolved": published}
+        root = artifact_root(self.uri)
+        connect = partial(Tracker.open, self.uri, self.config.study, root, info)
+        tracker = None if self.records.all() else connect()  # a resumed study does without MLflow, if need be
+        self.records.persist.announce(self.display.say)
+        journal = Journal(self.folder / JOURNAL, self.display.say)
+        with Delivery(journal, connect, self.folder, self.display.say, tracker) as self.delivery:
+            artifacts, limit = root / self.config.study if root else None, disk_limit(self.config)
+            self.publisher = Publisher(
+                self.delivery.tell,
+                self.records,
+                self.folder,
+                lambda: Held(self.folder, artifacts, self.records.all()).used,
+                limit,
+            )
+            self.room = Room(
+                limit,
+                self.folder,
+                artifacts,
+                self.records,
+                shown=lambda: eligible(self.config, self.records),
+                withdraw=self.publisher.withdrawn,
+                settled=self.delivery.drain,
+                patience=self.config.tracking.patience,
+            )
+            self.delivery.tell(("begin", {}))
+            try:
+                with terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
+                    self._train()
+                    self._score()
+                self._publish()
+            except UndeliveredStudy:
+                raise
+            except BaseException as error:
+                self.delivery.tell(("close", {"status": "FAILED" if isinstance(error, Exception) else "KILLED"}))
+                if not self.delivery.drain(patience=0.0, limit=_BRIEFLY):
+                    self.display.say(f"{self.delivery.waiting} for MLflow wait on disk; a resume delivers them")
+                raise
+            finally:
+                self.records.disconnect()
+        return self._read()
+
+    def _train(self) -> None:
+        """Train the search's trials, then the replicates, both on one clock."""
+        self.publisher.everything()
+        self.display.say(headline(self.config, self.resolved, self.display.at_once))
+        with self._stopwatch() as clock:
+            search = Search(self.records, self.plan, clock, self.room.lacking)
+            for record in search.take_closed():  # no worker reports them
+                self.publisher.ended(record)
+            self._search(search)
+            self._replicate(search)
+            self._say_device_hours(search.meter)
+
+    def _search(self, search: Search) -> None:
+        if not search.done:
+            try:
+                with self.display.showing():
+                    bridge = Bridge(search, (self.publisher, self.display), self.config.objectives.score)
+                    run_trials(bridge, self.workload, self.config.resources)
+            finally:
+                search.meter.keep()
+        if not search.done:
+            raise KeyboardInterrupt  # Tune ends by itself only where it was interrupted, and keeps that to itself
+        if search.note:
+            self.display.say(search.note)
+        elif search.meter.spent and (search.counted < self.config.trials or search.waiting):
+            left = f", {search.waiting} of which are not finished" if search.waiting else ""
+            self.display.say(
+                f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
+                "resume with more to continue"
+            )
+
+    def _replicate(self, search: Search) -> None:
+        race = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
+        self.publisher.believed(race.conclude())
+        if not self.config.replicates.seeds:
+            return
+        if search.meter.spent:
+            self.display.say(
+                f"no more replicates: the budget of {search.meter.spent} is spent; resume with more to continue"
+            )
+            return
+        if not race.done:
+            self.display.say(
+                f"replicates: up to {self.config.replicates.seeds} fresh seeds for trials that are contested, "
+                f"{race.left:.3g} epochs together at most"
+            )
+            try:
+                with self.display.replicating(lambda: race.runs):
+                    run_trials(RaceBridge(race, (self.publisher, self.display)), self.workload, self.config.resources)
+            finally:
+                race.meter.keep()
+        if not race.done:
+            raise KeyboardInterrupt  # as after the search
+        beliefs = race.conclude()
+        self.publisher.believed(beliefs)
+        if race.note:
+            self.display.say(race.note)
+        elif search.meter.spent:
+            self.display.say(
+                f"the budget of {search.meter.spent} is spent; resume with more to continue with the replicates"
+            )
+        elif not beliefs:
+            self.display.say(
+                "no trial has a second seed: nothing is contested, all failed, or one training is more than "
+                f"replicates.extra {self.config.replicates.extra:g} of the search's epochs; "
+                f"`{self._resume_command} --set replicates.extra=1` allows more"
+            )
+
+    def _say_device_hours(self, meter: Meter) -> None:
+        if self.config.budget.device_hours or self.config.budget.money:
+            price = self.config.budget.price_per_device_hour
+            cost = f", {cost_text(price * meter.device_hours)} of money" if price else ""
+            self.display.say(f"trials have held devices for {cost_text(meter.device_hours)} hours{cost}")
+
+    @contextmanager
+    def _stopwatch(self) -> Iterator[Callable[[], float]]:
+        """Yield a clock of the seconds that the study has been searching, over all its drivers.
+
+        What a killed driver spent in its last minute is not known, and not counted.
+        """
+        before, began = float(self.records.info(SECONDS, 0.0)), time.monotonic()
+        kept = began
+
+        def clock() -> float:
+            nonlocal kept
+            now = time.monotonic()
+            if now - kept >= KEPT_EVERY:
+                kept = now
+                self.records.set_info(SECONDS, before + now - began)
+            return before + now - began
+
+        try:
+            yield clock
+        finally:
+            self.records.set_info(SECONDS, clock())
+            self.publisher.spent()
+
+    def _score(self) -> None:
+        """Score those that see the test split, and have not yet."""
+        if untested := unscored(self.config, self.records, self.folder):
+            splits = self.resolved["final"]
+            self.display.say(
+                f"scoring {len(untested)} trials on the {' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"
+            )
+            with self.display.scoring([record.number for record in untested]) as done:
+
+                def scored(number: int, reason: str) -> None:
+                    done(number)
+                    if reason and is_full(OSError(reason)):
+                        raise FullDiskError(f"scoring trial {number}: {reason}")
+                    if reason:
+                        self.display.say(f"trial {number} could not be scored: {reason}")
+
+                trials = [(record.number, record.reference) for record in untested]
+                cluster.test_scores(self.workload, self.config.resources, trials, scored)
+        self.publisher.tested(eligible(self.config, self.records))
+
+    def _publish(self) -> None:
+        """Publish the front of what MLflow has. Raises UndeliveredStudy where it stays away."""
+        self._deliver()
+        if self.delivery.left_out:  # somebody deleted a run, say: it is created once more
+            self.publisher.everything()
+            self.publisher.tested(eligible(self.config, self.records))
+            self._deliver()
+        study = self._read()
+        files = [file.name for file in tables.write_front(study, self.folder)]
+        front = {"rows": study.front().to_rows(), "references": study.reference_rows(), "files": files}
+        self.delivery.tell(("front", front))
+        self._deliver()
+        self.publisher.weighed()
+        self.delivery.tell(("close", {"status": "FINISHED"}))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Wait until MLflow has everything. Raises UndeliveredStudy where it stays away."""
+        if not self.delivery.drain(self.config.tracking.patience):
+            raise UndeliveredStudy(
+                f"the trials of {self.config.study} are done and kept, but MLflow does not answer "
+                f"({self.delivery.trouble}). {self.delivery.waiting} for it wait in {self.delivery.journal.folder}: "
+                f"`{self._resume_command}` delivers them when it is back, and trains nothing again"
+            )
+
+    def _read(self) -> Study:
+        """Return the study as MLflow has it. Raises UndeliveredStudy where it stays away."""
+        try:
+            return patiently(lambda: load_study(self.config.study, self.uri), self.config.tracking.patience)
+        except StoreError as error:
+            raise UndeliveredStudy(
+                f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
+                f"({error}); `{self._resume_command}` ends the study when it is back"
+            ) from error
+
+    @property
+    def _resume_command(self) -> str:
+        return resume_command(self.config.study, database_of(self.config))
+
+
+def study_context(config: StudyConfig, records: Records) -> Workload:
+    """Return what the workers are given; the precision is measured once a study, where it would train."""
+    resolved = records.info("resolved")
+    workload = Workload(
+        folder=str(folder_of(config.study)),
+        backbone=resolved["backbone"],
+        task=resolved["task"],
+        precision=resolved["precision"],
+        seed=config.seed,
+        zero_stage=config.resources.zero_stage,
+        offload=config.resources.offload,
+        generates=resolved["generates"],
+        final=tuple(resolved["final"]),
+        store=config.storage.path,
+    )
+    if workload.precision == "auto":
+        workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
+        records.set_info("resolved", {**resolved, "precision": workload.precision})
+    return workload
+
+
+def headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:
+    """Return the line that a study begins with: model, data, budget, rule, and how many train `at_once`."""
+    rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
+    fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
+    rungs = " and ".join(f"{rung:g}" for rung in config.rule.rungs)
+    name = config.scheduler.name
+    rule = f", {name} at {rungs}" if rungs else "" if name == "none" else f", {name} without a rung below that"
+    return (
+        f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
+        f"{resolved['precision']}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
+        f"{at_once}{fewer} at once"
+    )
