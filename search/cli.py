@@ -498,13 +498,13 @@ def _end(study: Study) -> None:
 
 def _require_no_password(overrides: list[str] | None) -> None:
     """Raises AddressError for one on the command line, which others on the machine see, and Ray keeps."""
-    from search.storage.address import AddressError, masked
+    from search.storage.address import AddressError, redacted
 
     for override in overrides or ():
-        if masked(override) != override:
+        if redacted(override) != override:
             raise AddressError(
                 "a password on the command line is seen by everybody on this machine; write ${NAME} for it, which is "
-                f"of the environment, or leave it to the study file. Received --set {masked(override)}"
+                f"of the environment, or leave it to the study file. Received --set {redacted(override)}"
             )
 
 
@@ -549,9 +549,9 @@ def main() -> None:
             sys.excepthook = _told  # here, since typer sets one of its own
             raise
         from petl.untrusted import printable
-        from search.storage.address import masked
+        from search.storage.address import redacted
 
-        typer.echo(f"petl-search: {printable(masked(error))}", err=True)
+        typer.echo(f"petl-search: {printable(redacted(error))}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
 
 
@@ -560,9 +560,9 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
     import traceback
 
     from petl.untrusted import printable
-    from search.storage.address import masked
+    from search.storage.address import redacted
 
-    typer.echo(printable(masked("".join(traceback.format_exception(kind, error, trace)))), err=True, nl=False)
+    typer.echo(printable(redacted("".join(traceback.format_exception(kind, error, trace)))), err=True, nl=False)
 
 
 def _warned(message: Warning | str, kind: type[Warning], file: str, line: int, *_: object) -> None:

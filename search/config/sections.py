@@ -38,7 +38,9 @@ class _Section(BaseModel):
 
 # What is dumped and printed of an address has no password.
 _Address = Annotated[
-    str | None, PlainSerializer(lambda value: None if value is None else address.bare(value)), Field(repr=False)
+    str | None,
+    PlainSerializer(lambda value: None if value is None else address.without_password(value)),
+    Field(repr=False),
 ]
 
 
@@ -250,7 +252,7 @@ class TrackingConfig(_Section):
     @classmethod
     def _checked(cls, value: str | None) -> str | None:
         if value is not None:
-            address.whole(value)
+            address.expand_env(value)
         return _anchored_sqlite(value)
 
 

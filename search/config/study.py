@@ -391,9 +391,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         except OSError as error:
             raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source} is no YAML file: {address.masked(error)}") from None
+            raise ConfigError(f"{source} is no YAML file: {address.redacted(error)}") from None
     if not isinstance(data, dict):
-        received = address.masked(repr(data))
+        received = address.redacted(repr(data))
         raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
     for override in overrides:
         _override(data, override)
@@ -409,15 +409,15 @@ def _override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
     if not equals or not all((*sections, key)):
-        raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {address.masked(override)!r}")
+        raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {address.redacted(override)!r}")
     for section in sections:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
-            raise ConfigError(f"--set {address.masked(override)}: {section} is a value, not a section")
+            raise ConfigError(f"--set {address.redacted(override)}: {section} is a value, not a section")
     try:
         data[key] = yaml.load(text, _Loader)
     except yaml.YAMLError:
-        raise ConfigError(address.masked(f"--set {override}: {text!r} is no YAML value")) from None
+        raise ConfigError(address.redacted(f"--set {override}: {text!r} is no YAML value")) from None
 
 
 def _fault(fault: Any) -> str:
@@ -428,7 +428,7 @@ def _fault(fault: Any) -> str:
     elif fault["type"] == "extra_forbidden":
         rule = "no such key"
     # our own rules quote what they received where it is not the whole section
-    received = "" if "received" in rule else address.masked(f"; received {fault['input']!r}")
+    received = "" if "received" in rule else address.redacted(f"; received {fault['input']!r}")
     return f"{where}: {rule}{received}" if where else f"{rule}{received}"
 
 

@@ -31,7 +31,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from search.config.study import StudyConfig, load_config
 from search.jobs import entrypoint as arrival
-from search.storage.address import REFERENCE, bare, masked, sqlite_file
+from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
+from search.storage.locations import resume_command
 from search.workers.cluster import use_token
 from spaces.space import SPACES
 
@@ -104,13 +105,13 @@ class Sent:
 
     def __post_init__(self) -> None:
         given = {name: f"{name}={value}" for name, value in self.env.items()}
-        if secret := [name for name, text in given.items() if masked(text) != text]:
+        if secret := [name for name, text in given.items() if redacted(text) != text]:
             raise JobError(
                 f"what --env gives is shown to everybody who may see the cluster's jobs, so it has no passwords; "
                 f"received {', '.join(secret)}. Set them where Ray is started, and refer to them as ${{NAME}}"
             )
-        if secret := [argument for argument in self.arguments if masked(argument) != argument]:
-            raise JobError(f"no password travels with a job; received {masked(', '.join(secret))}")
+        if secret := [argument for argument in self.arguments if redacted(argument) != argument]:
+            raise JobError(f"no password travels with a job; received {redacted(', '.join(secret))}")
 
     @property
     def options(self) -> str:
@@ -223,9 +224,9 @@ def _private(config: StudyConfig) -> list[str]:
     addresses = {"tracking.uri": config.tracking.uri, "storage.database": config.storage.database}
     return [
         f"{name}: no password travels with a job: write ${{NAME}} for it, a variable of the cluster; "
-        f"received {masked(uri)}"
+        f"received {redacted(uri)}"
         for name, uri in addresses.items()
-        if uri and bare(uri) != uri
+        if uri and without_password(uri) != uri
     ]
 
 
@@ -293,7 +294,7 @@ class Cluster:
 
     def __init__(self, address: str | None = None) -> None:
         self._url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT).rstrip("/")
-        self.address = masked(self._url)  # for people
+        self.address = redacted(self._url)  # for people
         if urlsplit(self._url).scheme not in ("http", "https"):
             raise JobError(
                 f"a cluster takes jobs at the address of its dashboard, such as {DEFAULT}; received {self.address}"
@@ -326,10 +327,10 @@ class Cluster:
             ) from error
         except RuntimeError as error:
             if "status code 404" in str(error) or "does not exist" in str(error):
-                raise UnknownJobError(masked(_first(error))) from error
+                raise UnknownJobError(redacted(_first(error))) from error
             if re.search(r"status code 5\d\d", str(error)) and "already exists" not in str(error):
-                raise AwayError(f"the cluster at {self.address} has trouble: {masked(_first(error))}") from error
-            raise JobError(f"the cluster at {self.address} refuses: {masked(_first(error))}") from error
+                raise AwayError(f"the cluster at {self.address} has trouble: {redacted(_first(error))}") from error
+            raise JobError(f"the cluster at {self.address} refuses: {redacted(_first(error))}") from error
 
     def newest(self, study: str) -> JobDetails:
         """Raises UnknownJobError where the cluster knows no job of the study."""
@@ -337,7 +338,7 @@ class Cluster:
             return found[max(found)]
         raise UnknownJobError(
             f"the cluster at {self.address} knows no job of study {study!r}, or has forgotten it. "
-            f"If the study was begun, go on with: petl-search resume {study} --address {self.address}"
+            f"If the study was begun, go on with: {resume_command(study, address=self.address)}"
         )
 
     def _all(self, study: str) -> dict[int, JobDetails]:
@@ -354,7 +355,7 @@ class Cluster:
     def log(self, name: str) -> str:
         """What a job has said so far, without what Ray says. Raises UnknownJobError."""
         with self._answering():
-            return _RAYS.sub("", masked(self._client.get_job_logs(name)))
+            return _RAYS.sub("", redacted(self._client.get_job_logs(name)))
 
     def send(self, sent: Sent) -> str:
         """Starts a job and returns its name. Raises JobError where one of the study has not ended yet."""
@@ -439,7 +440,7 @@ def follow(cluster: Cluster, name: str, say: Callable[[str], None], patience: fl
 
 def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
     """How a job ended, in words with what to do next, and the exit code for it."""
-    again = f"petl-search resume {study} --address {address} {(job.metadata or {}).get('options', '')}".rstrip()
+    again = resume_command(study, address=address, options=(job.metadata or {}).get("options", ""))
     if not job.status.is_terminal():
         return f"study {study} is still ending, as job {job.submission_id}; look again with petl-search status", 1
     if job.status is JobStatus.SUCCEEDED:
@@ -453,7 +454,7 @@ def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
         reason = f" with exit code {code}; what it said last is above"
         if code == 127:
             reason += ". The cluster has no such interpreter: name one by --python"
-    return masked(f"the job of study {study} failed{reason}. To go on: {again}"), code
+    return redacted(f"the job of study {study} failed{reason}. To go on: {again}"), code
 
 
 def status(study: str, job: JobDetails, log: str) -> str:
@@ -480,7 +481,7 @@ def watch(cluster: Cluster, name: str, say: Callable[[str], None], sent: Sent | 
                 if sent is None:
                     raise UnknownJobError(
                         f"the cluster has forgotten job {name} with its head. Go on with: "
-                        f"petl-search resume {study} --address {cluster.address}"
+                        f"{resume_command(study, address=cluster.address)}"
                     ) from None
             say(f"the cluster is back without job {name}; the study is resumed\n")
             sent = sent.again()
@@ -522,5 +523,5 @@ def read_environment(texts: Sequence[str]) -> dict[str, str]:
     """KEY=VALUE of --env. Raises JobError."""
     for text in texts:
         if not re.fullmatch(r"[A-Za-z_]\w*=.*", text, re.DOTALL):
-            raise JobError(f"--env takes KEY=VALUE, such as PETL_SEARCH_HOME=/shared; received {masked(text)!r}")
+            raise JobError(f"--env takes KEY=VALUE, such as PETL_SEARCH_HOME=/shared; received {redacted(text)!r}")
     return dict(text.split("=", 1) for text in texts)

@@ -40,7 +40,7 @@ def arrive(sent: Path) -> list[str]:
         )
     home = Path(os.environ["PETL_SEARCH_HOME"]).absolute()
     home.mkdir(parents=True, exist_ok=True)
-    _wait_for_end(home / "studies" / job["study"], job["patience"])
+    _wait_for_end(job["study"], job["patience"])
     place = home / "submitted" / job["study"]
     arguments: list[str] = job["arguments"]
     if job["config"]:
@@ -100,13 +100,14 @@ def _require_package(wanted: str | None) -> None:
         )
 
 
-def _wait_for_end(study: Path, patience: float) -> None:
+def _wait_for_end(study: str, patience: float) -> None:
     """Returns when no other process drives the study. Raises SystemExit after so many seconds of `patience`."""
+    from search.storage.locations import StudyHome
     from search.storage.locks import StudyBusyError, StudyLock
 
     deadline = time.monotonic() + patience
     while True:
-        lock = StudyLock(study)
+        lock = StudyLock(StudyHome(study).folder)
         try:
             lock.drive()
         except StudyBusyError as error:

@@ -114,8 +114,8 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
 
 def print_ending(study: Study, out: Console | None = None) -> None:
     """What a run ends with: the front, the references, the plot, and what to type next."""
-    from search.storage.address import bare
-    from search.storage.locations import home, store_uri
+    from search.storage.address import without_password
+    from search.storage.locations import StudyHome, store_uri
 
     out = out or console()
     front, listed = study.front(), study.summary.info.get("designs")
@@ -123,14 +123,14 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         _print_list(study, out)
     else:
         print_front(study, front, out)
-    plot_file = home() / "studies" / study.name / "front.png"
+    plot_file = StudyHome(study.name).front("png")
     if plot_file.is_file():
         say(out, f"plot: {plot_file}")
     if len(front):
         share = study.objectives[0].name in SHARES
         smallest = front.best(within=0.01 if share else 0.0).trial
         compared = study.summary.info.get("paper")
-        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(bare(study.uri))}"
+        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
         commands = {
             f"front {study.name} --max-parameters 1%": "the front under a limit",
             **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),

@@ -1,7 +1,9 @@
-"""The address of a store: what it may be, where its password comes from, and what others see of it.
+"""The address of a store: which forms it may have, where its password comes from, and how others see the address.
 
 An address may name variables of the environment: `postgresql://petl:${PETL_PASSWORD}@host/db`. A password
-never leaves the process: `bare` is what is kept of an address, `masked` what is printed of it.
+never leaves the process: `without_password` gives the form to store, `redacted` the form to print. (SQLAlchemy's
+`URL.render_as_string` hides neither a token in the user's place nor a password in the query, and reads addresses
+only, not the messages that quote them.)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 POSTGRESQL: Final = "postgresql+psycopg"
-_PLAIN: Final = ("sqlite", "file")  # a path follows, and an @ in it is one of a folder's name
+_FILES: Final = ("sqlite", "file")  # a path follows, in which an @ is part of a folder's name
 REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
 _REFERENCES: Final = re.compile(r"(\$\{\w+\})+")
 _USER: Final = re.compile(r"([A-Za-z][\w+.-]*)://(\S*)@")  # to the last @: a password may have one by mistake
@@ -24,103 +26,108 @@ _SECRET: Final = re.compile(
 
 
 class AddressError(ValueError):
-    """No address of a store, or one that names what the environment does not have."""
+    """The address of a store is malformed, or names a variable that the environment does not have."""
 
 
-def masked(text: object) -> str:
-    """Any text for people to read, such as an address or an exception: without the passwords of addresses in it."""
-    return _SECRET.sub(_hidden_value, _USER.sub(_hidden_password, str(text)))
+def redacted(text: object) -> str:
+    """Return a text for people to read, such as an address or an exception, without the passwords in it."""
+    return _SECRET.sub(_redacted_field, _USER.sub(_redacted_user, str(text)))
 
 
-def bare(address: str) -> str:
-    """The address without its password, unless that is a reference to the environment: what may be kept.
+def one_line(error: object) -> str:
+    """Return the text of an error, or of any other thing, on one line and without passwords; "" for an empty text."""
+    return redacted(" ".join(str(error).split()))
 
-    A server's has no user either, which may be a token.
+
+def without_password(address: str) -> str:
+    """Return an address in the form that may be stored: its password is left out unless a ${NAME} stands for it.
+
+    The user of an HTTP server is left out too, since it may be a token.
     """
-    found = _USER.match(address)
-    if found and found[1] not in _PLAIN:
-        user, _, password = found[2].partition(":")
-        kept = f"{user}:{password}@" if _REFERENCES.fullmatch(password) else "" if _is_http(found[1]) else f"{user}@"
-        address = f"{found[1]}://{kept}{address[found.end() :]}"
+    match = _USER.match(address)
+    if match and match[1] not in _FILES:
+        user, _, password = match[2].partition(":")
+        public = f"{user}:{password}@" if _REFERENCES.fullmatch(password) else "" if _is_http(match[1]) else f"{user}@"
+        address = f"{match[1]}://{public}{address[match.end() :]}"
     base, mark, query = address.partition("?")
     fields = [field for field in query.split("&") if _is_public(field)]
     return base + (mark + "&".join(fields) if fields else "")
 
 
-def whole(address: str) -> str:
-    """The address with its references replaced, quoted where they are a password or a user.
+def expand_env(address: str) -> str:
+    """Return the address with its references replaced, quoted where they stand for a user or a password.
 
-    Raises AddressError for a variable that is not set, and for what cannot be told apart in an address.
+    Raises AddressError for a variable that is not set, and for a user or password whose end cannot be determined.
     """
     end = address.rfind("@")
 
     def value(reference: re.Match[str]) -> str:
-        if (found := os.environ.get(reference[1])) is None:
+        if (text := os.environ.get(reference[1])) is None:
             raise AddressError(
-                f"{_named(address)} names the environment variable {reference[1]}, which is not set; export it first"
+                f"{_shown(address)} names the environment variable {reference[1]}, which is not set; export it first"
             )
-        return quote(found, safe="") if 0 < reference.start() < end or "?" in address[: reference.start()] else found
+        return quote(text, safe="") if 0 < reference.start() < end or "?" in address[: reference.start()] else text
 
     address = REFERENCE.sub(value, address)
     scheme, separator, rest = address.partition("://")
-    if separator and scheme not in _PLAIN:
+    if separator and scheme not in _FILES:
         user, at, _ = rest.rpartition("@")
         if at and re.search(r"[\s/?#@]|:.*:", user):
             raise AddressError(
                 "in the user and password of an address the characters @ : / ? # and spaces are written "
-                f"%40 %3A %2F %3F %23 %20; received {_named(address)}"
+                f"%40 %3A %2F %3F %23 %20; received {_shown(address)}"
             )
         try:
             urlsplit(address).port  # noqa: B018 (reading it checks it)
         except ValueError:
-            raise AddressError(f"the port of an address is a number; received {_named(address)}") from None
+            raise AddressError(f"the port of an address is a number; received {_shown(address)}") from None
     return f"{POSTGRESQL}://{rest}" if scheme == "postgresql" else address
 
 
 def database(address: str) -> str:
-    """The address of a database of records, ready to be opened. Raises AddressError for any other kind."""
-    opened = whole(address)
-    if re.fullmatch(r"sqlite:///[^?]+(\?.*)?", opened) and ":memory:" not in opened:
-        return opened
-    if opened.startswith(f"{POSTGRESQL}://"):
-        return opened
+    """Return the address of a database of records, ready to be opened. Raises AddressError for any other kind."""
+    expanded = expand_env(address)
+    if re.fullmatch(r"sqlite:///[^?]+(\?.*)?", expanded) and ":memory:" not in expanded:
+        return expanded
+    if expanded.startswith(f"{POSTGRESQL}://"):
+        return expanded
     raise AddressError(
-        f"a study's database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; received {_named(address)}"
+        f"a study's database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE; received {_shown(address)}"
     )
 
 
 def sqlite_file(address: str) -> Path | None:
-    """The file of an sqlite store; None for every other kind."""
+    """Return the file of an sqlite store, None for any other kind."""
     match = re.fullmatch(r"sqlite:///([^?]+)(\?.*)?", address)
     return Path(match[1]) if match else None
 
 
-def whole_again(kept: str, *candidates: str | None) -> str:
-    """The first of the candidates that is `kept` with a password, else `kept` itself."""
-    return next((other for other in candidates if other and bare(other) == kept), kept)
+def restore_password(stored: str, *candidates: str | None) -> str:
+    """Return the first candidate that is the stored address with a password, else the stored address itself."""
+    return next((address for address in candidates if address and without_password(address) == stored), stored)
 
 
-def _named(address: str) -> str:
-    return masked("".join(address.split()))  # a blank would seem to end it
+def _shown(address: str) -> str:
+    return redacted("".join(address.split()))  # a blank would seem to end the address
 
 
 def _is_http(scheme: str) -> bool:
     return scheme in ("http", "https")
 
 
-def _hidden_password(found: re.Match[str]) -> str:
-    scheme, (user, colon, password) = found[1], found[2].partition(":")
-    if (scheme in _PLAIN and "://" not in password) or _REFERENCES.fullmatch(password):
-        return found[0]
-    if not colon:  # who has only a name may have a token for it
-        return f"{scheme}://…@" if _is_http(scheme) else found[0]
+def _redacted_user(match: re.Match[str]) -> str:
+    scheme, (user, colon, password) = match[1], match[2].partition(":")
+    if (scheme in _FILES and "://" not in password) or _REFERENCES.fullmatch(password):
+        return match[0]
+    if not colon:  # a user without a password may be a token
+        return f"{scheme}://…@" if _is_http(scheme) else match[0]
     return f"{scheme}://{user}:…@"
 
 
-def _hidden_value(found: re.Match[str]) -> str:
-    return found[0] if _REFERENCES.fullmatch(found[2]) else f"{found[1]}=…"
+def _redacted_field(match: re.Match[str]) -> str:
+    return match[0] if _REFERENCES.fullmatch(match[2]) else f"{match[1]}=…"
 
 
 def _is_public(field: str) -> bool:
-    found = _SECRET.fullmatch(field)
-    return not found or bool(_REFERENCES.fullmatch(found[2]))
+    match = _SECRET.fullmatch(field)
+    return not match or bool(_REFERENCES.fullmatch(match[2]))

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from search.storage.address import POSTGRESQL, masked
+from search.storage.address import POSTGRESQL, one_line, redacted
 from search.storage.locations import FullDiskError, StoreError, is_full
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def arguments(url: str) -> tuple[str, dict[str, Any]]:
 
     if not find_spec("psycopg"):
         raise DatabaseError(
-            f"{masked(url)} needs the package psycopg, which is not installed: pip install 'petl-search[postgresql]'"
+            f"{redacted(url)} needs the package psycopg, which is not installed: pip install 'petl-search[postgresql]'"
         )
     given = make_url(url)
     query = {name: value for name, value in given.query.items() if name not in _SECRETS}
@@ -99,10 +99,10 @@ def require_database(url: str, table: str | None = None) -> None:
             there = table is None or connection.exec_driver_sql("SELECT to_regclass(%s)", (table,)).scalar() is not None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise DatabaseError(f"no database answers at {masked(url)}: {reason(cause)}") from None
+        raise DatabaseError(f"no database answers at {redacted(url)}: {one_line(cause)}") from None
     if not there:
         raise StoreError(
-            f"no store at {masked(url)}: nothing was run there yet, or the store is elsewhere "
+            f"no store at {redacted(url)}: nothing was run there yet, or the store is elsewhere "
             "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"
         )
 
@@ -116,14 +116,9 @@ def notice_losses(engine: Engine) -> None:
 
     def lost(context: ExceptionContext) -> None:
         if not context.is_pre_ping and (context.is_disconnect or context.connection is None):
-            raise ConnectionLostError(reason(context.original_exception)) from None
+            raise ConnectionLostError(one_line(context.original_exception)) from None
 
     event.listen(engine, "handle_error", lost)
-
-
-def reason(error: BaseException) -> str:
-    """What a database said, in one line, without passwords."""
-    return masked(" ".join(str(error).split()))
 
 
 @dataclass
@@ -169,7 +164,7 @@ class Persistence:
                 if is_full(error):
                     cause = error.__cause__ or error
                     cause = getattr(cause, "orig", None) or cause  # without the statement
-                    raise FullDiskError(f"the database {self.address} cannot be written: {reason(cause)}") from None
+                    raise FullDiskError(f"the database {self.address} cannot be written: {one_line(cause)}") from None
                 raise
             else:
                 if said:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from search.storage.address import masked
+from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DriverLock:
             connect_args={**options["connect_args"], "application_name": self._name},
         )
         notice_losses(self._engine)
-        self._address = masked(public)
+        self._address = redacted(public)
         self._connection: Connection | None = None
 
     def take(self, patience: float = 3.0) -> None:

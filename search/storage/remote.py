@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from search.storage.address import masked
+from search.storage.address import one_line, redacted
 from search.storage.locations import StoreError
 
 _MARK: Final = "store"
@@ -121,9 +121,9 @@ class Mirror:
                 raise
             except OSError as error:  # pyarrow's for all that goes wrong
                 if pause is None:
-                    reason = " ".join(masked(error).split())[:300]
+                    reason = one_line(error)[:300]
                     raise StoreAwayError(
-                        f"the store {masked(self.address)} does not do what it is asked: {reason}"
+                        f"the store {redacted(self.address)} does not do what it is asked: {reason}"
                     ) from error
                 time.sleep(pause)
         raise AssertionError
@@ -170,7 +170,7 @@ def _opened(address: str) -> tuple[Any, str]:
         reason = next(iter(str(error).splitlines()), "")
         raise StoreAwayError(
             f"storage.path is a folder or an address such as s3://bucket/prefix, of a kind that pyarrow "
-            f"{pyarrow.__version__} reads here; received {masked(address)}: {masked(reason)}"
+            f"{pyarrow.__version__} reads here; received {redacted(address)}: {redacted(reason)}"
         ) from None
     return files, root
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,7 +10,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.storage.address import bare, masked, sqlite_file
+from search.storage.address import one_line, redacted, sqlite_file
 from search.storage.database import (
     ConnectionLostError,
     DatabaseError,
@@ -19,8 +18,8 @@ from search.storage.database import (
     arguments,
     is_postgresql,
     notice_losses,
-    reason,
 )
+from search.storage.locations import resume_command
 from search.trials import records
 from search.trials.records import Records, RecordsError, quiet
 
@@ -114,12 +113,11 @@ def _answering(url: str) -> Iterator[None]:
     except (ConnectionLostError, SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         cause = getattr(cause, "orig", None) or cause  # without the statement
-        raise DatabaseError(f"the database {masked(url)} does not do what it is asked: {reason(cause)}") from None
+        raise DatabaseError(f"the database {redacted(url)} does not do what it is asked: {one_line(cause)}") from None
 
 
 def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persistence:
-    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(url))} " if is_postgresql(url) else ""
-    persistence = Persistence(masked(url), f"{where}petl-search resume {name}")
+    persistence = Persistence(redacted(url), resume_command(name, database=url))
     if guard:
         persistence.guard = guard
     return persistence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import threading
@@ -15,9 +14,19 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from search.config.study import StudyConfig
-from search.storage.address import bare, masked, sqlite_file, whole, whole_again
+from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.database import is_postgresql
-from search.storage.locations import FullDiskError, StoreError, artifact_root, database_url, home, is_full, store_uri
+from search.storage.locations import (
+    FullDiskError,
+    StoreError,
+    StudyHome,
+    artifact_root,
+    database_url,
+    home,
+    is_full,
+    resume_command,
+    store_uri,
+)
 from search.storage.locks import StudyLock
 from search.storage.locks import driving as holding
 from search.storage.remote import Mirror, mirror_of
@@ -64,7 +73,7 @@ def driving(study: str, database: str, console: Console) -> Iterator[Callable[[]
         with suppress(StoreError):  # of a database that is away
             begun = study_begun(database, study)
         raise InterruptedStudy(
-            f"interrupted; nothing that was finished is lost. Resume with: {resume_command(study, database)}"
+            f"interrupted; nothing that was finished is lost. Resume with: {resume_command(study, database=database)}"
             if begun
             else f"interrupted before the study {study!r} began"
         ) from None
@@ -72,8 +81,8 @@ def driving(study: str, database: str, console: Console) -> Iterator[Callable[[]
         if not is_full(error):
             raise
         raise FullDiskError(
-            f"a disk is full ({' '.join(masked(error).split())}); nothing that was finished is lost. Make room, "
-            f"perhaps by storage.max_gb, and resume with: {resume_command(study, database)}"
+            f"a disk is full ({one_line(error)}); nothing that was finished is lost. Make room, "
+            f"perhaps by storage.max_gb, and resume with: {resume_command(study, database=database)}"
         ) from None
     finally:
         lock.release()
@@ -106,7 +115,7 @@ def store_of(config: StudyConfig, records: Records) -> str:
     kept: str | None = records.info("resolved")["uri"]
     if kept is None:
         return f"sqlite:///{home() / 'mlflow.db'}"
-    return whole_again(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
+    return restore_password(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def require_new(config: StudyConfig, database: str) -> None:
@@ -115,11 +124,11 @@ def require_new(config: StudyConfig, database: str) -> None:
     for mirror in _mirrors(config):
         places[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
     uri = store_uri(config.tracking.uri)
-    places[masked(uri)] = has_trials(uri, config.study)
+    places[redacted(uri)] = has_trials(uri, config.study)
     if there := [place for place, has in places.items() if has]:
         raise StudyError(
-            f"{' and '.join(there)} has trials of a study {config.study!r} that {masked(database)} does not know. Name "
-            "the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
+            f"{' and '.join(there)} has trials of a study {config.study!r} that {redacted(database)} does not know. "
+            "Name the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
             "--fresh deletes those trials"
         )
 
@@ -143,19 +152,13 @@ def delete(config: StudyConfig, database: str) -> None:
         shutil.rmtree(root / config.study, ignore_errors=True)
 
 
-def resume_command(study: str, database: str) -> str:
-    """What to type to go on with a study."""
-    where = f"PETL_SEARCH_DATABASE={shlex.quote(bare(database))} " if database != database_url() else ""
-    return f"{where}petl-search resume {study}"
-
-
 def shared_folder(config: StudyConfig) -> Path | None:
     """The folder that all nodes share, if they share no store."""
     return None if config.storage.path else folder_of(config.study)
 
 
 def folder_of(study: str) -> Path:
-    return home() / "studies" / study
+    return StudyHome(study).folder
 
 
 def database_of(config: StudyConfig) -> str:
@@ -163,9 +166,10 @@ def database_of(config: StudyConfig) -> str:
     database = database_url(config.storage.database)
     if file := sqlite_file(database):
         file.parent.mkdir(parents=True, exist_ok=True)
-    if is_postgresql(database) and bare(database) == bare(whole(store_uri(config.tracking.uri))):
+    published = expand_env(store_uri(config.tracking.uri))
+    if is_postgresql(database) and without_password(database) == without_password(published):
         raise StudyError(
             f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
-            f"received {masked(database)} for both"
+            f"received {redacted(database)} for both"
         )
     return database

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from petl import backbones, tasks
 from petl.backbones.model import Backbone
 from search.config.study import StudyConfig
-from search.storage.address import bare
+from search.storage.address import without_password
 from search.storage.quota import written
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
         "digest": data.digest,
         "epochs": epochs,
         "precision": config.backbone.precision,
-        "uri": bare(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
+        "uri": without_password(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
         "generates": generates,
         "final": final,
         "written": written(tokenizer, backbone, data, final, task.decoding.max_length),

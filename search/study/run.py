@@ -18,8 +18,8 @@ from petl import tasks
 from search.config.study import StudyConfig, load_config
 from search.results.console import console as terminal
 from search.results.query import Study
-from search.storage.address import masked
-from search.storage.locations import database_url, home
+from search.storage.address import redacted
+from search.storage.locations import database_url, home, resume_command
 from search.storage.remote import Mirror, keep_at
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
@@ -30,7 +30,6 @@ from search.study.places import (
     driving,
     folder_of,
     require_new,
-    resume_command,
     shared_folder,
 )
 from search.study.plan import is_finished, rehearse, require_room, warm_start
@@ -77,8 +76,8 @@ def run(
         if begun and not fresh:
             raise StudyError(
                 f"there is a study {config.study!r} already; resume it by "
-                f"`{resume_command(config.study, database)}`, or replace it by --fresh, which deletes its trials and "
-                "adapters"
+                f"`{resume_command(config.study, database=database)}`, or replace it by --fresh, which "
+                "deletes its trials and adapters"
             )
         resolved = resolve(config)
         known = settled(config, resolved)
@@ -114,7 +113,7 @@ def resume(
         raise StudyError("a resume finds its study by $PETL_SEARCH_DATABASE; received --set storage.database")
     if not study_begun(database, name):
         names = ", ".join(study_names(database))
-        where = masked(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
+        where = redacted(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
         raise StudyError(
             f"there is no study {name!r} in {where}; there are: {names or 'none'}. A study in another database is "
             "found by $PETL_SEARCH_DATABASE"

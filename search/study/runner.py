@@ -19,7 +19,7 @@ from search.results import tables
 from search.results.live import Display
 from search.results.query import Study, load_study
 from search.storage.folder import TrialFolder
-from search.storage.locations import FullDiskError, StoreError, artifact_root, is_full
+from search.storage.locations import FullDiskError, StoreError, artifact_root, is_full, resume_command
 from search.storage.quota import Held, Room
 from search.storage.remote import keep_at
 from search.study.final_scores import eligible, front_of, unscored
@@ -28,7 +28,6 @@ from search.study.places import (
     UndeliveredStudy,
     database_of,
     folder_of,
-    resume_command,
     store_of,
     terminated_as_interrupted,
 )
@@ -273,7 +272,7 @@ class Runner:
 
     @property
     def _resume_command(self) -> str:
-        return resume_command(self.config.study, database_of(self.config))
+        return resume_command(self.config.study, database=database_of(self.config))
 
 
 def study_context(config: StudyConfig, records: Records) -> Workload:

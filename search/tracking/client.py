@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from search.storage.address import bare, masked, sqlite_file, whole
+from search.storage.address import expand_env, redacted, sqlite_file, without_password
 from search.storage.database import is_postgresql, reaching, require_database
 from search.storage.locations import StoreError, require_store
 from search.tracking.schema import _STUDY_TAG
@@ -69,7 +69,7 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of some fifty migrations
     # the same, and a traceback for every connection that is lost, which is raised as well
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    address = whole(uri)
+    address = expand_env(uri)
     if not create:
         require_store(address)
     else:
@@ -116,7 +116,7 @@ def _with_credentials(address: str) -> str:
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
     if parts.password is not None:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
-    return bare(address)
+    return without_password(address)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise StoreError(f"no store answers at {masked(uri)}: {masked(error.message)}") from None
+        raise StoreError(f"no store answers at {redacted(uri)}: {redacted(error.message)}") from None
 
 
 def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:

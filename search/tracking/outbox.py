@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, TypeAlias, TypeVar
 
-from search.storage.address import masked
+from search.storage.address import one_line
 from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError
 from search.tracking.client import refused
@@ -340,5 +340,5 @@ def patiently(ask: Callable[[], T], patience: float) -> T:
 
 def _line(error: Exception) -> str:
     """An error on one line, without passwords, not too long."""
-    text = " ".join(masked(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

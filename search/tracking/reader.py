@@ -20,7 +20,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # type: ignore[attr-defined]
 
 from petl.untrusted import MOST_JSON, printable
-from search.storage.address import masked
+from search.storage.address import one_line, redacted
 from search.storage.locations import StoreError
 from search.tracking.client import _answering, _children, _client, _pages, _parent
 from search.tracking.schema import _STUDY_TAG, _WITHDRAWN, ADAPTER, StudySummary, TrialRow, _row, _summary
@@ -71,13 +71,13 @@ def summary(uri: str, study: str) -> StudySummary:
             parent = _parent(client, experiment.experiment_id)
         if parent and "info" not in parent.data.tags:
             raise StoreError(
-                f"the study {study!r} in {masked(uri)} does not say what it is: run {parent.info.run_id} has no tag "
+                f"the study {study!r} in {redacted(uri)} does not say what it is: run {parent.info.run_id} has no tag "
                 f"`info`. `petl-search resume {study}` writes it"
             )
         if parent:
             return _summary(experiment, parent)
     names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
-    raise StoreError(f"no study {study!r} in {masked(uri)}; studies there: {names}")
+    raise StoreError(f"no study {study!r} in {redacted(uri)}; studies there: {names}")
 
 
 def records(uri: str, study: str) -> list[TrialRow]:
@@ -134,7 +134,7 @@ def _fetching(run_id: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        text = " ".join(printable(masked(error)).split())
+        text = printable(one_line(error))
         raise StoreError(f"the adapter of run {run_id} cannot be fetched: {text}") from None
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from search.storage.address import masked, whole
+from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
 from search.storage.locations import StoreError, artifact_root, home, require_store, store_uri
 
@@ -23,13 +23,13 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
 
     Raises StoreError where there is no store, where it is a server itself, and where accounts need a password.
     """
-    uri = whole(store_uri(uri))
+    uri = expand_env(store_uri(uri))
     require_store(uri)
     if is_postgresql(uri):
         require_database(uri, "experiments")
     root = artifact_root(uri)
     if root is None:
-        raise StoreError(f"{masked(uri)} is a server already: open it in a browser")
+        raise StoreError(f"{redacted(uri)} is a server already: open it in a browser")
     accounts = {} if _is_own(host) else _accounts()
     # without the option MLflow 3 opens at its pages for language models
     print(f"http://{host}:{port}/#/experiments?workflowType=machine_learning", flush=True)

@@ -43,7 +43,7 @@ from petl.training.run import TrainingRun
 from search import load_study
 from search.config.sections import ResourcesConfig
 from search.config.study import ConfigError, load_config
-from search.storage.address import bare, masked
+from search.storage.address import redacted, without_password
 from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError
 from search.study.places import StudyError
@@ -630,11 +630,11 @@ def test_a_packages_path_stays_in_its_installation(inside: str) -> None:
 )
 def test_no_password_is_printed_or_kept(address: str) -> None:
     for text in (address, f"cannot open {address}: refused", repr(address), json.dumps({"uri": address})):
-        assert "unter2" not in masked(text)
+        assert "unter2" not in redacted(text)
     if "://" in address:
-        assert "unter2" not in bare(address)
+        assert "unter2" not in without_password(address)
     assert (
-        masked("batch_tokens=4096 tokenizer=x design=lora config=a")
+        redacted("batch_tokens=4096 tokenizer=x design=lora config=a")
         == "batch_tokens=4096 tokenizer=x design=lora config=a"
     )
 

@@ -12,7 +12,7 @@ import pytest
 import studies
 
 from search.config.study import ConfigError, load_config
-from search.storage.address import AddressError, bare, database, masked, whole, whole_again
+from search.storage.address import AddressError, database, expand_env, redacted, restore_password, without_password
 from search.storage.locations import StoreError, database_url
 from search.tracking import client as tracking
 
@@ -46,28 +46,28 @@ SECRET = "hunter2"
     ],
 )
 def test_what_is_kept_and_printed(address: str, kept: str, printed: str) -> None:
-    assert bare(address) == kept
-    assert bare(kept) == kept
-    assert masked(address) == printed
-    assert masked(f"no store at '{address}': it is away") == f"no store at '{printed}': it is away"
-    assert masked(json.dumps({"uri": address})) == json.dumps({"uri": address}).replace(address, printed)
+    assert without_password(address) == kept
+    assert without_password(kept) == kept
+    assert redacted(address) == printed
+    assert redacted(f"no store at '{address}': it is away") == f"no store at '{printed}': it is away"
+    assert redacted(json.dumps({"uri": address})) == json.dumps({"uri": address}).replace(address, printed)
 
 
 def test_what_an_exception_says_is_masked() -> None:
     text = "host=db user=me password='hunter 2' at postgresql://me:hunter2@a/b, http://me:hunter2@c: Password=hunter2"
-    assert SECRET not in masked(RuntimeError(text))
-    assert "hunter" not in masked(text)
-    assert masked("batch_tokens=4096, me@host, a: b@c") == "batch_tokens=4096, me@host, a: b@c"
+    assert SECRET not in redacted(RuntimeError(text))
+    assert "hunter" not in redacted(text)
+    assert redacted("batch_tokens=4096, me@host, a: b@c") == "batch_tokens=4096, me@host, a: b@c"
 
 
 def test_references_are_replaced_and_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORD", "a@b/c d")
     monkeypatch.setenv("WHOLE", "postgresql://me:x%40@host/db")
     monkeypatch.setenv("HOST", "db.example")
-    assert whole("postgresql://me:${WORD}@${HOST}/db") == "postgresql+psycopg://me:a%40b%2Fc%20d@db.example/db"
-    assert whole("postgresql://h/db?password=${WORD}") == "postgresql+psycopg://h/db?password=a%40b%2Fc%20d"
-    assert whole("${WHOLE}") == "postgresql+psycopg://me:x%40@host/db"
-    assert whole("http://me:${WORD}@host") == "http://me:a%40b%2Fc%20d@host"
+    assert expand_env("postgresql://me:${WORD}@${HOST}/db") == "postgresql+psycopg://me:a%40b%2Fc%20d@db.example/db"
+    assert expand_env("postgresql://h/db?password=${WORD}") == "postgresql+psycopg://h/db?password=a%40b%2Fc%20d"
+    assert expand_env("${WHOLE}") == "postgresql+psycopg://me:x%40@host/db"
+    assert expand_env("http://me:${WORD}@host") == "http://me:a%40b%2Fc%20d@host"
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,10 @@ def test_what_is_no_database(address: str) -> None:
 
 def test_a_password_comes_back_from_where_it_is() -> None:
     kept = "postgresql://me@host/db"
-    assert whole_again(kept, None, "postgresql://me:x@other/db", "postgresql://me:x@host/db").endswith(":x@host/db")
-    assert whole_again(kept, "postgresql://you:x@host/db") == kept
+    assert restore_password(kept, None, "postgresql://me:x@other/db", "postgresql://me:x@host/db").endswith(
+        ":x@host/db"
+    )
+    assert restore_password(kept, "postgresql://you:x@host/db") == kept
 
 
 def test_where_the_records_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
