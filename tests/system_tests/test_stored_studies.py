@@ -1,0 +1,95 @@
+"""Studies that commit ba3158e left, killed, stopped and finished: read and resumed as that commit itself does.
+
+`tests/fixtures/store-ba3158e` says what they are and how they were made.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from search.results.query import Study, Trial, load_study
+from search.study.run import resume
+
+FIXTURE = Path(__file__).parents[1] / "fixtures/store-ba3158e"
+EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
+WHERE = "/tmp/store"  # the studies were made there
+CLOCKED = ("seconds", "tokens_per_second", "peak_memory_mb", "latency_ms")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The store at a place of its own, which is this process's home."""
+    root = tmp_path_factory.mktemp("store")
+    with tarfile.open(FIXTURE / "store.tar.gz") as archive:
+        archive.extractall(root, filter="data")
+    for name in ("optuna", "mlflow"):
+        dump = (root / f"home/{name}.sql").read_text().replace(WHERE, str(root))
+        with sqlite3.connect(root / f"home/{name}.db") as database:
+            database.executescript(dump)
+        database.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PETL_SEARCH_HOME", str(root / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield root
+
+
+def facts(trial: Trial) -> dict[str, Any]:
+    """What a trial is and came to, but for times and memory."""
+    record, seeds = trial.record, trial.believed
+    measured = record.measurements.to_dict() if record.measurements else None
+    return {
+        "number": record.number,
+        "name": record.name,
+        "reference": record.reference,
+        "state": str(record.state),
+        "configuration": record.configuration and record.configuration.to_dict(),
+        "params": dict(record.params),
+        "rungs": [[epoch, score] for epoch, score in sorted(record.rungs.items())],
+        "failure": record.failure,
+        "measurements": measured and {name: value for name, value in measured.items() if name not in CLOCKED},
+        "seeds": seeds
+        and {
+            "mean": seeds.mean,
+            "spread": seeds.spread,
+            "count": seeds.seeds,
+            "probability": seeds.probability,
+        },
+    }
+
+
+def check(study: Study) -> None:
+    expected = EXPECTED[study.name]
+    trials = {fact["number"]: fact for fact in map(facts, (*study.references, *study.trials))}
+    for fact in (*expected["references"], *expected["trials"]):
+        assert trials.pop(fact["number"]) == fact
+    assert not trials
+    front = [[trial.record.number, trial.design_text, trial.score, trial.cost] for trial in study.front()]
+    assert front == expected["front"]
+
+
+def test_a_finished_study_reads_as_it_did(store: Path) -> None:
+    check(load_study("finished"))
+
+
+def test_its_adapters_say_what_they_said(store: Path) -> None:
+    texts = list(pd.read_csv(store / "inputs/rows.csv")["text"][:3])
+    found = {
+        str(trial.record.number): trial.load_model(str(store / "inputs/backbone")).probabilities(texts).tolist()
+        for trial in load_study("finished").front()
+    }
+    assert found == EXPECTED["finished"]["probabilities"]
+
+
+@pytest.mark.parametrize("name", ["killed", "stopped"])
+def test_a_study_that_was_cut_off_comes_to_the_same(store: Path, name: str) -> None:
+    """Points, rungs, scores, replicates and the front, to the last bit, though its names are of long ago."""
+    check(resume(name, console=Console(quiet=True)))
