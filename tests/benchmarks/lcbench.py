@@ -28,6 +28,7 @@ from peers import PEERS, Peers
 from shares import Method, Problem, Result, best_of, collect, kept, parser, seed_of, show
 
 from search.trials.pareto import MINIMIZE, hypervolume, ranks
+from search.trials.records import Records
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "lcbench"
 FILES: Final = ("model.onnx", "encoding.json", "config_space.json")
@@ -173,8 +174,9 @@ def run(
     budget: float,
     python: str,
     folder: Path | None,
+    points: Path | None,
 ) -> list[Result]:
-    """All methods on one task with one seed."""
+    """Run all methods on one task with one seed. Those that are ours leave what they proposed in `points`."""
     task, seed = job
     listed = json.loads((data / "config_space.json").read_text())["hyperparameters"]
     space = {each["name"]: each for each in listed}
@@ -206,6 +208,8 @@ def run(
             )
             records, ms = problem.search(METHODS[name], own, workers, budget, pool)
             trained, proposals = problem.complete(records), len(records.all())
+            if points:
+                write_points(points / f"{name.replace(' ', '-')}-{task}-{seed}.json", problem, records)
         return Result(name, task, seed, volume(trained) / whole, proposals, ms)
 
     results = []
@@ -213,6 +217,17 @@ def run(
         file = folder and folder / f"{name.replace(' ', '-')}-{task}-{seed}.json"
         results.append(Result(*kept(file, {"workers": workers, "budget": budget}, partial(searched, name))))
     return results
+
+
+def write_points(file: Path, problem: Problem, records: Records) -> None:
+    """Write a line a trial: its number, state, point, and the score at each rung."""
+    rows = [
+        [record.number, str(record.state), problem.point(record.configuration), sorted(record.rungs.items())]
+        for record in records.all()
+        if record.configuration
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def main() -> None:
@@ -233,6 +248,9 @@ def main() -> None:
         "--peers", metavar="PYTHON", help=f"that {' and '.join(PEERS)} are installed for; without it they are left out"
     )
     arguments.add_argument("--out", type=Path, help="a folder that keeps finished searches, for a run that goes on")
+    arguments.add_argument(
+        "--points", type=Path, help="a folder for what each method proposes; diff -r compares those of two checkouts"
+    )
     given = arguments.parse_args()
     methods = [method for method in given.methods if given.peers or method not in PEERS]
     if not methods:
@@ -256,6 +274,7 @@ def main() -> None:
         budget=given.budget,
         python=given.peers,
         folder=given.out,
+        points=given.points,
     )
     results = collect(jobs, work, given.processes)
     show(results, methods, best_of(results, [SYNCHRONOUS]), given.format)
