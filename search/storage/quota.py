@@ -29,6 +29,7 @@ from search.trials.naming import in_words
 from search.trials.objectives import Objective
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
+from search.trials.resolved import Resolved, WrittenBytes
 
 if TYPE_CHECKING:
     from petl.data.tokens import TaskData
@@ -70,31 +71,31 @@ class Result:
     reference: bool = False
 
 
-def needs(configuration: Configuration | None, resolved: Mapping[str, Any]) -> Needs:
+def needs(configuration: Configuration | None, resolved: Resolved) -> Needs:
     """Of a trial of the study of which `resolved` is on record; a configuration None is a baseline's."""
-    backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
+    backbone, labels = resolved.backbone, len(resolved.labels)
     design = configuration.design if configuration else Design()
     counted = count(design, backbone, labels)
     tensors = 2 * len(stored_shapes(design, backbone, labels)) + 64  # a reparameterised prefix has some more
     curves, validations = _curves(configuration, resolved)
-    adapter = 4 * (counted.stored + counted.head) + _HEADER * tensors + resolved["written"]["fixed"]
+    adapter = 4 * (counted.stored + counted.head) + _HEADER * tensors + resolved.written.fixed
     if configuration is None:  # a linear probe, at most, which may be larger than a head
         adapter, state = 8 * max(map(math.prod, backbone.head_shapes(labels).values()), default=0), 0
     else:
         copies = 3 + (configuration.training.keep != LAST)  # the weights, AdamW's two moments, the best weights
         state = copies * (4 * counted.trained + _HEADER * tensors) + curves
     result = adapter + 2 * curves  # indented
-    left = result + adapter + 2 * int(resolved["written"]["texts"]) + _SMALL
+    left = result + adapter + 2 * resolved.written.texts + _SMALL
     waiting = curves + _RECORD * (validations + 4)
     # A training state is written before the older one goes, and the result before the last one.
     return Needs(max(2 * state, state + result, left) + waiting + _SMALL, left)
 
 
-def _curves(configuration: Configuration | None, resolved: Mapping[str, Any]) -> tuple[int, int]:
+def _curves(configuration: Configuration | None, resolved: Resolved) -> tuple[int, int]:
     """The size of a trial's curves as JSON, and how many validations are in them."""
     if configuration is None:
         return _VALIDATION, 1
-    training, rows = configuration.training, resolved["rows"]["train"]
+    training, rows = configuration.training, resolved.rows["train"]
     batches = rows if training.batch_tokens else math.ceil(rows / training.batch_size)
     validations = math.ceil(training.epochs / training.validate_every) + 16  # at rungs too
     points = training.epochs * batches / training.accumulation / 10 + validations
@@ -126,7 +127,7 @@ def making_way(lacking: int, results: Sequence[Result], directions: Sequence[str
 
 
 def require_room(
-    limit: int, references: Mapping[str, Configuration | None], smallest: Configuration, resolved: Mapping[str, Any]
+    limit: int, references: Mapping[str, Configuration | None], smallest: Configuration, resolved: Resolved
 ) -> None:
     """Raises DiskError where the references of a study, whose results all stay, and one trial do not fit."""
     kept, asked = SPARE, []
@@ -199,7 +200,7 @@ class Room:
     ) -> None:
         self.limit, self.folder, self.artifacts, self.records = limit, folder, artifacts, records
         self._shown, self._withdraw, self._settled, self._patience = shown, withdraw, settled, patience
-        self._resolved = records.info("resolved")
+        self._resolved = records.resolved
         self._going: set[int] = set()  # trials whose results were withdrawn
         self._refused: tuple[frozenset[int], float, str] = (frozenset(), -math.inf, "")
 
@@ -245,7 +246,7 @@ class Room:
 
     def _taken(self, held: Held, running: Collection[int]) -> int:
         """What is there, and what the running trials, and the scores of those that are shown, may add to it."""
-        texts = 2 * int(self._resolved["written"]["texts"]) + _SMALL
+        texts = 2 * self._resolved.written.texts + _SMALL
         taken = SPARE + held.used + texts * sum(not self._scored(held, record.number) for record in self._shown())
         for number, times in Counter(running).items():
             record = self.records.get(number)
@@ -254,7 +255,7 @@ class Room:
         return taken
 
     def _scored(self, held: Held, number: int) -> bool:
-        return not self._resolved["final"] or held.tested(number)
+        return not self._resolved.final or held.tested(number)
 
     def _results(self, held: Held, running: Collection[int]) -> list[Result]:
         shown = {record.number for record in self._shown()}
@@ -306,7 +307,7 @@ def _value(objective: Objective, record: TrialRecord) -> float:
     return math.nan if value is None else value
 
 
-def written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence[str], longest: int) -> dict[str, int]:
+def written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence[str], longest: int) -> WrittenBytes:
     """Sizes that are the same for all trials: what is beside an adapter's tensors, and all its predictions.
 
     `longest` is that of a prediction, in tokens; one of a label is as long as the labels are.
@@ -318,4 +319,4 @@ def written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence
     said = max(map(len, data.labels)) if data.labels else 8 * longest  # bytes of a token, escapes included
     answers = [answer for split in splits for answer in data.references(split)]
     texts = sum(len(json.dumps(answer, ensure_ascii=False).encode()) + 2 * said + 40 for answer in answers)
-    return {"fixed": fixed, "texts": texts}
+    return WrittenBytes(fixed, texts)

@@ -41,6 +41,6 @@ def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
 
 def unscored(config: StudyConfig, records: Records, folder: Path) -> list[TrialRecord]:
     """Return the eligible trials that have no final scores in the study's `folder` yet."""
-    if not records.info("resolved")["final"]:
+    if not records.resolved.final:
         return []
     return [record for record in eligible(config, records) if not TrialFolder(folder, record.number).find("test")]

@@ -112,7 +112,7 @@ def store_of(config: StudyConfig, records: Records) -> str:
 
     Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
     """
-    kept: str | None = records.info("resolved")["uri"]
+    kept = records.resolved.uri
     if kept is None:
         return f"sqlite:///{home() / 'mlflow.db'}"
     return restore_password(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))

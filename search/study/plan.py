@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from search.storage.quota import require_room as require_quota
 from search.study.places import StudyError
 from search.study.warm_start import prior
 from search.trials.records import SECONDS, Records
-from search.trials.resolved import Enqueued
+from search.trials.resolved import Enqueued, Resolved
 from search.workers import cluster
 from spaces.space import Space, encode
 from spaces.space import resolve as resolve_space
@@ -55,11 +55,11 @@ def is_finished(config: StudyConfig, records: Records) -> bool:
         not any(record.state.open for record in trials)
         and sum(record.reference is None for record in trials) >= config.trials
         and set(config.references) <= {record.reference for record in trials}
-        and replication(config, records, search_plan(config, records.info("resolved"))).done
+        and replication(config, records, search_plan(config, records.resolved)).done
     )
 
 
-def rehearse(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+def rehearse(config: StudyConfig, resolved: Resolved) -> None:
     """A search that proposes one point and is thrown away.
 
     Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
@@ -77,7 +77,7 @@ def disk_limit(config: StudyConfig) -> int | None:
     return None if config.storage.max_gb is None else int(config.storage.max_gb * GB)
 
 
-def require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
+def require_room(config: StudyConfig, resolved: Resolved) -> None:
     """Raises DiskError where the references and one trial cannot be within storage.max_gb."""
     if (limit := disk_limit(config)) is None:
         return
@@ -86,13 +86,10 @@ def require_room(config: StudyConfig, resolved: Mapping[str, Any]) -> None:
     require_quota(limit, config.reference_configurations(), smallest, resolved)
 
 
-def search_plan(config: StudyConfig, resolved: Mapping[str, Any]) -> Plan:
-    backbone, labels = Backbone.from_dict(resolved["backbone"]), len(resolved["labels"])
+def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
+    backbone, labels = resolved.backbone, len(resolved.labels)
     space, enqueued = (_listed if config.designs else _searched)(config, backbone)
-    enqueued += [
-        Enqueued(item["name"], Configuration.from_dict(item["configuration"]), item["coordinates"])
-        for item in resolved.get("warm", ())  # which studies of earlier releases do not have
-    ]
+    enqueued += resolved.warm
 
     def counts(configuration: Configuration) -> dict[str, float]:
         counted = count(configuration.design, backbone, labels)
@@ -145,11 +142,11 @@ def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqu
     return space, [enqueued(text) for text in config.enqueue]
 
 
-def warm_start(config: StudyConfig, resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
+def warm_start(config: StudyConfig, resolved: Resolved) -> tuple[Enqueued, ...]:
     """What earlier studies give this one to begin with. Raises StoreError where one is not there."""
     if not config.warm_start:
-        return []
-    plan = search_plan(config, {**resolved, "warm": []})
+        return ()
+    plan = search_plan(config, resolved)
     found = prior(
         [load_study(name, config.tracking.uri) for name in config.warm_start],
         space=config.space,

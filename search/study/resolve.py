@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from petl import backbones, tasks
 from petl.backbones.model import Backbone
 from search.config.study import StudyConfig
 from search.storage.address import without_password
 from search.storage.quota import written
+from search.trials.resolved import Resolved
 
 if TYPE_CHECKING:
     from petl.data.tokens import TaskData
 
 
-def settled(config: StudyConfig, resolved: Mapping[str, Any]) -> StudyConfig:
+def settled(config: StudyConfig, resolved: Resolved) -> StudyConfig:
     """The study with its budget in epochs, where it was given in steps."""
-    return config if config.budget.steps is None else config.with_epochs(resolved["epochs"])
+    return config if resolved.epochs is None else config.with_epochs(resolved.epochs)
 
 
 def _epochs(config: StudyConfig, data: TaskData) -> float | None:
@@ -33,7 +32,7 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
     return config.budget.steps * training.accumulation / batches
 
 
-def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> dict[str, Any]:
+def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> Resolved:
     """What a study fixes when it begins, or fixed: then with its `revision` and `located` task.
 
     Raises BackboneError and TaskError where something is not there.
@@ -60,22 +59,21 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
     # Predictions of the front are kept in any case.
-    final = [*(["validation"] if unseen or not tested else []), *(["test"] if tested else [])]
-    return {
-        "backbone": backbone.to_dict(),
-        "fingerprint": backbone.fingerprint,
-        "task": asdict(task),
-        "labels": list(data.labels),
-        "rows": {split: len(part) for split, part in data.splits.items() if split != "sample" or not whole},
-        "digest": data.digest,
-        "epochs": epochs,
-        "precision": config.backbone.precision,
-        "uri": without_password(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
-        "generates": generates,
-        "final": final,
-        "written": written(tokenizer, backbone, data, final, task.decoding.max_length),
-        "signatures": signatures(GENERATED & {*task.scores}),
-    }
+    final = tuple(split for split, scores in (("validation", unseen or not tested), ("test", tested)) if scores)
+    return Resolved(
+        backbone=backbone,
+        task=task,
+        labels=tuple(data.labels),
+        rows={split: len(part) for split, part in data.splits.items() if split != "sample" or not whole},
+        digest=data.digest,
+        epochs=epochs,
+        precision=config.backbone.precision,
+        uri=without_password(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
+        generates=generates,
+        final=final,
+        written=written(tokenizer, backbone, data, final, task.decoding.max_length),
+        signatures=signatures(GENERATED & {*task.scores}),
+    )
 
 
 def _require_fit(task: tasks.Task, backbone: Backbone) -> None:

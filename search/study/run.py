@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from petl import tasks
 from search.config.study import StudyConfig, load_config
 from search.results.console import console as terminal
 from search.results.query import Study
@@ -81,7 +81,7 @@ def run(
             )
         resolved = resolve(config)
         known = settled(config, resolved)
-        resolved["warm"] = warm_start(known, resolved)
+        resolved = replace(resolved, warm=warm_start(known, resolved))
         rehearse(known, resolved)
         require_room(known, resolved)
         if config.storage.path:
@@ -92,8 +92,8 @@ def run(
         with cluster.joined(config.resources, shared_folder(config), address, console.print):
             delete(config, database)  # also what a driver left that died in the next lines
             records = create_study(database, config.study, config.objectives.names, guard)
-            records.set_info("config", config.model_dump(mode="json"))
-            records.set_info("resolved", resolved)  # from here on the study exists
+            records.config = config.model_dump(mode="json")
+            records.resolved = resolved  # from here on the study exists
             return Runner(known, records, console).run()
 
 
@@ -121,22 +121,22 @@ def resume(
     console = console or terminal()
     with driving(name, database, console) as guard:
         records = open_study(database, name, guard)
-        return _resume(load_config(records.info("config"), overrides), records, address, console)
+        return _resume(load_config(records.config, overrides), records, address, console)
 
 
 def _resume(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resume with what may change taken from `config`. Raises StudyError where more than that differs."""
-    _require_same(config, load_config(records.info("config")))  # with the defaults of newer sections
-    name, started = config.study, records.info("resolved")
+    _require_same(config, load_config(records.config))  # with the defaults of newer sections
+    name, started = config.study, records.resolved
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
-    resolved = resolve(config, started["backbone"]["revision"], tasks.Task.from_dict(started["task"]))
+    resolved = resolve(config, started.backbone.revision, started.task)
     for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
-        if resolved[what] != started[what]:
+        before, now = getattr(started, what), getattr(resolved, what)
+        if now != before:
             raise StudyError(
-                f"the {thing} of study {name!r} changed since it began ({what} {started[what]}, now {resolved[what]}); "
+                f"the {thing} of study {name!r} changed since it began ({what} {before}, now {now}); "
                 "restore it, or replace the study with --fresh"
             )
-    started = {"written": resolved["written"], **started}  # studies of earlier releases did not know it
     known = settled(config, started)
     if config.storage.path:
         Mirror(config.storage.path, name).require()
@@ -147,8 +147,7 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
         ray = cluster.joined(config.resources, shared_folder(config), address, console.print)
     with ray:
         # A configuration that no cluster takes must not be on record: every later resume would begin with it.
-        records.set_info("config", config.model_dump(mode="json"))
-        records.set_info("resolved", started)
+        records.config = config.model_dump(mode="json")
         return Runner(known, records, console).run()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 
@@ -37,6 +37,7 @@ from search.tracking.publisher import Publisher
 from search.tracking.writer import Tracker
 from search.trials.naming import cost_text
 from search.trials.records import SECONDS, Records
+from search.trials.resolved import Resolved
 from search.workers import cluster
 from search.workers.training import Workload
 from search.workers.tune import Bridge, RaceBridge, run_trials
@@ -56,7 +57,7 @@ class Runner:
         self.folder, self.uri = folder_of(config.study), store_of(config, records)
         keep_at(self.folder, config.storage.path)
         self.workload = study_context(config, records)
-        self.resolved = records.info("resolved")
+        self.resolved = records.resolved
         self.plan = search_plan(config, self.resolved)
         self.display = Display(
             config.study,
@@ -75,7 +76,8 @@ class Runner:
 
         Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
         """
-        published = {key: self.resolved[key] for key in _PUBLISHED}
+        resolved = self.resolved.to_dict()
+        published = {key: resolved[key] for key in _PUBLISHED}
         info = {**self.config.model_dump(mode="json"), "resolved": published}
         root = artifact_root(self.uri)
         connect = partial(Tracker.open, self.uri, self.config.study, root, info)
@@ -218,7 +220,7 @@ class Runner:
     def _score(self) -> None:
         """Score those that see the test split, and have not yet."""
         if untested := unscored(self.config, self.records, self.folder):
-            splits = self.resolved["final"]
+            splits = self.resolved.final
             self.display.say(
                 f"scoring {len(untested)} trials on the {' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"
             )
@@ -277,34 +279,34 @@ class Runner:
 
 def study_context(config: StudyConfig, records: Records) -> Workload:
     """Return what the workers are given; the precision is measured once a study, where it would train."""
-    resolved = records.info("resolved")
+    resolved = records.resolved
     workload = Workload(
         folder=str(folder_of(config.study)),
-        backbone=resolved["backbone"],
-        task=resolved["task"],
-        precision=resolved["precision"],
+        backbone=resolved.backbone.to_dict(),
+        task=asdict(resolved.task),
+        precision=resolved.precision,
         seed=config.seed,
         zero_stage=config.resources.zero_stage,
         offload=config.resources.offload,
-        generates=resolved["generates"],
-        final=tuple(resolved["final"]),
+        generates=resolved.generates,
+        final=resolved.final,
         store=config.storage.path,
     )
     if workload.precision == "auto":
         workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
-        records.set_info("resolved", {**resolved, "precision": workload.precision})
+        records.resolved = replace(resolved, precision=workload.precision)
     return workload
 
 
-def headline(config: StudyConfig, resolved: Mapping[str, Any], at_once: int) -> str:
+def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:
     """Return the line that a study begins with: model, data, budget, rule, and how many train `at_once`."""
-    rows = ", ".join(f"{count:,} {split}" for split, count in resolved["rows"].items())
+    rows = ", ".join(f"{count:,} {split}" for split, count in resolved.rows.items())
     fewer = f" of {config.resources.concurrent} asked for" if at_once < config.resources.concurrent else ""
     rungs = " and ".join(f"{rung:g}" for rung in config.rule.rungs)
     name = config.scheduler.name
     rule = f", {name} at {rungs}" if rungs else "" if name == "none" else f", {name} without a rung below that"
     return (
-        f"study {config.study}: {config.backbone.model} on {resolved['task']['name']} ({rows}), "
-        f"{resolved['precision']}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
+        f"study {config.study}: {config.backbone.model} on {resolved.task.name} ({rows}), "
+        f"{resolved.precision}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
         f"{at_once}{fewer} at once"
     )

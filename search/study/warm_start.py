@@ -17,6 +17,7 @@ from petl.design import DesignError
 from search.optimizer.rungs import Standing, best
 from search.trials.objectives import ruling
 from search.trials.pareto import MAXIMIZE
+from search.trials.resolved import Enqueued
 from spaces.dimensions import SpaceError
 from spaces.space import encode
 
@@ -36,14 +37,14 @@ def prior(
     seed: int,
     trials: int,
     allowed: Callable[[Configuration], bool],
-) -> list[dict[str, Any]]:
-    """The designs to begin with, as JSON: name, configuration, and coordinates in the space.
+) -> tuple[Enqueued, ...]:
+    """Return the designs to begin with, each with its coordinates in the space.
 
     The members of each front by turns, those first that cover it best: the best score, the smallest, what lies
     between. Left out is what this model or the space does not have, and what is not `allowed`.
     """
     options = {name: value for name, value in space.items() if name != "name"}
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Enqueued] = {}
     turns = zip_longest(*([(study.name, trial) for trial in _covering(study)] for study in studies))
     for name, trial in filter(None, chain.from_iterable(turns)):
         if len(chosen) >= min(MOST, max(1, trials // 5)):
@@ -61,13 +62,9 @@ def prior(
             continue
         chosen.setdefault(
             configuration.key,
-            {
-                "name": f"{design.describe()} (from {name} {trial.trial})",
-                "configuration": configuration.to_dict(),
-                "coordinates": coordinates,
-            },
+            Enqueued(f"{design.describe()} (from {name} {trial.trial})", configuration, coordinates),
         )
-    return list(chosen.values())
+    return tuple(chosen.values())
 
 
 def _covering(study: Study) -> list[Trial]:

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -113,7 +114,7 @@ def test_the_headline_says_where_trials_are_compared(finished: tuple[Study, str]
 )
 def test_a_rule_without_rungs_is_told_of(scheduler: dict[str, Any], words: str, content: dict[str, Any]) -> None:
     config = load_config({**content, "scheduler": scheduler})
-    resolved = {"rows": {}, "task": {"name": "tweets"}, "precision": "fp32"}
+    resolved = SimpleNamespace(rows={}, task=SimpleNamespace(name="tweets"), precision="fp32")
     assert headline(config, resolved, at_once=2).endswith(words)
 
 
@@ -133,10 +134,10 @@ def test_a_resume_that_no_cluster_takes_leaves_the_study_as_it_was(
 ) -> None:
     """It begins work, so that Ray is joined; what Ray refuses must not be what a later resume begins with."""
     records = open_study(database_url(), "tiny", writes=False)
-    before = records.info("config")
+    before = records.config
     with pytest.raises(cluster.ClusterError):
         resume("tiny", overrides=["budget.trials=7", "resources.gpus_per_trial=8"])
-    assert open_study(database_url(), "tiny", writes=False).info("config") == before
+    assert open_study(database_url(), "tiny", writes=False).config == before
 
 
 def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], home: Path) -> None:

@@ -12,7 +12,6 @@ import studies
 import texts
 from rich.console import Console
 
-from petl.tasks import Task
 from search import Study, run
 from search.config.study import load_config
 from search.storage.folder import PREDICTIONS, TrialFolder
@@ -119,9 +118,9 @@ def test_what_a_study_fixed_is_not_looked_for_again(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PETL_DATA", str(tmp_path / "data"))
     began = resolve(config)
     monkeypatch.delenv("PETL_DATA")
-    again = resolve(config, located=Task.from_dict(began["task"]))
-    assert again["digest"] == began["digest"]
-    assert again["task"]["data_dir"] == str(tmp_path / "data" / "wmt16_en_ro")
+    again = resolve(config, located=began.task)
+    assert again.digest == began.digest
+    assert again.task.data_dir == str(tmp_path / "data" / "wmt16_en_ro")
 
 
 def test_predictions_are_kept_where_there_is_no_test_split(tmp_path: Path) -> None:
@@ -131,4 +130,4 @@ def test_predictions_are_kept_where_there_is_no_test_split(tmp_path: Path) -> No
         "backbone": {"model": str(texts.write_backbone("bart", tmp_path)), "precision": "fp32"},
         "task": texts.task(Path("-"), paths=splits),
     }
-    assert resolve(load_config(content))["final"] == ["validation"]
+    assert resolve(load_config(content)).final == ("validation",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,16 @@ def test_references_go_last_and_the_front_never() -> None:
 def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None:
     """A small transformer whose tensors outweigh all else: the bounds hold, and are not twice too large."""
     from search.config.study import load_config
-    from search.study.resolve import _resolve
+    from search.study.resolve import resolve
     from search.workers.training import Attempt, Job, Resident, Workload
 
     content = studies.study(tmp_path, rows=180)
-    resolved = _resolve(load_config(content))
+    resolved = resolve(load_config(content))
     for text in ("full", "prefix:length=4,reparameterisation=512", "lora:rank=8"):
         configuration = Configuration(parse(text), Training(epochs=1.0, batch_size=16, keep="accuracy"))
-        workload = Workload(str(tmp_path / text.partition(":")[0]), resolved["backbone"], resolved["task"], "fp32")
+        workload = Workload(
+            str(tmp_path / text.partition(":")[0]), resolved.backbone.to_dict(), asdict(resolved.task), "fp32"
+        )
         attempt = Attempt(Resident(workload), Job(0, configuration.to_dict(), None, (0.5, 1.0), 0.0))
         attempt.advance()
         state = walked(attempt.folder.path)
