@@ -20,7 +20,6 @@ from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.search import DONE, WAIT, Idle
 from search.optimizer.true_front import Belief, believe, next_run
-from search.trials.pareto import MAXIMIZE
 from search.trials.record import Believed, Replicate, State
 from search.trials.records import _BELIEVED, _REPLICATES, Records, replicates
 
@@ -142,12 +141,12 @@ class Race:
         failed = Counter(run.number for run in self._runs.values() if run.failure)
         found = {
             record.number: Believed(
-                mean=float(np.mean(scores := [self._sign * loss for loss in losses])),
+                mean=float(np.mean(scores := [self._score.of_loss(loss) for loss in losses])),
                 spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
                 seeds=len(scores),
                 failed=failed[record.number],
                 probability=float(belief.probability[index]),
-                corrected=self._sign * float(belief.corrected[index]),
+                corrected=self._score.of_loss(float(belief.corrected[index])),
             )
             for index, (record, losses) in enumerate(zip(self._field, self._losses, strict=True))
         }
@@ -192,15 +191,11 @@ class Race:
         for run in self._runs.values():
             if run.measurements:
                 scores[run.number].append(self._value(run.measurements))
-        return [[self._sign * score for score in scores[record.number]] for record in self._field]
+        return [[self._score.loss(score) for score in scores[record.number]] for record in self._field]
 
     @cached_property
     def _belief(self) -> Belief | None:
         return believe(self._losses, self._costs, self._seed)
-
-    @property
-    def _sign(self) -> float:
-        return -1.0 if self._score.direction == MAXIMIZE else 1.0
 
     def _value(self, measurements: Measurements | None) -> float:
         value = self._score.value(measurements) if measurements else None

@@ -24,7 +24,6 @@ from search.optimizer.front.belief import Belief
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.sampler import Counted, propose, share_of_cost, toward
 from search.trials.objectives import Objective, Objectives
-from search.trials.pareto import MAXIMIZE
 from search.trials.record import Origin, State, TrialRecord
 from search.trials.records import Records, quiet
 from spaces.dimensions import SpaceError
@@ -368,8 +367,8 @@ def expected_scores(records: Records, teaching: str, rungs: Collection[float] | 
         return {}
     if teaching == "model":
         believed = beliefs.losses(records, rungs)
-        sign = -1 if records.objectives[0].direction == MAXIMIZE else 1
-        return {number: sign * believed[number] if number in believed else score for number, score in last.items()}
+        of_loss = records.objectives[0].of_loss
+        return {number: of_loss(believed[number]) if number in believed else score for number, score in last.items()}
     gained = beliefs.gains([reached(records, record) for record in trials])
     return {number: score + gained.get(max(records.get(number).rungs), 0.0) for number, score in last.items()}
 

@@ -29,7 +29,6 @@ from search.optimizer.budget import Budget, Meter
 from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
 from search.optimizer.samplers import TEACHING, Proposer, excess
 from search.trials.objectives import ruling
-from search.trials.pareto import MAXIMIZE
 from search.trials.record import Aside, Origin, State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
@@ -375,10 +374,7 @@ class Search:
         return Decision.CONTINUE if self.plan.rule.goes_on(own, others) else Decision.STOP
 
     def _standing(self, record: TrialRecord, epoch: float) -> Standing:
-        return Standing(record.number, self._loss(record.rungs[epoch]), self._spent(record))
-
-    def _loss(self, score: float) -> float:
-        return -score if self._score.direction == MAXIMIZE else score
+        return Standing(record.number, self._score.loss(record.rungs[epoch]), self._spent(record))
 
     def _spent(self, record: TrialRecord) -> float:
         """The cost as a rule sees it: known before training, or the same for all."""
@@ -481,7 +477,7 @@ class Search:
                 self._standings[rung][record.number] = self._standing(record, rung)
         if self._ladder is not None:
             passed = [record.rungs[rung] for rung in self._ladder.rule.rungs if rung in record.rungs]
-            finite = [self._loss(score) for score in passed if math.isfinite(score)]
+            finite = [self._score.loss(score) for score in passed if math.isfinite(score)]
             held = record.state in (State.PAUSED, State.PRUNED)  # at the last of these
             self._ladder.know(
                 record.number,

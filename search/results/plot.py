@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from search.trials.pareto import MAXIMIZE, Floats
+from search.trials.pareto import Floats
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class _View:
         score, cost, *more = front.objectives
         self.second = more[0] if more else None
         self.score, self.cost = score.name, cost.name
-        self.upward = score.direction == MAXIMIZE
+        self.loss, self.upward = score.loss, score.higher_is_better
         self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
         unfinished = (State.PRUNED, State.PAUSED)
         self.stopped = [(x, y) for t in study.trials if t.state in unfinished for x, y in self._at(t)]
@@ -118,15 +118,15 @@ class _View:
 
     def _stair(self) -> Iterator[Point]:
         """The members with a better score than all that are cheaper: without a second cost all of them."""
-        sign, best = 1 if self.upward else -1, -math.inf
+        best = math.inf
         for x, y in self.members:
-            if sign * y > best:
-                best = sign * y
+            if self.loss(y) < best:
+                best = self.loss(y)
                 yield x, y
 
     def _limits(self) -> Point:
         """The scores worth a close look: those of the front, of its seeds, and what lies not far below."""
-        sign = 1 if self.upward else -1
+        sign = 1 if self.upward else -1  # as the picture has it: what is better lies above
         seeds = [sign * mean + way * spread for _, mean, spread in self.seeds for way in (-1, 1)]
         core = sorted(sign * y for _, y in (self.members or self.complete)) or [0.0, 1.0]
         top = max([*core, *seeds, *(sign * y for _, y in self.references)])

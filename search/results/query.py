@@ -22,6 +22,7 @@ from search.storage.locations import StoreError, store_uri
 from search.tracking import reader, schema
 from search.tracking.schema import StudySummary, TrialRow
 from search.trials import pareto
+from search.trials.front import front_of
 from search.trials.naming import flat_parameters, label
 from search.trials.objectives import Objectives, objectives, reference_point
 from search.trials.record import Believed, State, TrialRecord, named
@@ -214,9 +215,8 @@ class ParetoFront:
         """
         if not self.trials:
             raise StoreError("the front is empty: no trial within the limits is complete yet")
-        sign = 1 if self.objectives[0].direction == pareto.MAXIMIZE else -1
-        scores = [sign * (trial.score or 0.0) for trial in self.trials]
-        return next(t for t, score in zip(self.trials, scores, strict=True) if score >= max(scores) - within - 1e-12)
+        losses = [self.objectives[0].loss(trial.score or 0.0) for trial in self.trials]
+        return next(t for t, loss in zip(self.trials, losses, strict=True) if loss <= min(losses) + within + 1e-12)
 
     @property
     def hypervolume(self) -> float:
@@ -318,8 +318,8 @@ class Study:
         ]
         members = candidates
         if sure is None:
-            mask = pareto.front([_values(trial) for trial in candidates], [each.direction for each in searched])
-            members = [trial for trial, on_front in zip(candidates, mask, strict=True) if on_front]
+            members_by_number = {record.number for record in front_of((t.record for t in candidates), searched)}
+            members = [trial for trial in candidates if trial.trial in members_by_number]
         members.sort(key=lambda trial: _values(trial)[1:])
         return ParetoFront(tuple(members), searched, self.base_parameters)
 

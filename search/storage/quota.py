@@ -26,7 +26,7 @@ from petl.design import Design
 from search.storage.folder import TrialFolder, files_in, trial_files
 from search.trials import pareto
 from search.trials.naming import in_words
-from search.trials.objectives import Objective
+from search.trials.objectives import values
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Resolved, WrittenBytes
@@ -110,11 +110,13 @@ def making_way(lacking: int, results: Sequence[Result], directions: Sequence[str
     """
     searched = [result for result in results if not result.reference]
     rank = dict(zip(searched, pareto.ranks([result.values for result in searched], directions).tolist(), strict=True))
-    kept = dict(zip(searched, pareto.front([result.values for result in searched], directions).tolist(), strict=True))
-    sign = 1 if directions[0] == pareto.MAXIMIZE else -1
+    kept = dict(
+        zip(searched, pareto.non_dominated([result.values for result in searched], directions).tolist(), strict=True)
+    )
+    sign = pareto.SIGNS[directions[0]]
     order = sorted(
         (result for result in searched if result.spare and not kept[result]),
-        key=lambda result: (-rank[result], sign * result.values[0], -result.number),
+        key=lambda result: (-rank[result], -sign * result.values[0], -result.number),
     )
     chosen, left = [], lacking
     for result in [*order, *(result for result in results if result.reference and result.spare)]:
@@ -263,7 +265,7 @@ class Room:
             Result(
                 record.number,
                 held.of(record.number, "result") + held.of(record.number, "result/adapter"),
-                tuple(_value(objective, record) for objective in self.records.objectives),
+                values(self.records.objectives, record.measurements),
                 spare=record.number not in self._going
                 and (record.number not in shown or self._scored(held, record.number)),
                 reference=record.reference is not None,
@@ -300,11 +302,6 @@ class Room:
             f"{'; MLflow, which does not answer, holds adapters that are to go' * waiting}. A resume with "
             f"--set storage.max_gb={math.ceil((self.limit + short) / GB * 10_000) / 10_000:g} or more goes on"
         )
-
-
-def _value(objective: Objective, record: TrialRecord) -> float:
-    value = objective.value(record.measurements) if record.measurements else None
-    return math.nan if value is None else value
 
 
 def written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence[str], longest: int) -> WrittenBytes:

@@ -9,21 +9,9 @@ from pathlib import Path
 
 from search.config.study import StudyConfig
 from search.storage.folder import TrialFolder
-from search.trials.pareto import front as non_dominated
+from search.trials.front import front_of
 from search.trials.record import State, TrialRecord, named
 from search.trials.records import Records, believed
-
-
-def front_of(records: Records) -> list[TrialRecord]:
-    """Return the non-dominated complete trials, the cheapest first. Limits were kept before training."""
-    complete = [
-        (record, [objective.value(record.measurements) or 0.0 for objective in records.objectives])
-        for record in records.all()
-        if record.state is State.COMPLETE and record.reference is None and record.measurements
-    ]
-    mask = non_dominated([values for _, values in complete], [objective.direction for objective in records.objectives])
-    members = [member for member, on_front in zip(complete, mask, strict=True) if on_front]
-    return [record for record, _ in sorted(members, key=lambda member: member[1][1:])]
 
 
 def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
@@ -34,7 +22,7 @@ def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
     complete = [record for record in records.all() if record.state is State.COMPLETE]
     if config.designs:
         return complete
-    front = front_of(records)
+    front = front_of(records.all(), records.objectives)
     credible = named(believed(records)) - {record.number for record in front}
     return [*front, *(record for record in complete if record.reference or record.number in credible)]
 

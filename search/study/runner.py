@@ -22,7 +22,7 @@ from search.storage.folder import TrialFolder
 from search.storage.locations import FullDiskError, StoreError, artifact_root, is_full, resume_command
 from search.storage.quota import Held, Room
 from search.storage.remote import keep_at
-from search.study.final_scores import eligible, front_of, unscored
+from search.study.final_scores import eligible, unscored
 from search.study.places import (
     JOURNAL,
     UndeliveredStudy,
@@ -35,6 +35,7 @@ from search.study.plan import disk_limit, replication, search_plan
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
 from search.tracking.writer import Tracker
+from search.trials.front import front_of
 from search.trials.naming import cost_text
 from search.trials.records import SECONDS, Records
 from search.trials.resolved import Resolved
@@ -65,7 +66,7 @@ class Runner:
             cluster.room(config.resources),
             config.objectives.names,
             records.all,
-            lambda: front_of(records),
+            lambda: front_of(records.all(), records.objectives),
             console,
             lambda number, seed=None: TrialFolder(self.folder, number, seed).told(),
             config.rule.total if isinstance(config.rule, Halving) else None,

@@ -16,7 +16,6 @@ from petl.configuration import Configuration, Training
 from petl.design import DesignError
 from search.optimizer.rungs import Standing, best
 from search.trials.objectives import ruling
-from search.trials.pareto import MAXIMIZE
 from search.trials.resolved import Enqueued
 from spaces.dimensions import SpaceError
 from spaces.space import encode
@@ -71,10 +70,9 @@ def _covering(study: Study) -> list[Trial]:
     """The members of a front, in the order of how well they cover it."""
     front = study.front()
     score, cost = front.objectives[0], ruling(front.objectives)
-    sign = -1 if score.direction == MAXIMIZE else 1
     members, column = list(front), front.objectives[1:].index(cost)
     at = [
-        Standing(index, sign * (member.score or 0.0), cost.seen(member.costs[column] or 0.0))
+        Standing(index, score.loss(member.score or 0.0), cost.seen(member.costs[column] or 0.0))
         for index, member in enumerate(members)
     ]
     order: list[int] = []

@@ -9,7 +9,6 @@ from urllib.parse import quote, urlencode
 
 from search.trials.naming import cost_column, cost_text
 from search.trials.objectives import SCORES
-from search.trials.pareto import MINIMIZE
 
 LIMIT: Final = 7_500  # characters; MLflow keeps a note in a tag of at most 8,000
 
@@ -72,7 +71,7 @@ def _filters(run_id: str) -> dict[str, str]:
 
 def _view(experiment_id: str, filter_: str, metric: str) -> str:
     """The runs page with a filter, the best first: sorted by date it would fold the trials into their parent."""
-    ascending = str(SCORES[metric].direction == MINIMIZE).lower()
+    ascending = str(not SCORES[metric].higher_is_better).lower()
     options = {"searchFilter": filter_, "orderByKey": f"metrics.`{metric}`", "orderByAsc": ascending}
     return f"{_page(experiment_id)}&{urlencode(options, quote_via=quote)}"
 

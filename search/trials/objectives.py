@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from petl import measurements
 from petl.measurements import Measurements
-from search.trials.pareto import MAXIMIZE, MINIMIZE
+from search.trials.pareto import MAXIMIZE, MINIMIZE, SIGNS
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class Objective:
         value = getattr(measurements, self.name)
         return None if value is None else float(value)
 
+    @property
+    def higher_is_better(self) -> bool:
+        return self.direction == MAXIMIZE
+
+    def loss(self, value: float) -> float:
+        """Return the value as a loss, of which less is better: a score of which more is better changes its sign."""
+        return SIGNS[self.direction] * value
+
+    def of_loss(self, loss: float) -> float:
+        """Return the value that has this loss."""
+        return SIGNS[self.direction] * loss
+
     def seen(self, value: float) -> float:
         """The value as a sampler sees it."""
         return value if self.knee is None else math.log1p(value / self.knee)
@@ -45,7 +57,7 @@ class Objective:
     def worst(self, values: list[float]) -> float:
         """The worst of these, or the reference where there is none."""
         if values:
-            return min(values) if self.direction == MAXIMIZE else max(values)
+            return max(values, key=self.loss)
         return 0.0 if self.reference is None else self.reference
 
 
@@ -85,6 +97,12 @@ def objectives(score: str, cost: str, second_cost: str | None = None) -> Objecti
     if second_cost == cost:
         raise ValueError(f"second_cost is another one than cost; received {cost!r} for both")
     return tuple(table[name] for _, name, table in given)
+
+
+def values(objectives: Objectives, measurements: Measurements | None) -> tuple[float, ...]:
+    """Return what was measured of each objective; NaN for what was not."""
+    measured = [row.value(measurements) if measurements else None for row in objectives]
+    return tuple(math.nan if value is None else value for value in measured)
 
 
 def ruling(objectives: Objectives) -> Objective:

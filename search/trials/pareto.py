@@ -8,7 +8,7 @@ whether it is to "minimize" or "maximize".
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,10 +18,11 @@ Floats: TypeAlias = NDArray[np.float64]
 
 MINIMIZE: Final = "minimize"
 MAXIMIZE: Final = "maximize"
+SIGNS: Final[Mapping[str, float]] = {MINIMIZE: 1.0, MAXIMIZE: -1.0}  # times a value: its loss
 
 
-def front(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
-    """A mask over the rows of `values` (n x d): on the front or not. Of equal rows only the first is."""
+def non_dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
+    """Return a mask over the rows of `values` (n x d): on the front or not. Of equal rows only the first is."""
     losses = _losses(values, directions)
     mask = np.zeros(len(losses), dtype=np.bool_)
     mask[np.unique(losses, axis=0, return_index=True)[1]] = True
@@ -105,7 +106,7 @@ def _volume(extents: Floats) -> float:
 
 def _losses(values: ArrayLike, directions: Sequence[str]) -> Floats:
     """The values with every column to be minimised, n x d."""
-    unknown = [direction for direction in directions if direction not in (MINIMIZE, MAXIMIZE)]
+    unknown = [direction for direction in directions if direction not in SIGNS]
     if unknown:
         raise ValueError(f"a direction is {MINIMIZE} or {MAXIMIZE}; received {unknown[0]!r}")
     table: NDArray[Any] = np.asarray(values, dtype=np.float64)
@@ -113,6 +114,7 @@ def _losses(values: ArrayLike, directions: Sequence[str]) -> Floats:
         return np.empty((0, len(directions)))
     if table.ndim != 2 or table.shape[1] != len(directions):
         raise ValueError(f"values have a row per point and {len(directions)} columns; received shape {table.shape}")
-    signs = np.array([-1.0 if direction == MAXIMIZE else 1.0 for direction in directions])
-    losses: Floats = table * signs + 0.0  # -0.0 and 0.0 are one value
+    losses: Floats = (
+        table * np.array([SIGNS[direction] for direction in directions]) + 0.0
+    )  # -0.0 and 0.0 are one value
     return losses

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from shares import collect, interval, parser, rows, seed_of
 
 from search.optimizer.true_front import believe, next_run
-from search.trials.pareto import MINIMIZE, front
+from search.trials.pareto import MINIMIZE, non_dominated
 from search.trials.record import credible
 
 TASKS: Final = {
@@ -78,7 +78,7 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
     chosen = random.choice(len(found.sizes), trials, replace=False)
     sizes, means, spread = found.sizes[chosen], found.means[chosen], found.spread[chosen]
     losses = [[float(random.normal(means[trial], spread[trial]))] for trial in range(trials)]
-    true = front(np.column_stack([means, sizes]), (MINIMIZE, MINIMIZE))
+    true = non_dominated(np.column_stack([means, sizes]), (MINIMIZE, MINIMIZE))
 
     def named(method: str, members: Any, scores: Any, runs: int, ms: float) -> Named:
         noise = math.sqrt(float(np.mean(spread[members] ** 2))) if members.any() else 1.0
@@ -95,7 +95,7 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
         )
 
     alone = np.array([own[0] for own in losses])
-    picked = front(np.column_stack([alone, sizes]), (MINIMIZE, MINIMIZE))
+    picked = non_dominated(np.column_stack([alone, sizes]), (MINIMIZE, MINIMIZE))
     began, runs, running, belief = time.perf_counter(), 0, list[int](), None
     while True:
         while runs < extra * trials and len(running) < workers:

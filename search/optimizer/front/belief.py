@@ -27,8 +27,7 @@ from optuna.distributions import BaseDistribution
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import Surrogate, log_ehvi
 from search.trials.objectives import Objective, ruling
-from search.trials.pareto import MAXIMIZE, MINIMIZE, Floats
-from search.trials.pareto import front as non_dominated
+from search.trials.pareto import MINIMIZE, Floats, non_dominated
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 
@@ -67,7 +66,6 @@ def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[
     Of the scores those at the rungs count, and the last of a trial: what lies between says little that they do not.
     """
     score, cost = records.objectives[0], ruling(records.objectives)
-    sign = -1.0 if score.direction == MAXIMIZE else 1.0
     trials: list[TrialRecord] = []
     costs: list[float] = []
     observations: list[_Observation] = []
@@ -88,7 +86,7 @@ def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[
             failed.append(len(trials))
         else:
             observations += [
-                _Observation(len(trials), epoch / full, sign * value) for epoch, value in sorted(reached.items())
+                _Observation(len(trials), epoch / full, score.loss(value)) for epoch, value in sorted(reached.items())
             ]
         spent = origin.counts.get(cost.name) if cost.known else None
         if spent is None and record.measurements:

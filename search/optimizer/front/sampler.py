@@ -11,8 +11,7 @@ import numpy as np
 from search.optimizer.front.belief import Belief
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import _JITTER, Surrogate, log_ehvi
-from search.trials.pareto import MINIMIZE, Floats
-from search.trials.pareto import front as non_dominated
+from search.trials.pareto import MINIMIZE, Floats, non_dominated
 
 _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until they are counted
 _CANDIDATES: Final = 400  # drawn anywhere, as many near the believed front, and as many in each round near the best

@@ -9,7 +9,6 @@ does not hold cannot be found: shares are of what its rows come to together.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +32,7 @@ from search.optimizer.front.encoding import Encoding
 from search.optimizer.rungs import rule, suited
 from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, Event, replay
-from search.trials.objectives import Objectives, objectives
+from search.trials.objectives import Objectives, objectives, values
 from search.trials.pareto import hypervolume
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
@@ -212,9 +211,8 @@ class Table:
         """Between the largest costs, and the score that nine tenths of the rows pass."""
         searched = objectives(*self.names)
         scores, *costs = np.array([_values(searched, row.measurements) for row in self.rows]).T
-        upward = searched[0].direction == "maximize"
         worst = [float(column.max()) * (1 + 1e-9) + 1e-9 for column in costs]
-        reference = (float(np.quantile(scores, 0.1 if upward else 0.9)), *worst)
+        reference = (float(np.quantile(scores, 0.1 if searched[0].higher_is_better else 0.9)), *worst)
         directions = [each.direction for each in searched]
         return hypervolume([_values(searched, each) for each in measured], reference, directions) if measured else 0.0
 
@@ -237,8 +235,7 @@ class Table:
 
 def _values(searched: Objectives, measured: Measurements) -> list[float]:
     """As a sampler sees them; NaN for what was not measured."""
-    values = [(each, each.value(measured)) for each in searched]
-    return [math.nan if value is None else each.seen(value) for each, value in values]
+    return [each.seen(value) for each, value in zip(searched, values(searched, measured), strict=True)]
 
 
 def _holds(dimension: BaseDistribution, value: Any) -> bool:

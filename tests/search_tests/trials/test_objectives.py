@@ -7,7 +7,7 @@ import math
 import pytest
 
 from petl.measurements import Measurements
-from search.trials.objectives import COSTS, SCORES, objectives, reference_point, ruling
+from search.trials.objectives import COSTS, SCORES, objectives, reference_point, ruling, values
 
 
 @pytest.mark.parametrize("name", [*SCORES, *COSTS])
@@ -82,3 +82,18 @@ def test_three_objectives_are_score_cost_and_second_cost() -> None:
 )
 def test_the_first_cost_that_is_known_rules(costs: tuple[str, ...], rules: str) -> None:
     assert ruling(objectives("accuracy", *costs)).name == rules
+
+
+def test_less_of_a_loss_is_better() -> None:
+    accuracy, perplexity = SCORES["accuracy"], SCORES["perplexity"]
+    assert (accuracy.loss(0.9), accuracy.of_loss(-0.9)) == (-0.9, 0.9)
+    assert (perplexity.loss(12.0), perplexity.of_loss(12.0)) == (12.0, 12.0)
+    assert accuracy.higher_is_better
+    assert not perplexity.higher_is_better
+
+
+def test_what_was_not_measured_has_no_value() -> None:
+    accuracy, latency = values(objectives("accuracy", "latency_ms"), Measurements(accuracy=0.5))
+    assert accuracy == 0.5
+    assert math.isnan(latency)
+    assert all(map(math.isnan, values(objectives("accuracy", "latency_ms"), None)))

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from search.trials.pareto import MAXIMIZE, MINIMIZE, front, hypervolume, ranks
+from search.trials.pareto import MAXIMIZE, MINIMIZE, hypervolume, non_dominated, ranks
 
 INF, NAN = math.inf, math.nan
 
@@ -56,7 +56,7 @@ def peeled(points: list[tuple[float, ...]]) -> list[int]:
 
 
 def test_front_of_the_drawn_table() -> None:
-    mask = front(list(DRAWN.values()), (MAXIMIZE, MINIMIZE))
+    mask = non_dominated(list(DRAWN.values()), (MAXIMIZE, MINIMIZE))
     assert [name for name, on in zip(DRAWN, mask, strict=True) if on] == ["b", "c", "e", "h", "n"]
 
 
@@ -84,7 +84,7 @@ def test_all_pairs_of_special_values() -> None:
     """Two points from every combination of special values: who is on the front, by the definition."""
     special = [-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN]
     for one, other in itertools.product(itertools.product(special, repeat=2), repeat=2):
-        mask = front([one, other], (MINIMIZE, MINIMIZE))
+        mask = non_dominated([one, other], (MINIMIZE, MINIMIZE))
         odd = [any(map(math.isnan, point)) for point in (one, other)]
         expected_one = not odd[0] and not (not odd[1] and dominates(other, one))
         expected_other = not odd[1] and not (not odd[0] and (dominates(one, other) or one == other))
@@ -93,14 +93,14 @@ def test_all_pairs_of_special_values() -> None:
 
 def test_of_equal_rows_the_first_is_on_the_front() -> None:
     values = [(1, 1), (2, 0), (1, 1), (2, 0), (0.5, 3)]
-    assert list(front(values, (MINIMIZE, MINIMIZE))) == [True, True, False, False, True]
+    assert list(non_dominated(values, (MINIMIZE, MINIMIZE))) == [True, True, False, False, True]
     assert list(ranks(values, (MINIMIZE, MINIMIZE))) == [0, 0, 0, 0, 0]
 
 
 def test_nothing_gives_an_empty_front() -> None:
-    assert front([], (MINIMIZE, MAXIMIZE)).shape == (0,)
+    assert non_dominated([], (MINIMIZE, MAXIMIZE)).shape == (0,)
     assert hypervolume([], (1.0, 1.0), (MINIMIZE, MAXIMIZE)) == 0.0
-    assert list(front([(NAN, 1.0)], (MINIMIZE, MINIMIZE))) == [False]
+    assert list(non_dominated([(NAN, 1.0)], (MINIMIZE, MINIMIZE))) == [False]
 
 
 def test_hypervolume_of_rectangles() -> None:
@@ -140,8 +140,8 @@ def test_hypervolume_agrees_with_optuna(dimensions: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: front([(1, 2)], ("minimise", MAXIMIZE)), "minimize or maximize; received 'minimise'"),
-        (lambda: front([(1, 2, 3)], (MINIMIZE, MAXIMIZE)), r"2 columns; received shape \(1, 3\)"),
+        (lambda: non_dominated([(1, 2)], ("minimise", MAXIMIZE)), "minimize or maximize; received 'minimise'"),
+        (lambda: non_dominated([(1, 2, 3)], (MINIMIZE, MAXIMIZE)), r"2 columns; received shape \(1, 3\)"),
         (lambda: hypervolume([(1, 2)], (1.0, INF), (MINIMIZE, MINIMIZE)), "reference point is finite"),
         (lambda: hypervolume([(1,) * 4], (1.0,) * 4, (MINIMIZE,) * 4), "1 to 3 objectives; received 4"),
     ],
