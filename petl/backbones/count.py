@@ -65,6 +65,16 @@ class Counts:
         ]
         return {name: getattr(self, name) for name in (*kinds, *percents)} | {"per_modification": shares}
 
+    def values(self) -> dict[str, Any]:
+        """Return what is known before training, by the fields of Measurements: see `Quantity.counted` there."""
+        return {
+            "stored_parameters": self.stored,
+            "stored_percent": self.stored_percent,
+            "trained_parameters": self.trained,
+            "trained_percent": self.trained_percent,
+            "paper_parameters": self.paper,
+        }
+
     @property
     def stored_percent(self) -> float:
         """`stored` in percent of `base`."""

@@ -255,13 +255,9 @@ class TrainingRun:
         position = self.position
         kept = position.best if self.configuration.training.keep != LAST else -1
         return Measurements(
-            **position.validations[kept].scores,
-            stored_parameters=counts.stored,
-            trained_parameters=counts.trained,
-            paper_parameters=counts.paper,
+            **position.validations[kept].scores,  # type: ignore[arg-type]
+            **counts.values(),
             base_parameters=counts.base,
-            stored_percent=100 * counts.stored / counts.base,
-            trained_percent=100 * counts.trained / counts.base,
             epochs=self.configuration.training.epochs if self.finished else self.epoch,
             steps=position.step,
             seconds=position.seconds,

@@ -44,6 +44,7 @@ from search.optimizer.rungs import Halving, Rule, suited
 from search.optimizer.samplers import TEACHING, is_taught, require_fit
 from search.storage import address
 from search.storage.locations import STUDY_NAME
+from search.trials.objectives import COUNTS
 from spaces.space import resolve as resolve_space
 
 CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
@@ -54,7 +55,6 @@ REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {  # with the kinds of tasks 
     "untuned": tuple(kind for kind in tasks.KINDS if kind not in CLASSIFICATION),
     "full": tuple(tasks.KINDS),
 }
-LIMITS: Final = ("stored_parameters", "stored_percent", "trained_parameters", "trained_percent", "paper_parameters")
 BASELINES: Final = ("majority", "probe", "untuned")  # as petl.training.baselines has them, which needs torch
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
 _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
@@ -235,7 +235,7 @@ class StudyConfig(_Section):
     @classmethod
     def _constraints(cls, value: dict[str, float]) -> dict[str, float]:
         for name in value:
-            _one_of(LIMITS, name)
+            _one_of(COUNTS, name)
         return value
 
     @field_validator("references", mode="before")

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 
-from search.trials.pareto import MINIMIZE, ranks
+from petl.measurements import MINIMIZE
+from search.trials.pareto import ranks
 
 _BOTH: Final = (MINIMIZE, MINIMIZE)
 _LEAST_ETA: Final = 1.1  # nearer to 1 there would be no end of rungs

@@ -125,7 +125,7 @@ class Proposer:
     def _believed(self, records: Records, news: TrialRecord | None = None) -> Belief | None:
         key = (records.changes, news)
         if self._latest.get("key") != key:
-            dearest = self._reach if self._cost.known else -math.inf
+            dearest = self._reach if self._cost.counted else -math.inf
             belief = beliefs.believe(records, beliefs.dimensions(records), news, dearest, self.rungs)
             self._latest.update(key=key, belief=belief)
         latest: Belief | None = self._latest["belief"]
@@ -142,7 +142,7 @@ class Proposer:
             except SpaceError:  # of a space that branches: it asks for more here than it has shown yet
                 return Counted(math.nan, math.nan, False)
             counts = self.count(configuration)
-            cost = self._along(counts) if self._cost.known else math.nan
+            cost = self._along(counts) if self._cost.counted else math.nan
             return Counted(cost, self._over(counts), configuration.key not in there)
 
         if belief := self._believed(records):
@@ -151,7 +151,7 @@ class Proposer:
             found = propose(belief, random, count, over)
             if found is not None:
                 return decode(self.space, found, self.backbone)
-        covering = self._covering(records, origin, random) if self._cost.known or self.limits else iter(())
+        covering = self._covering(records, origin, random) if self._cost.counted or self.limits else iter(())
         drawn = chain(covering, self.draw(records, origin, DRAWN))
         first = next(drawn)
         return next((one for one in chain([first], drawn) if count(one.coordinates).allowed), first)
@@ -190,7 +190,7 @@ class Proposer:
 
     def _along(self, counts: Mapping[str, float]) -> float:
         """Where these lie on the axis that first points cover: the cost as a sampler sees it, or what has a limit."""
-        if self._cost.known:
+        if self._cost.counted:
             return self._cost.seen(counts[self._cost.name])
         return math.log1p(counts[next(iter(self.limits))])
 
@@ -283,7 +283,7 @@ def tell(
 
     def spent(record: TrialRecord, cost: Objective) -> float:
         counts = records.origin(record.number).counts
-        found = counts[cost.name] if cost.known and cost.name in counts else _measured(record, cost)
+        found = counts[cost.name] if cost.counted and cost.name in counts else _measured(record, cost)
         if found is not None:
             return found
         stopped = record.state in (State.PRUNED, State.PAUSED)  # for its score

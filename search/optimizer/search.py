@@ -379,7 +379,7 @@ class Search:
     def _spent(self, record: TrialRecord) -> float:
         """The cost as a rule sees it: known before training, or the same for all."""
         counts = self.records.origin(record.number).counts
-        return self._cost.seen(counts[self._cost.name]) if self._cost.known and self._cost.name in counts else 0.0
+        return self._cost.seen(counts[self._cost.name]) if self._cost.counted and self._cost.name in counts else 0.0
 
     def _close_hopeless(self) -> None:
         for number in self._ladder.hopeless if self._ladder else ():

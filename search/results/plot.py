@@ -37,15 +37,6 @@ _ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
 _LINE: Final = 28  # characters in a line of a label
 _LONGEST: Final = 80  # of a name anywhere else; a $ in one is no formula
 
-_COSTS: Final = {
-    "stored_parameters": "stored parameters",
-    "trained_parameters": "trained parameters",
-    "paper_parameters": "parameters as the paper counts them",
-    "seconds": "training time (s)",
-    "latency_ms": "latency of one row (ms)",
-    "peak_memory_mb": "peak memory (MB)",
-}
-
 
 def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
     """Draw `front` among all trials of `study`, at `path` (its ending says the format); returns it.
@@ -82,6 +73,7 @@ class _View:
         score, cost, *more = front.objectives
         self.second = more[0] if more else None
         self.score, self.cost = score.name, cost.name
+        self.title = cost.title
         self.loss, self.upward = score.loss, score.higher_is_better
         self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
         unfinished = (State.PRUNED, State.PAUSED)
@@ -149,7 +141,7 @@ def _frame(axes: Axes, view: _View) -> None:
     else:
         margin = 0.08 * (view.right - view.left or view.right)
         axes.set_xlim(view.left - 2 * margin, view.right + margin)
-    axes.set_xlabel(_COSTS.get(view.cost, view.cost), color=_INK)
+    axes.set_xlabel(view.title, color=_INK)
     axes.set_ylabel(f"validation {view.score}", color=_INK)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -226,7 +218,7 @@ def _front(axes: Axes, view: _View) -> None:
         )  # fmt: skip
     if view.second:
         bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _count(value))
-        bar.set_label(_COSTS.get(view.second.name, view.second.name), fontsize=8.5, color=_INK)
+        bar.set_label(view.second.title, fontsize=8.5, color=_INK)
         bar.ax.tick_params(labelsize=_SMALL, color="#999999", labelcolor=_INK)
         bar.outline.set_visible(False)
 

@@ -92,14 +92,7 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
     enqueued += resolved.warm
 
     def counts(configuration: Configuration) -> dict[str, float]:
-        counted = count(configuration.design, backbone, labels)
-        return {
-            "stored_parameters": counted.stored,
-            "stored_percent": counted.stored_percent,
-            "trained_parameters": counted.trained,
-            "trained_percent": counted.trained_percent,
-            "paper_parameters": counted.paper,
-        }
+        return count(configuration.design, backbone, labels).values()
 
     return Plan(
         space=space,

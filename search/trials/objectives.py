@@ -5,28 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
-from petl import measurements
-from petl.measurements import Measurements
-from search.trials.pareto import MAXIMIZE, MINIMIZE, SIGNS
+from petl.measurements import MAXIMIZE, QUANTITIES, Measurements, Quantity
+from search.trials.pareto import SIGNS
 
 
-@dataclass(frozen=True)
-class Objective:
-    """One row. `name` is a field of Measurements.
-
-    `reference` is its side of the hypervolume's reference point, and what a trial that failed is
-    given while nothing better is known; None stands for the size of the pretrained model. `known`:
-    exact before training. `knee`: where it is spread over orders of magnitude, and differences below
-    the knee hardly matter, a sampler is shown log(1 + value / knee): linear below, logarithmic above.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Objective(Quantity):
+    """A quantity by its `name`, which is a field of Measurements."""
 
     name: str
-    direction: Literal["minimize", "maximize"]
-    reference: float | None
-    known: bool = False
-    knee: float | None = None
 
     @property
     def logarithmic(self) -> bool:
@@ -63,27 +52,10 @@ class Objective:
 
 Objectives: TypeAlias = tuple[Objective, ...]  # the score, the cost, and a second cost where a study has one
 
-_WORST: Final = {"loss": 10.0, "perplexity": math.exp(10.0)}  # a uniform guess among 22,026 labels or tokens
-SCORES: Final[Mapping[str, Objective]] = {
-    name: Objective(name, MAXIMIZE if higher else MINIMIZE, _WORST.get(name, 0.0))
-    for name, higher in measurements.SCORES.items()
-}
-
-# Without a knee the step from none to the smallest design would weigh as much as from there to the largest,
-# and a search by hypervolume would spend its trials on the learning rate of the bare head.
-_PARAMETERS: Final = 1_000.0
-
-COSTS: Final[Mapping[str, Objective]] = {
-    objective.name: objective
-    for objective in (
-        Objective("stored_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
-        Objective("trained_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
-        Objective("paper_parameters", MINIMIZE, None, known=True, knee=_PARAMETERS),
-        Objective("seconds", MINIMIZE, 86_400.0, knee=1.0),
-        Objective("latency_ms", MINIMIZE, 1_000.0),
-        Objective("peak_memory_mb", MINIMIZE, 81_920.0),
-    )
-}
+_ROWS: Final = {name: Objective(name=name, **vars(quantity)) for name, quantity in QUANTITIES.items()}
+SCORES: Final[Mapping[str, Objective]] = {name: row for name, row in _ROWS.items() if row.role == "score"}
+COSTS: Final[Mapping[str, Objective]] = {name: row for name, row in _ROWS.items() if row.role == "cost"}
+COUNTS: Final[Mapping[str, Objective]] = {name: row for name, row in _ROWS.items() if row.counted}  # may have limits
 
 
 def objectives(score: str, cost: str, second_cost: str | None = None) -> Objectives:
@@ -107,7 +79,7 @@ def values(objectives: Objectives, measurements: Measurements | None) -> tuple[f
 
 def ruling(objectives: Objectives) -> Objective:
     """The one cost that rung rules go by: the first that is known before training, else the study's first."""
-    return next((cost for cost in objectives[1:] if cost.known), objectives[1])
+    return next((cost for cost in objectives[1:] if cost.counted), objectives[1])
 
 
 def reference_point(objectives: Objectives, base_parameters: int) -> tuple[float, ...]:

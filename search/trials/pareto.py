@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from petl.measurements import MAXIMIZE, MINIMIZE
+
 Floats: TypeAlias = NDArray[np.float64]
 
-MINIMIZE: Final = "minimize"
-MAXIMIZE: Final = "maximize"
 SIGNS: Final[Mapping[str, float]] = {MINIMIZE: 1.0, MAXIMIZE: -1.0}  # times a value: its loss
 
 

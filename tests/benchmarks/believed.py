@@ -25,8 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shares import collect, interval, parser, rows, seed_of
 
+from petl.measurements import MINIMIZE
 from search.optimizer.true_front import believe, next_run
-from search.trials.pareto import MINIMIZE, non_dominated
+from search.trials.pareto import non_dominated
 from search.trials.record import credible
 
 TASKS: Final = {

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from peers import PEERS, Peers
 from shares import Method, Problem, Result, best_of, collect, kept, parser, seed_of, show
 
-from search.trials.pareto import MINIMIZE, hypervolume, ranks
+from petl.measurements import MINIMIZE
+from search.trials.pareto import hypervolume, ranks
 from search.trials.records import Records
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "lcbench"

@@ -20,7 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shares import Method, Problem, Result, best_of, collect, parser, seed_of, show
 
-from search.trials.pareto import MINIMIZE, hypervolume
+from petl.measurements import MINIMIZE
+from search.trials.pareto import hypervolume
 
 TRIALS: Final = 60
 TASKS: Final = {

@@ -29,8 +29,9 @@ from petl.presets import EVERYWHERE, PRESETS, parse
 from petl.tasks import KINDS, TASKS, Decoding, Task
 from search.cli import app
 from search.config.sections import DesignConfig
-from search.config.study import LIMITS, StudyConfig, load_config
+from search.config.study import StudyConfig, load_config
 from search.optimizer.rungs import RULES
+from search.trials.objectives import COUNTS
 from spaces.space import SPACES, Row
 
 ROOT: Final = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -391,7 +392,7 @@ def _fields_of(section: str) -> Mapping[str, Any]:
     """The fields of a section of the study file, with their defaults."""
     kind = {"task": Task, "training": Training, "decoding": Decoding}.get(section)
     if section == "constraints":
-        return dict.fromkeys(LIMITS)
+        return dict.fromkeys(COUNTS)
     if section == "space":
         return {"name": "unified", **{name: None for row in SPACES.values() for name in _options(row)}}
     if kind is not None:

@@ -24,10 +24,11 @@ from typing import Any, Final
 import numpy as np
 from optuna.distributions import BaseDistribution
 
+from petl.measurements import MINIMIZE
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import Surrogate, log_ehvi
 from search.trials.objectives import Objective, ruling
-from search.trials.pareto import MINIMIZE, Floats, non_dominated
+from search.trials.pareto import Floats, non_dominated
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 
@@ -88,7 +89,7 @@ def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[
             observations += [
                 _Observation(len(trials), epoch / full, score.loss(value)) for epoch, value in sorted(reached.items())
             ]
-        spent = origin.counts.get(cost.name) if cost.known else None
+        spent = origin.counts.get(cost.name) if cost.counted else None
         if spent is None and record.measurements:
             spent = cost.value(record.measurements)
         trials.append(record)

@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from petl.measurements import MINIMIZE
 from search.optimizer.front.belief import Belief
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import _JITTER, Surrogate, log_ehvi
-from search.trials.pareto import MINIMIZE, Floats, non_dominated
+from search.trials.pareto import Floats, non_dominated
 
 _SHOWN: Final = 60  # trials whose costs tell about those of candidates, until they are counted
 _CANDIDATES: Final = 400  # drawn anywhere, as many near the believed front, and as many in each round near the best
@@ -96,7 +97,7 @@ def propose(
     counts = np.column_stack([scaled] if over is None else [scaled, over])[-_SHOWN:]
     usual = [Surrogate(inputs, counts[:, 0])]
     # What is over is a count less its limit, in logarithms, as known costs are: nearly always the same plus a constant.
-    alike = usual[0].parameters if belief.known.cost.known else None
+    alike = usual[0].parameters if belief.known.cost.counted else None
     usual += [Surrogate(inputs, column, parameters=alike) for column in counts.T[1:]]
 
     def counted_about(rows: Floats) -> tuple[Floats, Floats]:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from petl.measurements import MINIMIZE
 from search.optimizer.true_front import Belief, _fronts, believe, between_seeds, freedom_between_seeds, next_run
 from search.trials import pareto
-from search.trials.pareto import MINIMIZE
 from search.trials.record import credible
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import tiny
+from transformers import BertConfig
 
+from petl.backbones.count import count
 from petl.measurements import Measurements
-from search.trials.objectives import COSTS, SCORES, objectives, reference_point, ruling, values
+from petl.presets import parse
+from search.trials.objectives import COSTS, COUNTS, SCORES, objectives, reference_point, ruling, values
 
 
 @pytest.mark.parametrize("name", [*SCORES, *COSTS])
@@ -26,7 +30,7 @@ def test_directions() -> None:
 
 
 def test_what_is_known_before_training() -> None:
-    known = [name for name, objective in {**SCORES, **COSTS}.items() if objective.known]
+    known = [name for name, objective in {**SCORES, **COSTS}.items() if objective.counted]
     assert known == ["stored_parameters", "trained_parameters", "paper_parameters"]
 
 
@@ -97,3 +101,14 @@ def test_what_was_not_measured_has_no_value() -> None:
     assert accuracy == 0.5
     assert math.isnan(latency)
     assert all(map(math.isnan, values(objectives("accuracy", "latency_ms"), None)))
+
+
+def test_what_is_counted_before_training_is_what_may_have_a_limit() -> None:
+    counted = count(parse("lora:rank=2"), tiny.described(BertConfig(num_hidden_layers=1, hidden_size=32)))
+    assert set(COUNTS) == set(counted.values())
+    assert counted.values()["stored_percent"] == pytest.approx(100 * counted.stored / counted.base)
+    assert set(COUNTS) - set(COSTS) == {"stored_percent", "trained_percent"}
+
+
+def test_every_cost_has_a_title_for_its_axis() -> None:
+    assert all(cost.title for cost in COSTS.values())

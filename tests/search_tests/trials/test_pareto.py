@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from search.trials.pareto import MAXIMIZE, MINIMIZE, hypervolume, non_dominated, ranks
+from petl.measurements import MAXIMIZE, MINIMIZE
+from search.trials.pareto import hypervolume, non_dominated, ranks
 
 INF, NAN = math.inf, math.nan
 
