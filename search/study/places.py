@@ -1,4 +1,4 @@
-"""Where a study lies: its driver, its signals, what is refused and what is deleted."""
+"""Where a study lies: its one driver, what interrupts it, what is refused and what is deleted."""
 
 from __future__ import annotations
 
@@ -8,25 +8,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.database import is_postgresql
-from search.storage.locations import (
-    FullDiskError,
-    StoreError,
-    StudyHome,
-    artifact_root,
-    database_url,
-    home,
-    is_full,
-    resume_command,
-    store_uri,
-)
+from search.storage.locations import FullDiskError, StoreError, StudyHome, home, is_full
 from search.storage.locks import StudyLock
 from search.storage.locks import driving as holding
 from search.storage.remote import Mirror, mirror_of
@@ -36,9 +25,6 @@ from search.trials.records import Records
 
 if TYPE_CHECKING:
     from types import FrameType
-
-
-JOURNAL: Final = "journal"  # in the study's folder
 
 
 class StudyError(ValueError):
@@ -52,37 +38,65 @@ class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for i
 
 
 class UndeliveredStudy(Exception):  # noqa: N818 (no error of the study's: it is done)
-    """The trials are done, and MLflow, which is away, has not heard of all of them yet."""
+    """The trials are done, and MLflow, which is away, has not received all of them yet."""
 
     exit_code = 75  # as sendmail has it for what is to be tried again later
 
 
+def home_of(config: StudyConfig) -> StudyHome:
+    """Return the places of a study; the folder of its database exists then.
+
+    Raises StudyError where MLflow has that database.
+    """
+    places = StudyHome(config.study, config.storage.database, config.tracking.uri, config.storage.path)
+    if file := sqlite_file(places.database):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    published = without_password(expand_env(places.uri))
+    if is_postgresql(places.database) and without_password(places.database) == published:
+        raise StudyError(
+            f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
+            f"received {redacted(places.database)} for both"
+        )
+    return places
+
+
+def store_of(config: StudyConfig, records: Records) -> str:
+    """Return the MLflow store of a study: what it was when the study began, else the home's own.
+
+    Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
+    """
+    recorded = records.resolved.uri
+    if recorded is None:
+        return f"sqlite:///{home() / 'mlflow.db'}"
+    return restore_password(recorded, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
+
+
 @contextmanager
-def driving(study: str, database: str, console: Console) -> Iterator[Callable[[], None]]:
-    """This process is the study's one driver inside; Ctrl-C, or a closed pipe, becomes InterruptedStudy.
+def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]:
+    """Make this process the study's one driver within the context, and Ctrl-C or a closed pipe an InterruptedStudy.
 
     What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
     """
-    lock = StudyLock(folder_of(study))
+    lock = StudyLock(places.folder)
     lock.drive(say=console.print)
     try:
-        with holding(database, study) as guard:
+        with holding(places.database, places.name) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
         begun = True
         with suppress(StoreError):  # of a database that is away
-            begun = study_begun(database, study)
+            begun = study_begun(places.database, places.name)
         raise InterruptedStudy(
-            f"interrupted; nothing that was finished is lost. Resume with: {resume_command(study, database=database)}"
+            f"interrupted; nothing that was finished is lost. Resume with: {places.resume_command}"
             if begun
-            else f"interrupted before the study {study!r} began"
+            else f"interrupted before the study {places.name!r} began"
         ) from None
     except Exception as error:
         if not is_full(error):
             raise
         raise FullDiskError(
             f"a disk is full ({one_line(error)}); nothing that was finished is lost. Make room, "
-            f"perhaps by storage.max_gb, and resume with: {resume_command(study, database=database)}"
+            f"perhaps by storage.max_gb, and resume with: {places.resume_command}"
         ) from None
     finally:
         lock.release()
@@ -90,7 +104,7 @@ def driving(study: str, database: str, console: Console) -> Iterator[Callable[[]
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which schedulers and clouds send before they kill, does what Ctrl-C does at that moment."""
+    """Make SIGTERM, which schedulers and clouds send before they kill, do what Ctrl-C does at that moment."""
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
@@ -107,69 +121,33 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def store_of(config: StudyConfig, records: Records) -> str:
-    """The MLflow store of a study: what it was when the study began, the home's own where nothing was said.
-
-    Its password is not on record: the study file or $MLFLOW_TRACKING_URI has it, or the environment in other ways.
-    """
-    kept = records.resolved.uri
-    if kept is None:
-        return f"sqlite:///{home() / 'mlflow.db'}"
-    return restore_password(kept, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
-
-
-def require_new(config: StudyConfig, database: str) -> None:
-    """Raises StudyError where trials of a study of that name are kept whose records are not in the database."""
-    places = {str(folder_of(config.study)): any(folder_of(config.study).glob("trials/*/*/manifest.json"))}
-    for mirror in _mirrors(config):
-        places[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
-    uri = store_uri(config.tracking.uri)
-    places[redacted(uri)] = has_trials(uri, config.study)
-    if there := [place for place, has in places.items() if has]:
+def require_new(places: StudyHome) -> None:
+    """Raise StudyError where trials of a study of that name are kept whose records are not in the database."""
+    trials = {str(places.folder): any(places.folder.glob("trials/*/*/manifest.json"))}
+    for mirror in _mirrors(places):
+        trials[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
+    trials[redacted(places.uri)] = has_trials(places.uri, places.name)
+    if found := [place for place, has in trials.items() if has]:
         raise StudyError(
-            f"{' and '.join(there)} has trials of a study {config.study!r} that {redacted(database)} does not know. "
-            "Name the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
+            f"{' and '.join(found)} has trials of a study {places.name!r} that {redacted(places.database)} does not "
+            "know. Name the database that does by $PETL_SEARCH_DATABASE or storage.database, or choose another name; "
             "--fresh deletes those trials"
         )
 
 
-def _mirrors(config: StudyConfig) -> list[Mirror]:
-    """Where the study's trials are to be kept, or were, beside its folder."""
-    there = {config.storage.path, mirrored.address if (mirrored := mirror_of(folder_of(config.study))) else None}
-    return [Mirror(path, config.study) for path in there if path]
-
-
-def delete(config: StudyConfig, database: str) -> None:
-    """Removes a study everywhere, its lock file excepted; nothing where there is none."""
-    discard(store_uri(config.tracking.uri), config.study)  # first: it may be a server that does not answer
-    if study_exists(database, config.study):
-        delete_study(database, config.study)
-    for mirror in _mirrors(config):
+def delete(places: StudyHome) -> None:
+    """Remove a study everywhere, without its lock file; nothing where there is none."""
+    discard(places.uri, places.name)  # first: it may be a server that does not answer
+    if study_exists(places.database, places.name):
+        delete_study(places.database, places.name)
+    for mirror in _mirrors(places):
         mirror.delete()
-    for part in ("trials", JOURNAL):
-        shutil.rmtree(folder_of(config.study) / part, ignore_errors=True)
-    if root := artifact_root(config.tracking.uri):
-        shutil.rmtree(root / config.study, ignore_errors=True)
+    for folder in (places.trials, places.journal, places.artifacts):
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def shared_folder(config: StudyConfig) -> Path | None:
-    """The folder that all nodes share, if they share no store."""
-    return None if config.storage.path else folder_of(config.study)
-
-
-def folder_of(study: str) -> Path:
-    return StudyHome(study).folder
-
-
-def database_of(config: StudyConfig) -> str:
-    """The address of a study's records. Raises StudyError where MLflow has that database."""
-    database = database_url(config.storage.database)
-    if file := sqlite_file(database):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    published = expand_env(store_uri(config.tracking.uri))
-    if is_postgresql(database) and without_password(database) == without_password(published):
-        raise StudyError(
-            f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
-            f"received {redacted(database)} for both"
-        )
-    return database
+def _mirrors(places: StudyHome) -> list[Mirror]:
+    """Return where the study's trials are to be kept, or were, beside its folder."""
+    mirror = mirror_of(places.folder)
+    return [Mirror(address, places.name) for address in {places.store, mirror.address if mirror else None} if address]

@@ -19,19 +19,11 @@ from search.config.study import StudyConfig, load_config
 from search.results.console import console as terminal
 from search.results.query import Study
 from search.storage.address import redacted
-from search.storage.locations import database_url, home, resume_command
+from search.storage.locations import StudyHome, database_url, home
 from search.storage.remote import Mirror, keep_at
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
-from search.study.places import (
-    StudyError,
-    database_of,
-    delete,
-    driving,
-    folder_of,
-    require_new,
-    shared_folder,
-)
+from search.study.places import StudyError, delete, driving, home_of, require_new
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
 from search.study.runner import Runner
@@ -68,16 +60,15 @@ def run(
     if fresh and or_resume:
         raise StudyError("--fresh and --or-resume contradict each other; give one")
     config, console = load_config(source, overrides), console or terminal()
-    database = database_of(config)
-    with driving(config.study, database, console) as guard:
-        begun = study_begun(database, config.study)
+    places = home_of(config)
+    with driving(places, console) as guard:
+        begun = study_begun(places.database, config.study)
         if begun and or_resume:
-            return _resume(config, open_study(database, config.study, guard), address, console)
+            return _resume(config, open_study(places.database, config.study, guard), address, console)
         if begun and not fresh:
             raise StudyError(
-                f"there is a study {config.study!r} already; resume it by "
-                f"`{resume_command(config.study, database=database)}`, or replace it by --fresh, which "
-                "deletes its trials and adapters"
+                f"there is a study {config.study!r} already; resume it by `{places.resume_command}`, or replace it by "
+                "--fresh, which deletes its trials and adapters"
             )
         resolved = resolve(config)
         known = settled(config, resolved)
@@ -87,11 +78,11 @@ def run(
         if config.storage.path:
             Mirror(config.storage.path, config.study).require()
         if not fresh:
-            require_new(config, database)
+            require_new(places)
         # whatever is wrong was said before anything is made or deleted
-        with cluster.joined(config.resources, shared_folder(config), address, console.print):
-            delete(config, database)  # also what a driver left that died in the next lines
-            records = create_study(database, config.study, config.objectives.names, guard)
+        with cluster.joined(config.resources, places.shared_folder, address, console.print):
+            delete(places)  # also what a driver left that died in the next lines
+            records = create_study(places.database, config.study, config.objectives.names, guard)
             records.config = config.model_dump(mode="json")
             records.resolved = resolved  # from here on the study exists
             return Runner(known, records, console).run()
@@ -119,7 +110,7 @@ def resume(
             "found by $PETL_SEARCH_DATABASE"
         )
     console = console or terminal()
-    with driving(name, database, console) as guard:
+    with driving(StudyHome(name), console) as guard:
         records = open_study(database, name, guard)
         return _resume(load_config(records.config, overrides), records, address, console)
 
@@ -127,24 +118,24 @@ def resume(
 def _resume(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resume with what may change taken from `config`. Raises StudyError where more than that differs."""
     _require_same(config, load_config(records.config))  # with the defaults of newer sections
-    name, started = config.study, records.resolved
+    places, started = home_of(config), records.resolved
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
     resolved = resolve(config, started.backbone.revision, started.task)
     for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
         before, now = getattr(started, what), getattr(resolved, what)
         if now != before:
             raise StudyError(
-                f"the {thing} of study {name!r} changed since it began ({what} {before}, now {now}); "
+                f"the {thing} of study {config.study!r} changed since it began ({what} {before}, now {now}); "
                 "restore it, or replace the study with --fresh"
             )
     known = settled(config, started)
     if config.storage.path:
-        Mirror(config.storage.path, name).require()
-    keep_at(folder_of(name), config.storage.path)
+        Mirror(config.storage.path, config.study).require()
+    keep_at(places.folder, config.storage.path)
     ray: AbstractContextManager[None] = nullcontext()
-    if not is_finished(known, records) or unscored(known, records, folder_of(name)):
+    if not is_finished(known, records) or unscored(known, records, places.folder):
         require_room(known, started)
-        ray = cluster.joined(config.resources, shared_folder(config), address, console.print)
+        ray = cluster.joined(config.resources, places.shared_folder, address, console.print)
     with ray:
         # A configuration that no cluster takes must not be on record: every later resume would begin with it.
         records.config = config.model_dump(mode="json")
@@ -162,8 +153,8 @@ def _require_same(config: StudyConfig, before: StudyConfig) -> None:
         )
     if config.storage.path != before.storage.path:
         raise StudyError(
-            f"the trials of {config.study!r} are kept at {before.storage.path or folder_of(config.study)}, where a "
-            f"resume finds them; received storage.path {config.storage.path}"
+            f"the trials of {config.study!r} are kept at {before.storage.path or StudyHome(config.study).folder}, "
+            f"where a resume finds them; received storage.path {config.storage.path}"
         )
     for section, key in _MEANING:
         if now[section][key] != then[section][key]:

@@ -19,18 +19,11 @@ from search.results import tables
 from search.results.live import Display
 from search.results.query import Study, load_study
 from search.storage.folder import TrialFolder
-from search.storage.locations import FullDiskError, StoreError, artifact_root, is_full, resume_command
+from search.storage.locations import FullDiskError, StoreError, StudyHome, artifact_root, is_full
 from search.storage.quota import Held, Room
 from search.storage.remote import keep_at
 from search.study.final_scores import eligible, unscored
-from search.study.places import (
-    JOURNAL,
-    UndeliveredStudy,
-    database_of,
-    folder_of,
-    store_of,
-    terminated_as_interrupted,
-)
+from search.study.places import UndeliveredStudy, home_of, store_of, terminated_as_interrupted
 from search.study.plan import disk_limit, replication, search_plan
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
@@ -55,7 +48,8 @@ class Runner:
 
     def __init__(self, config: StudyConfig, records: Records, console: Console) -> None:
         self.config, self.records = config, records
-        self.folder, self.uri = folder_of(config.study), store_of(config, records)
+        self.places = replace(home_of(config), tracking=store_of(config, records))
+        self.folder = self.places.folder
         keep_at(self.folder, config.storage.path)
         self.workload = study_context(config, records)
         self.resolved = records.resolved
@@ -80,13 +74,13 @@ class Runner:
         resolved = self.resolved.to_dict()
         published = {key: resolved[key] for key in _PUBLISHED}
         info = {**self.config.model_dump(mode="json"), "resolved": published}
-        root = artifact_root(self.uri)
-        connect = partial(Tracker.open, self.uri, self.config.study, root, info)
+        root = artifact_root(self.places.uri)
+        connect = partial(Tracker.open, self.places.uri, self.config.study, root, info)
         tracker = None if self.records.all() else connect()  # a resumed study does without MLflow, if need be
         self.records.persist.announce(self.display.say)
-        journal = Journal(self.folder / JOURNAL, self.display.say)
+        journal = Journal(self.places.journal, self.display.say)
         with Delivery(journal, connect, self.folder, self.display.say, tracker) as self.delivery:
-            artifacts, limit = root / self.config.study if root else None, disk_limit(self.config)
+            artifacts, limit = self.places.artifacts, disk_limit(self.config)
             self.publisher = Publisher(
                 self.delivery.tell,
                 self.records,
@@ -186,7 +180,7 @@ class Runner:
             self.display.say(
                 "no trial has a second seed: nothing is contested, all failed, or one training is more than "
                 f"replicates.extra {self.config.replicates.extra:g} of the search's epochs; "
-                f"`{self._resume_command} --set replicates.extra=1` allows more"
+                f"`{self.places.resume_command} --set replicates.extra=1` allows more"
             )
 
     def _say_device_hours(self, meter: Meter) -> None:
@@ -260,29 +254,25 @@ class Runner:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but MLflow does not answer "
                 f"({self.delivery.trouble}). {self.delivery.waiting} for it wait in {self.delivery.journal.folder}: "
-                f"`{self._resume_command}` delivers them when it is back, and trains nothing again"
+                f"`{self.places.resume_command}` delivers them when it is back, and trains nothing again"
             )
 
     def _read(self) -> Study:
         """Return the study as MLflow has it. Raises UndeliveredStudy where it stays away."""
         try:
-            return patiently(lambda: load_study(self.config.study, self.uri), self.config.tracking.patience)
+            return patiently(lambda: load_study(self.config.study, self.places.uri), self.config.tracking.patience)
         except StoreError as error:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
-                f"({error}); `{self._resume_command}` ends the study when it is back"
+                f"({error}); `{self.places.resume_command}` ends the study when it is back"
             ) from error
-
-    @property
-    def _resume_command(self) -> str:
-        return resume_command(self.config.study, database=database_of(self.config))
 
 
 def study_context(config: StudyConfig, records: Records) -> Workload:
     """Return what the workers are given; the precision is measured once a study, where it would train."""
     resolved = records.resolved
     workload = Workload(
-        folder=str(folder_of(config.study)),
+        folder=str(StudyHome(config.study).folder),
         backbone=resolved.backbone.to_dict(),
         task=asdict(resolved.task),
         precision=resolved.precision,

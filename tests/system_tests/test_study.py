@@ -25,7 +25,7 @@ from search.config.sections import ResourcesConfig
 from search.config.study import ConfigError, load_config
 from search.results.query import Study, load_study
 from search.storage.folder import read_json
-from search.storage.locations import StoreError, database_url
+from search.storage.locations import StoreError, StudyHome, database_url
 from search.storage.studies import open_study
 from search.study.places import InterruptedStudy, StudyError, driving, terminated_as_interrupted
 from search.study.run import resume, run
@@ -136,7 +136,7 @@ def test_a_resume_that_no_cluster_takes_leaves_the_study_as_it_was(
     records = open_study(database_url(), "tiny", writes=False)
     before = records.config
     with pytest.raises(cluster.ClusterError):
-        resume("tiny", overrides=["budget.trials=7", "resources.gpus_per_trial=8"])
+        resume("tiny", overrides=["budget.trials=7", "resources.gpus_per_trial=1"])
     assert open_study(database_url(), "tiny", writes=False).config == before
 
 
@@ -242,7 +242,7 @@ def test_ctrl_c_and_a_closed_pipe_say_how_to_go_on(end: Any, finished: tuple[Stu
     console = Console(file=(home / "unread.txt").open("w"))
     with (
         pytest.raises(InterruptedStudy, match=r"nothing that was finished is lost.*petl-search resume tiny"),
-        driving("tiny", database_url(), console),
+        driving(StudyHome("tiny"), console),
     ):
         raise end
 
