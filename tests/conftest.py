@@ -6,11 +6,13 @@ Where pytest-xdist shares the files out (`make test`), those that need the secon
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scope import ALL, LEFT_OUT
 
 # Folders and files whose tests start processes of their own, or kill them after milliseconds. First, since they take
 # longest.
@@ -30,7 +32,17 @@ def alone(path: str) -> bool:
     return any(name in ALONE for name in path.split("/"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full(reason): run by `make test-all` alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not ALL:
+        full = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if item not in full]
+        config.hook.pytest_deselected(items=full)
+        for file, count in Counter(item.path.name for item in full).items():
+            LEFT_OUT[file] = f"{count} tests"
     rank = {name: number for number, name in enumerate(LONG, 1)}
 
     def place(item: pytest.Item) -> int:
@@ -53,6 +65,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "alone" if alone(file) else file
 
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    LEFT_OUT.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist
+        session.config.workeroutput["left_out"] = LEFT_OUT
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if LEFT_OUT:
+        terminalreporter.section("left to `make test-all`")
+        for what, how_many in sorted(LEFT_OUT.items()):
+            terminalreporter.write_line(f"{what}: {how_many}")
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ran the tests in the background

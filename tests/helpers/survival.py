@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 
-ALL = os.environ.get("PETL_ALL") == "1"
 _READY = 180.0  # seconds until a driver gets anywhere
 _GONE = 90.0  # seconds until nothing of a killed driver lives: two agents of Ray's take 60 to give up on it
 

@@ -334,7 +334,7 @@ def test_a_job_that_is_still_ending_is_not_said_to_have_failed() -> None:
 
 # --- long ---
 
-long = pytest.mark.skipif(not os.environ.get("PETL_ALL"), reason="two minutes; PETL_ALL=1 runs it")
+long = pytest.mark.full("two minutes")
 
 
 @long

@@ -24,7 +24,7 @@ import studies
 import yaml
 from mlflow import MlflowClient
 from servers import Proxy, Server
-from survival import ALL, Victim, finished, left_running
+from survival import Victim, finished, left_running
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
@@ -567,7 +567,7 @@ def trained(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "metrics": points}
 
 
-@pytest.mark.skipif(not ALL, reason="PETL_ALL=1 runs it: minutes of waiting for what is away")
+@pytest.mark.full("minutes of waiting for what is away")
 def test_what_waits_outlives_the_driver(home: Path, emptied: Server, victims: list[Victim]) -> None:
     """SIGKILL, Ctrl-C while it waits at the end, an end without MLflow, and at last a resume that delivers."""
     log = home / "log.txt"

@@ -671,7 +671,7 @@ def test_pages_for_others_need_a_password(study: Study, password: str, monkeypat
             ui.serve(study.uri, 5000, host)
 
 
-@pytest.mark.skipif(os.environ.get("PETL_ALL") != "1", reason="a server takes half a minute to start: PETL_ALL=1")
+@pytest.mark.full("a server takes half a minute to start")
 def test_pages_for_others_have_accounts(study: Study) -> None:
     pytest.importorskip("flask_wtf", reason="needs MLflow's extra for accounts: pip install 'mlflow[auth]'")
     password, port = "correct horse battery", free_port()

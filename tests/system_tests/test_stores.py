@@ -21,7 +21,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from postgresql import PASSWORD, QUOTED, PostgreSQL, postgresql  # noqa: F401 (a fixture)
 from published import INFO, record
-from survival import ALL, Victim, finished, progress
+from survival import Victim, finished, progress
 
 from search import load_study
 from search.storage.address import database
@@ -223,7 +223,7 @@ cli.main()
 """
 
 
-@pytest.mark.skipif(not ALL, reason="PETL_ALL=1 runs it: minutes of waiting for what is away")
+@pytest.mark.full("minutes of waiting for what is away")
 def test_databases_that_stay_away_end_a_study_which_then_goes_on(
     postgresql: PostgreSQL,  # noqa: F811
     tmp_path: Path,

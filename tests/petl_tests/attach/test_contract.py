@@ -1,7 +1,4 @@
-"""The contract of a design on a family, `designs.PAIRS` of them: what a user does with one, from attaching to merging.
-
-PETL_ALL=1 takes every named design on every family.
-"""
+"""What a user does with a design on a family, from attaching to merging: the contract of all `designs.PAIRS`."""
 
 from __future__ import annotations
 

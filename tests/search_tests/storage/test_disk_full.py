@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -61,7 +60,7 @@ def test_a_write_that_fails_is_no_part_and_says_why(small: Path) -> None:
     assert trial.latest_state() is None
 
 
-@pytest.mark.skipif(os.environ.get("PETL_ALL") != "1", reason="two searches: PETL_ALL=1 runs it")
+@pytest.mark.full("two searches")
 def test_a_search_on_a_full_disk_ends_with_one_message_and_goes_on_later(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

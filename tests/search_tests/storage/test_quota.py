@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import studies
-import tiny
 from rich.console import Console
+from scope import ALL
 
 from petl.configuration import Configuration, Training
 from petl.presets import parse
@@ -191,7 +191,7 @@ def test_a_search_stays_within_its_limit_and_its_front_is_whole(
     sampled = [home / "studies" / "tiny", home / "artifacts" / "tiny"]
     with pytest.raises(DiskError, match=r"head_only 0\.2 MB"):
         run({**content, "storage": {"max_gb": 0.0008}})
-    if tiny.ALL:  # first with a limit that ends it early
+    if ALL:  # first with a limit that ends it early
         out = Console(record=True, width=500, file=(home / "out.txt").open("w"))
         with Sampler(*sampled) as sampler:
             early = run({**content, "storage": {"max_gb": TIGHT}}, console=out)

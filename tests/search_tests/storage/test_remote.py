@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -216,7 +215,7 @@ def test_keys_in_an_address_are_refused_and_not_printed(text: str, tmp_path: Pat
 # --- a whole study -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.environ.get("PETL_ALL") != "1", reason="two searches: PETL_ALL=1 runs it")
+@pytest.mark.full("two searches")
 def test_a_study_whose_scratch_is_lost_goes_on_from_its_store(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
