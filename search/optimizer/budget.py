@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from search.trials.naming import cost_text
-from search.trials.records import _DEVICE_SECONDS
 
 if TYPE_CHECKING:
     from search.trials.records import Records
@@ -56,7 +55,7 @@ class Meter:
         self._budget, self._records = budget, records
         self._clock = clock or (lambda: time.monotonic() - began)
         self._running = 0
-        self._device_seconds = float(records.info(_DEVICE_SECONDS, 0.0))
+        self._device_seconds = records.device_seconds
         self._ticked = self._kept = self._clock()
 
     def runs(self, trials: int) -> None:
@@ -67,7 +66,7 @@ class Meter:
     def keep(self) -> None:
         """Puts it on record."""
         self._kept = self._clock()
-        self._records.set_info(_DEVICE_SECONDS, self.device_hours * 3600)
+        self._records.device_seconds = self.device_hours * 3600
 
     @property
     def device_hours(self) -> float:

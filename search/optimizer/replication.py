@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -20,8 +20,8 @@ from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.search import DONE, WAIT, Idle
 from search.optimizer.true_front import Belief, believe, next_run
-from search.trials.record import Believed, Replicate, State
-from search.trials.records import _BELIEVED, _REPLICATES, Records, replicates
+from search.trials.record import Replicate, SeedSummary, State
+from search.trials.records import Records
 
 
 class Race:
@@ -47,7 +47,7 @@ class Race:
     ) -> None:
         self.records, self.meter, self.rungs, self.note = records, meter, tuple(rungs), ""
         self._budget, self._seeds, self._extra, self._seed, self._lacking = budget, seeds, extra, seed, lacking
-        self._runs = {(run.number, run.seed): run for run in replicates(records)}
+        self._runs = {(run.number, run.seed): run for run in records.replicates}
         self._active: set[tuple[int, int]] = set()
         self._halted = False
         self._field = [
@@ -133,14 +133,14 @@ class Race:
         self.meter.runs(len(self._active))
         self.meter.keep()
 
-    def conclude(self) -> dict[int, Believed]:
+    def conclude(self) -> dict[int, SeedSummary]:
         """Puts on record what is believed of all trials now; nothing before any has a second seed."""
         belief = self._belief
         if belief is None:
             return {}
         failed = Counter(run.number for run in self._runs.values() if run.failure)
         found = {
-            record.number: Believed(
+            record.number: SeedSummary(
                 mean=float(np.mean(scores := [self._score.of_loss(loss) for loss in losses])),
                 spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
                 seeds=len(scores),
@@ -150,7 +150,7 @@ class Race:
             )
             for index, (record, losses) in enumerate(zip(self._field, self._losses, strict=True))
         }
-        self.records.set_info(_BELIEVED, {str(number): asdict(item) for number, item in found.items()})
+        self.records.summaries = found
         return found
 
     @property
@@ -207,6 +207,6 @@ class Race:
 
     def _keep(self) -> None:
         """The runs changed: they go on record, and what follows from them is found anew."""
-        self.records.set_info(_REPLICATES, [run.to_dict() for run in self._runs.values()])
+        self.records.replicates = list(self._runs.values())
         for name in ("left", "_losses", "_belief"):
             self.__dict__.pop(name, None)

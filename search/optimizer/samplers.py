@@ -24,7 +24,7 @@ from search.optimizer.front.belief import Belief
 from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.sampler import Counted, propose, share_of_cost, toward
 from search.trials.objectives import Objective, Objectives
-from search.trials.record import Origin, State, TrialRecord
+from search.trials.record import Proposal, State, TrialRecord
 from search.trials.records import Records, quiet
 from spaces.dimensions import SpaceError
 from spaces.space import Point, Space, decode, point
@@ -95,7 +95,7 @@ class Proposer:
             raise ValueError(f"a teaching is one of {', '.join(TEACHINGS)}; received {self.teaching!r}")
         require_fit(self.sampler, len(self.objectives), self.teaching)
 
-    def ask(self, records: Records, origin: Origin) -> Point:
+    def ask(self, records: Records, origin: Proposal) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
         if is_front(self.sampler, len(self.objectives)):
             return self._of_front(records, origin)
@@ -131,7 +131,7 @@ class Proposer:
         latest: Belief | None = self._latest["belief"]
         return latest
 
-    def _of_front(self, records: Records, origin: Origin) -> Point:
+    def _of_front(self, records: Records, origin: Proposal) -> Point:
         """The point of the largest expected gain, new and within the limits; at first one of `_covering`."""
         random = np.random.default_rng(self._seed(records, origin))
         there = {record.configuration.key for record in records.all() if record.configuration and not record.reference}
@@ -147,7 +147,9 @@ class Proposer:
 
         if belief := self._believed(records):
             numbers = [record.number for record in belief.known.records]
-            over = np.array([self._over(records.origin(number).counts) for number in numbers]) if self.limits else None
+            over = (
+                np.array([self._over(records.proposal(number).counts) for number in numbers]) if self.limits else None
+            )
             found = propose(belief, random, count, over)
             if found is not None:
                 return decode(self.space, found, self.backbone)
@@ -156,7 +158,7 @@ class Proposer:
         first = next(drawn)
         return next((one for one in chain([first], drawn) if count(one.coordinates).allowed), first)
 
-    def _covering(self, records: Records, origin: Origin, random: np.random.Generator) -> Iterator[Point]:
+    def _covering(self, records: Records, origin: Proposal, random: np.random.Generator) -> Iterator[Point]:
         """Random points, moved so that the trials cover the axis of what is known before training.
 
         Points at random lie all at about the same place of it, near its end: where a design has several parts, hardly
@@ -171,10 +173,12 @@ class Proposer:
                 return math.nan
 
         # Enqueued designs have a name; they are where the user wants them.
-        covered = [record for record in records.all() if records.origin(record.number).coordinates and not record.name]
-        places = {self._along(records.origin(record.number).counts) for record in covered}
+        covered = [
+            record for record in records.all() if records.proposal(record.number).coordinates and not record.name
+        ]
+        places = {self._along(records.proposal(record.number).counts) for record in covered}
         taken: list[Point] = []
-        for index, start in enumerate(self.draw(records, origin, COVERING), len(covered) + len(origin.asides)):
+        for index, start in enumerate(self.draw(records, origin, COVERING), len(covered) + len(origin.rejected)):
             encoding, target = Encoding(start.distributions), share_of_cost(index) * self._reach
             found = toward(target, start.coordinates, encoding, random, along)
             one = decode(self.space, found, self.backbone)
@@ -211,7 +215,7 @@ class Proposer:
 
         return max(within(self.count(each.configuration)) for each in self._drawn(self.seed, REACHING))
 
-    def draw(self, records: Records, origin: Origin, count: int) -> Iterator[Point]:
+    def draw(self, records: Records, origin: Proposal, count: int) -> Iterator[Point]:
         """`count` points, uniform over the space: what is left when the sampler finds nothing that is allowed."""
         return self._drawn(self._seed(records, origin), count)
 
@@ -224,10 +228,10 @@ class Proposer:
                 drawn = point(trial, self.space(trial, self.backbone))
             yield drawn
 
-    def _seed(self, records: Records, origin: Origin) -> int:
+    def _seed(self, records: Records, origin: Proposal) -> int:
         """Another one for every proposal: a sampler that starts with one seed proposes the same points again."""
-        origins = [records.origin(record.number) for record in records.all()]
-        asked = len(origin.asides) + sum(len(earlier.asides) + bool(earlier.coordinates) for earlier in origins)
+        origins = [records.proposal(record.number) for record in records.all()]
+        asked = len(origin.rejected) + sum(len(earlier.rejected) + bool(earlier.coordinates) for earlier in origins)
         return int(np.random.SeedSequence([self.seed, asked]).generate_state(1)[0])
 
 
@@ -252,7 +256,7 @@ def require_fit(sampler: str, objectives: int, teaching: str = TEACHING) -> None
 
 def tell(
     records: Records,
-    origin: Origin,
+    origin: Proposal,
     objectives: Objectives,
     limits: Mapping[str, float],
     teaching: str = TEACHING,
@@ -282,7 +286,7 @@ def tell(
     usual = {name: statistics.median(values) if values else worst[name] for name, values in measured.items()}
 
     def spent(record: TrialRecord, cost: Objective) -> float:
-        counts = records.origin(record.number).counts
+        counts = records.proposal(record.number).counts
         found = counts[cost.name] if cost.counted and cost.name in counts else _measured(record, cost)
         if found is not None:
             return found
@@ -302,11 +306,13 @@ def tell(
         return stopped and record.number not in expected
 
     rows: list[Told] = []
-    forgotten = sum(len(records.origin(record.number).asides) for record in all_records) + len(origin.asides) - ASIDES
+    forgotten = (
+        sum(len(records.proposal(record.number).rejected) for record in all_records) + len(origin.rejected) - ASIDES
+    )
     for record in [*all_records, None]:
-        source = records.origin(record.number) if record else origin
-        asides = source.asides[max(forgotten, 0) :]
-        forgotten -= len(source.asides)
+        source = records.proposal(record.number) if record else origin
+        asides = source.rejected[max(forgotten, 0) :]
+        forgotten -= len(source.rejected)
         for aside in asides:
             twin = all_records[aside.twin] if aside.twin is not None else None
             if twin and silent(twin):

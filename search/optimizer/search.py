@@ -29,7 +29,7 @@ from search.optimizer.budget import Budget, Meter
 from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
 from search.optimizer.samplers import TEACHING, Proposer, excess
 from search.trials.objectives import ruling
-from search.trials.record import Aside, Origin, State, TrialRecord
+from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
 from spaces.space import Point, Space, decode
@@ -378,7 +378,7 @@ class Search:
 
     def _spent(self, record: TrialRecord) -> float:
         """The cost as a rule sees it: known before training, or the same for all."""
-        counts = self.records.origin(record.number).counts
+        counts = self.records.proposal(record.number).counts
         return self._cost.seen(counts[self._cost.name]) if self._cost.counted and self._cost.name in counts else 0.0
 
     def _close_hopeless(self) -> None:
@@ -408,7 +408,7 @@ class Search:
                 return _Proposed(None, partial(self.records.create, None, reference=reference))
             configuration = self._canonical(configuration)
             origin = _origin(None, self._count(configuration), ())
-            create = partial(self.records.create, configuration, origin=origin, reference=reference)
+            create = partial(self.records.create, configuration, proposal=origin, reference=reference)
             return _Proposed(configuration, create)
         while self._enqueued and self.counted < self.plan.budget.trials:
             item, found = self._enqueued.popleft()
@@ -423,15 +423,15 @@ class Search:
 
     def _sampled(self) -> _Proposed | None:
         """A point that is new and within the limits, or None where the space has no more of them."""
-        asides: list[Aside] = []
+        asides: list[Rejected] = []
         for _ in range(PROPOSALS):
-            found = self._proposer.ask(self.records, Origin(asides=asides))
+            found = self._proposer.ask(self.records, Proposal(rejected=asides))
             aside = self._aside(found)
             if aside is None:
                 return self._proposal(found, asides)
             asides.append(aside)
-        drawn: list[Aside] = []
-        for found in self._proposer.draw(self.records, Origin(asides=asides), DRAWS):
+        drawn: list[Rejected] = []
+        for found in self._proposer.draw(self.records, Proposal(rejected=asides), DRAWS):
             aside = self._aside(found)
             if aside is None:
                 return self._proposal(found, asides)
@@ -449,22 +449,22 @@ class Search:
         )
         return None
 
-    def _proposal(self, found: Point, asides: Sequence[Aside]) -> _Proposed:
+    def _proposal(self, found: Point, asides: Sequence[Rejected]) -> _Proposed:
         origin = _origin(found, self._count(found.configuration), asides)
         return _Proposed(found.configuration, partial(self.records.create, found.configuration, found.params, origin))
 
-    def _aside(self, found: Point) -> Aside | None:
+    def _aside(self, found: Point) -> Rejected | None:
         """The point as one that makes no trial, or None where it makes one."""
         counts = self._count(found.configuration)
         outside = self._outside(counts)
         twin = None if outside else self._twins.get(found.configuration.key)
         if not outside and twin is None:
             return None
-        return Aside(coordinates=found.coordinates, distributions=found.distributions, counts=counts, twin=twin)
+        return Rejected(coordinates=found.coordinates, distributions=found.distributions, counts=counts, twin=twin)
 
     def _known_within(self) -> bool:
         """Whether the study has a trial at a point of the space; then the space is not outside its limits."""
-        return any(self.records.origin(record.number).coordinates for record in self.records.all())
+        return any(self.records.proposal(record.number).coordinates for record in self.records.all())
 
     def _know(self, record: TrialRecord) -> None:
         if record.reference is not None:
@@ -532,10 +532,10 @@ class Search:
         return checked
 
 
-def _origin(found: Point | None, counts: Mapping[str, float], asides: Sequence[Aside]) -> Origin:
+def _origin(found: Point | None, counts: Mapping[str, float], asides: Sequence[Rejected]) -> Proposal:
     if found is None:
-        return Origin(counts=counts, asides=asides)
-    return Origin(coordinates=found.coordinates, distributions=found.distributions, counts=counts, asides=asides)
+        return Proposal(counts=counts, rejected=asides)
+    return Proposal(coordinates=found.coordinates, distributions=found.distributions, counts=counts, rejected=asides)
 
 
 def _fell_short(record: TrialRecord, measurements: Measurements) -> bool:

@@ -25,7 +25,7 @@ from search.trials import pareto
 from search.trials.front import front_of
 from search.trials.naming import flat_parameters, label
 from search.trials.objectives import Objectives, objectives, reference_point
-from search.trials.record import Believed, State, TrialRecord, named
+from search.trials.record import SeedSummary, State, TrialRecord, discoveries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,7 @@ class Trial:
         return self.row.test.get(self.objectives[0].name)
 
     @property
-    def believed(self) -> Believed | None:
+    def believed(self) -> SeedSummary | None:
         """What its replicates, and those of others, say of its score and place; None where the study had none."""
         return self.row.believed
 
@@ -332,7 +332,7 @@ class Study:
             )
         if cost not in (None, *(each.name for each in self.objectives[1:2])) or (cost and len(self.objectives) > 2):
             raise StoreError(f"what replicates say is of the study's own objectives; received cost {cost!r}")
-        return named(beliefs, most_false)
+        return discoveries(beliefs, most_false)
 
     @property
     def complete_references(self) -> tuple[Trial, ...]:

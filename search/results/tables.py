@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from petl.backbones.count import Counts
     from search.results.query import ParetoFront, Study, Trial
     from search.trials.objectives import Objectives
-    from search.trials.record import Believed
+    from search.trials.record import SeedSummary
 
 
 _REASONS: Final = 5  # of failures, and trials named with each
@@ -301,7 +301,7 @@ def _print_failures(study: Study, out: Console) -> None:
         say(out, f"  {rest} failed for other reasons")
 
 
-def _beliefs(found: Believed) -> tuple[str, str, str, str]:
+def _beliefs(found: SeedSummary) -> tuple[str, str, str, str]:
     """In the order of _BELIEFS."""
     spread = f" ± {found.spread:.4f}" if found.seeds > 1 else ""
     failed = f", {found.failed} failed" if found.failed else ""

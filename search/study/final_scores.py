@@ -10,8 +10,8 @@ from pathlib import Path
 from search.config.study import StudyConfig
 from search.storage.folder import TrialFolder
 from search.trials.front import front_of
-from search.trials.record import State, TrialRecord, named
-from search.trials.records import Records, believed
+from search.trials.record import State, TrialRecord, discoveries
+from search.trials.records import Records
 
 
 def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
@@ -23,7 +23,7 @@ def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
     if config.designs:
         return complete
     front = front_of(records.all(), records.objectives)
-    credible = named(believed(records)) - {record.number for record in front}
+    credible = discoveries(records.summaries) - {record.number for record in front}
     return [*front, *(record for record in complete if record.reference or record.number in credible)]
 
 

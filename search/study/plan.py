@@ -22,7 +22,7 @@ from search.storage.quota import GB, needs
 from search.storage.quota import require_room as require_quota
 from search.study.places import StudyError
 from search.study.warm_start import prior
-from search.trials.records import SECONDS, Records
+from search.trials.records import Records
 from search.trials.resolved import Enqueued, Resolved
 from search.workers import cluster
 from spaces.space import Space, encode
@@ -39,7 +39,7 @@ def replication(
     return Race(
         records,
         plan.budget,
-        meter or Meter(plan.budget, records, lambda: float(records.info(SECONDS, 0.0))),
+        meter or Meter(plan.budget, records, lambda: records.seconds),
         seeds=config.replicates.seeds,
         extra=config.replicates.extra,
         rungs=plan.rule.rungs,

@@ -30,7 +30,7 @@ from search.tracking.publisher import Publisher
 from search.tracking.writer import Tracker
 from search.trials.front import front_of
 from search.trials.naming import cost_text
-from search.trials.records import SECONDS, Records
+from search.trials.records import Records
 from search.trials.resolved import Resolved
 from search.workers import cluster
 from search.workers.training import Workload
@@ -195,7 +195,7 @@ class Runner:
 
         What a killed driver spent in its last minute is not known, and not counted.
         """
-        before, began = float(self.records.info(SECONDS, 0.0)), time.monotonic()
+        before, began = self.records.seconds, time.monotonic()
         kept = began
 
         def clock() -> float:
@@ -203,13 +203,13 @@ class Runner:
             now = time.monotonic()
             if now - kept >= KEPT_EVERY:
                 kept = now
-                self.records.set_info(SECONDS, before + now - began)
+                self.records.seconds = before + now - began
             return before + now - began
 
         try:
             yield clock
         finally:
-            self.records.set_info(SECONDS, clock())
+            self.records.seconds = clock()
             self.publisher.spent()
 
     def _score(self) -> None:

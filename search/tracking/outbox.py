@@ -29,9 +29,8 @@ from search.storage.address import one_line
 from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError
 from search.tracking.client import refused
-from search.tracking.schema import from_dict
 from search.tracking.writer import Tracker
-from search.trials.record import Believed, Replicate
+from search.trials.record import Replicate, SeedSummary, TrialRecord
 
 Told: TypeAlias = tuple[str, Mapping[str, Any]]  # what to do, with which JSON-ready arguments
 
@@ -182,9 +181,9 @@ Telling: TypeAlias = Callable[[Tracker, Path, Entry], object]
 # What an entry's `tell` means; paths are relative to the study's folder, which may have moved in between.
 TELLINGS: Final[Mapping[str, Telling]] = {
     "begin": lambda tracker, folder, entry: tracker.begin(),
-    "ensure": lambda tracker, folder, entry: tracker.ensure(from_dict(entry.what["record"])),
+    "ensure": lambda tracker, folder, entry: tracker.ensure(TrialRecord.from_dict(entry.what["record"])),
     "publish": lambda tracker, folder, entry: tracker.publish(
-        from_dict(entry.what["record"]), entry.what["counts"], at=entry.at
+        TrialRecord.from_dict(entry.what["record"]), entry.what["counts"], at=entry.at
     ),
     "progress": lambda tracker, folder, entry: tracker.progress(
         entry.what["number"], entry.what["points"], at=entry.at
@@ -194,7 +193,7 @@ TELLINGS: Final[Mapping[str, Telling]] = {
         Replicate.from_dict(entry.what["run"]), entry.what["points"], at=entry.at
     ),
     "believed": lambda tracker, folder, entry: tracker.believed(
-        entry.what["number"], Believed(**entry.what["what"]), at=entry.at
+        entry.what["number"], SeedSummary(**entry.what["what"]), at=entry.at
     ),
     "artifacts": lambda tracker, folder, entry: tracker.artifacts(
         entry.what["number"], folder / entry.what["folder"], entry.what["name"]

@@ -12,10 +12,10 @@ from typing import Any, Final
 from petl.measurements import SCORES as MEASURED
 from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json
 from search.tracking.outbox import Told
-from search.tracking.schema import ADAPTER, to_dict
+from search.tracking.schema import ADAPTER
 from search.trials.naming import curve
-from search.trials.record import Believed, Replicate, State, TrialRecord
-from search.trials.records import Records, believed, replicates, spent
+from search.trials.record import Replicate, SeedSummary, State, TrialRecord
+from search.trials.records import Records
 
 _WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands of trials takes a while
 
@@ -71,7 +71,7 @@ class Publisher:
 
     def spent(self) -> None:
         """The time that the study has taken."""
-        self._tell(("spent", spent(self.records)))
+        self._tell(("spent", asdict(self.records.spent)))
 
     def withdrawn(self, number: int) -> None:
         """A trial's adapter goes, here and there, so that the study stays within its limit."""
@@ -81,9 +81,9 @@ class Publisher:
         """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
         self._told.clear()
         self._tell(*(told for record in self.records.all() for told in self._whole(record)))
-        over = [run for run in replicates(self.records) if run.over]
+        over = [run for run in self.records.replicates if run.over]
         self._tell(*(self._replicate(run, ()) for run in over))
-        self.believed(believed(self.records))
+        self.believed(self.records.summaries)
         # What is nobody's any more; an earlier driver may not have lived to remove it.
         for record in self.records.all():
             if not record.state.open:
@@ -102,7 +102,7 @@ class Publisher:
         self._tell(self._replicate(run, curve(report.get("points", ()), report.get("validations", ()))))
         TrialFolder(self.folder, run.number, run.seed).remove()
 
-    def believed(self, beliefs: Mapping[int, Believed]) -> None:
+    def believed(self, beliefs: Mapping[int, SeedSummary]) -> None:
         """What replicates say of the trials, of those that have some or may be on the true front, or once might."""
         for number, item in beliefs.items():
             if item.seeds > 1 or item.failed or item.probability > 0 or number in self._believed:
@@ -125,7 +125,7 @@ class Publisher:
                 )
 
     def _record(self, record: TrialRecord) -> Told:
-        return "publish", {"record": to_dict(record), "counts": dict(self.records.origin(record.number).counts)}
+        return "publish", {"record": record.to_dict(), "counts": dict(self.records.proposal(record.number).counts)}
 
     def _whole(self, record: TrialRecord) -> list[Told]:
         """All that there is of a trial: curves before the record, since a metric's last value is the measured one."""
@@ -133,7 +133,7 @@ class Publisher:
         if result is None:
             return [self._record(record)]
         curves = self._curves(record.number, read_json(result / "report.json"))
-        told = [("ensure", {"record": to_dict(record)}), *curves, self._record(record)]
+        told = [("ensure", {"record": record.to_dict()}), *curves, self._record(record)]
         return [*told, self._files(record.number, result / "adapter", ADAPTER)]
 
     def _replicate(self, run: Replicate, points: Sequence[Mapping[str, float]]) -> Told:

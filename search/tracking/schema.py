@@ -12,12 +12,11 @@ from typing import Any, Final
 from mlflow.entities import Experiment, Run
 from pydantic import TypeAdapter, ValidationError
 
-from petl.configuration import Configuration
 from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
 from search.storage.locations import STUDY_NAME, StoreError
 from search.trials.objectives import objectives
-from search.trials.record import Believed, State, TrialRecord
+from search.trials.record import SeedSummary, State, TrialRecord
 
 STATUS: Final[Mapping[State, str]] = {
     State.RUNNING: "RUNNING",
@@ -58,7 +57,7 @@ _MOST: Final = 1e18  # of counts, seconds, bytes
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
-_BELIEFS: Final = TypeAdapter(Believed)
+_BELIEFS: Final = TypeAdapter(SeedSummary)
 _BYTES: Final = TypeAdapter(dict[str, int | None])
 _INFO: Final = TypeAdapter(_Info)
 _NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -96,41 +95,16 @@ class TrialRow:
     counts: Mapping[str, float] = field(default_factory=dict)
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
-    believed: Believed | None = None
+    believed: SeedSummary | None = None
     on_front: bool = False
     withdrawn: str = ""
 
 
-def to_dict(record: TrialRecord) -> dict[str, Any]:
-    """A record as JSON holds it; `from_dict` reads it back."""
-    return {
-        "number": record.number,
-        "state": str(record.state),
-        "configuration": record.configuration.to_dict() if record.configuration else None,
-        "params": dict(record.params),
-        "reference": record.reference,
-        "name": record.name,
-        "rungs": [[epochs, score] for epochs, score in record.rungs.items()],
-        "measurements": record.measurements.to_dict() if record.measurements else None,
-        "failure": record.failure,
-        "started": record.started,
-        "ended": record.ended,
-    }
-
-
-def from_dict(data: Mapping[str, Any]) -> TrialRecord:
-    """The inverse of `to_dict`. Raises ValueError, TypeError or KeyError for what it cannot have written."""
-    configuration, measurements = data["configuration"], data["measurements"]
-    return _RECORD.validate_python(
-        {
-            **data,
-            "configuration": Configuration.from_dict(configuration) if configuration else None,
-            "rungs": dict(data["rungs"]),
-            "measurements": _MEASUREMENTS.validate_python(Measurements.from_dict(measurements).to_dict())
-            if measurements
-            else None,
-        }
-    )
+def _record(data: Mapping[str, Any]) -> TrialRecord:
+    """Raises one of _NONSENSE for what `TrialRecord.to_dict` cannot have written."""
+    record = TrialRecord.from_dict(data)
+    measured = record.measurements and _MEASUREMENTS.validate_python(record.measurements.to_dict())
+    return _RECORD.validate_python({**vars(record), "measurements": measured})
 
 
 def _readable(record: TrialRecord) -> dict[str, str]:
@@ -150,7 +124,7 @@ def _row(run: Run) -> TrialRow:
         final = _parsed(run, _FINAL)
         final = final or {"test": _parsed(run, "test")}  # as earlier releases have it
         row = TrialRow(
-            record=from_dict(_parsed(run, "record")),
+            record=_record(_parsed(run, "record")),
             run_id=run.info.run_id,
             counts=_NUMBERS.validate_python(_parsed(run, "counts")),
             validation=_NUMBERS.validate_python(final.get("validation", {})),

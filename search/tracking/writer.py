@@ -54,11 +54,10 @@ from search.tracking.schema import (
     _joined,
     _readable,
     _split,
-    to_dict,
 )
 from search.trials.naming import flat_parameters, run_name
 from search.trials.objectives import Objectives, objectives
-from search.trials.record import Believed, Replicate, State, TrialRecord
+from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 
 
 @dataclass
@@ -190,7 +189,7 @@ class Tracker:
         """
         self.ensure(record)
         child = self._children[record.number]
-        text = json.dumps(to_dict(record), sort_keys=True)
+        text = json.dumps(record.to_dict(), sort_keys=True)
         if child.record != text:
             parameters = flat_parameters(record.configuration) if record.configuration else {}
             measured = record.measurements
@@ -288,7 +287,7 @@ class Tracker:
         self._client.set_terminated(own.run_id, status, _milliseconds(run.ended))
         self._replicates[run.number, run.seed] = own.run_id
 
-    def believed(self, number: int, what: Believed, *, at: float | None = None) -> None:
+    def believed(self, number: int, what: SeedSummary, *, at: float | None = None) -> None:
         """What all seeds of a published trial say: metrics `believed_mean`, `believed_probability` ..."""
         child = self._child(number)
         text = json.dumps(asdict(what), sort_keys=True)

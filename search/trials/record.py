@@ -1,18 +1,16 @@
-"""Everything that is known of one trial."""
+"""What is known of one trial, and how JSON holds it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.trial import FrozenTrial
 
 from petl.configuration import Configuration
 from petl.measurements import Measurements
@@ -55,9 +53,42 @@ class TrialRecord:
     started: float | None = None
     ended: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON value that `from_dict` reads: in Optuna's attributes, the journal and MLflow alike."""
+        return {
+            "number": self.number,
+            "state": str(self.state),
+            "configuration": self.configuration.to_dict() if self.configuration else None,
+            "params": dict(self.params),
+            "reference": self.reference,
+            "name": self.name,
+            "rungs": [[epochs, score] for epochs, score in self.rungs.items()],  # as keys JSON would make them text
+            "measurements": self.measurements.to_dict() if self.measurements else None,
+            "failure": self.failure,
+            "started": self.started,
+            "ended": self.ended,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialRecord:
+        configuration, measurements = data["configuration"], data["measurements"]
+        return cls(
+            number=data["number"],
+            state=State(data["state"]),
+            configuration=Configuration.from_dict(configuration) if configuration else None,
+            params=data["params"],
+            reference=data["reference"],
+            name=data["name"],
+            rungs={epochs: float(score) for epochs, score in data["rungs"]},
+            measurements=Measurements.from_dict(measurements) if measurements else None,
+            failure=data["failure"],
+            started=data["started"],
+            ended=data["ended"],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Aside:
+class Rejected:
     """A proposal that became no trial: its coordinates lie outside the limits, or mean what trial `twin` means.
 
     `counts` are the values known before training.
@@ -68,77 +99,45 @@ class Aside:
     counts: Mapping[str, float]
     twin: int | None = None
 
+    def to_dict(self, shared: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        """Return the JSON value that `from_dict` reads, without the distributions that are `shared` with the trial.
+
+        A space has fixed dimensions, so these are nearly always all of them.
+        """
+        return {
+            "coordinates": dict(self.coordinates),
+            "distributions": {
+                name: distribution_to_json(distribution)
+                for name, distribution in self.distributions.items()
+                if shared.get(name) != distribution
+            },
+            "counts": dict(self.counts),
+            "twin": self.twin,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], shared: Mapping[str, BaseDistribution]) -> Rejected:
+        own = {name: json_to_distribution(text) for name, text in data["distributions"].items()}
+        return cls(
+            coordinates=data["coordinates"],
+            distributions={name: own.get(name) or shared[name] for name in data["coordinates"]},
+            counts=data["counts"],
+            twin=data["twin"],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a trial came from, as the sampler must be told again after a restart.
+class Proposal:
+    """Where a trial came from, as the sampler must hear of it again after a restart.
 
-    `coordinates` are the sampler's own (an index where TrialRecord.params shows the size), `asides`
-    what it had proposed before on the way to this trial.
+    `coordinates` are the sampler's own (an index where TrialRecord.params shows the size), `counts` the values known
+    before training, and `rejected` what it had proposed on the way to this trial.
     """
 
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
-    asides: Sequence[Aside] = ()
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    outcome, progress = attributes.get("outcome", {}), attributes.get("progress", {})
-    state = State(trial.state.name)
-    configuration, measurements = attributes["configuration"], outcome.get("measurements")
-    return TrialRecord(
-        number=trial.number,
-        state=State.PAUSED if state is State.RUNNING and progress.get("paused") else state,
-        configuration=Configuration.from_dict(configuration) if configuration else None,
-        params=attributes["params"],
-        reference=attributes["reference"],
-        name=attributes["name"],
-        rungs={at: float(score) for at, score in progress.get("rungs", ())},
-        measurements=Measurements.from_dict(measurements) if measurements else None,
-        failure=outcome.get("failure"),
-        started=_seconds(trial.datetime_start),
-        ended=_seconds(trial.datetime_complete),
-    )
-
-
-def _stop(trial: FrozenTrial) -> dict[int, float]:
-    stopped_at = trial.user_attrs.get("progress", {}).get("stopped_at")
-    return {} if stopped_at is None else {trial.number: stopped_at}
-
-
-def _origin(trial: FrozenTrial) -> Origin:
-    own = Origin(coordinates=trial.params, distributions=trial.distributions, counts=trial.user_attrs["counts"])
-    return replace(own, asides=[_aside_from_dict(data, own) for data in trial.user_attrs["asides"]])
-
-
-def _aside_to_dict(aside: Aside, origin: Origin) -> dict[str, Any]:
-    """A space has fixed dimensions, so the trial's own distributions are nearly always those of the aside."""
-    return {
-        "coordinates": dict(aside.coordinates),
-        "distributions": {
-            name: distribution_to_json(distribution)
-            for name, distribution in aside.distributions.items()
-            if origin.distributions.get(name) != distribution
-        },
-        "counts": dict(aside.counts),
-        "twin": aside.twin,
-    }
-
-
-def _aside_from_dict(data: Mapping[str, Any], origin: Origin) -> Aside:
-    others = {name: json_to_distribution(text) for name, text in data["distributions"].items()}
-    return Aside(
-        coordinates=data["coordinates"],
-        distributions={name: others.get(name) or origin.distributions[name] for name in data["coordinates"]},
-        counts=data["counts"],
-        twin=data["twin"],
-    )
-
-
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
+    rejected: Sequence[Rejected] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,18 +160,17 @@ class Replicate:
         return self.ended is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; `from_dict` reads it back."""
+        """Return the JSON value that `from_dict` reads."""
         return asdict(self) | {"measurements": self.measurements.to_dict() if self.measurements else None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Replicate:
-        """The inverse of `to_dict`."""
         measured = data["measurements"]
         return cls(**{**data, "measurements": Measurements.from_dict(measured) if measured else None})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Believed:
+class SeedSummary:
     """What is known of a trial's score over all its seeds, its own among them.
 
     `mean` and `spread`, the standard deviation (0 for one seed), are of the `seeds` that were trained to the end;
@@ -188,17 +186,28 @@ class Believed:
     corrected: float
 
 
-def credible(probability: Sequence[float], most_false: float = 0.05) -> NDArray[np.bool_]:
-    """As many as can be said to be on the true front with at most this expected share of false ones among them."""
-    chances = np.asarray(probability, dtype=np.float64)
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a study has spent: hours of searching, and the device-hours that its trials held."""
+
+    hours: float
+    device_hours: float
+
+
+def discovered(probabilities: Sequence[float], fdr: float = 0.05) -> NDArray[np.bool_]:
+    """Return which candidates can be said to be on the true front, given the probability of each that it is.
+
+    They are as many as possible with an expected share of false ones, the false discovery rate, of at most `fdr`.
+    """
+    chances = np.asarray(probabilities, dtype=np.float64)
     order = np.argsort(-chances, kind="stable")
     shares = np.cumsum(1 - chances[order]) / np.arange(1, len(order) + 1)
-    named = np.zeros(len(order), dtype=np.bool_)
-    named[order[: int((shares <= most_false).sum())]] = True  # the shares ascend
-    return named
+    mask = np.zeros(len(order), dtype=np.bool_)
+    mask[order[: int((shares <= fdr).sum())]] = True  # the shares ascend
+    return mask
 
 
-def named(beliefs: Mapping[int, Believed], most_false: float = 0.05) -> set[int]:
-    """As many as can be said to be on the true front with at most this expected share of false ones."""
-    mask = credible([item.probability for item in beliefs.values()], most_false)
-    return {number for number, is_named in zip(beliefs, mask, strict=True) if is_named}
+def discoveries(summaries: Mapping[int, SeedSummary], fdr: float = 0.05) -> set[int]:
+    """Return the numbers of the trials that can be said to be on the true front, as `discovered` selects them."""
+    mask = discovered([summary.probability for summary in summaries.values()], fdr)
+    return {number for number, on_front in zip(summaries, mask, strict=True) if on_front}

@@ -19,6 +19,8 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
 
 import optuna
@@ -31,23 +33,20 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from search.trials.objectives import Objectives
 from search.trials.objectives import objectives as by_names
-from search.trials.record import (
-    Believed,
-    Origin,
-    Replicate,
-    State,
-    TrialRecord,
-    _aside_to_dict,
-    _origin,
-    _record,
-    _stop,
-)
+from search.trials.record import Proposal, Rejected, Replicate, SeedSummary, Spent, State, TrialRecord
 from search.trials.resolved import Resolved
 
 # The study's user attributes.
 _OBJECTIVES: Final = "objectives"
 _CONFIG: Final = "config"
 RESOLVED: Final = "resolved"  # the last one that `run` writes: a study without it has not begun
+_SECONDS: Final = "seconds"
+_DEVICE_SECONDS: Final = "device_seconds"
+_REPLICATES: Final = "replicates"
+_SUMMARIES: Final = "believed"
+# Of a trial's record, the keys that are attributes from its creation on, and those that are in the one it ends with.
+_FIXED: Final = ("configuration", "params", "reference", "name")
+_OUTCOME: Final = ("state", "measurements", "failure")
 
 T = TypeVar("T")
 
@@ -99,13 +98,13 @@ class Records:
         self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
         self._resolved: Resolved | None = None  # parsed when it is first asked for
         self._records: list[TrialRecord] = []
-        self._origins: list[Origin] = []
+        self._proposals: list[Proposal] = []
         self._stops: dict[int, float] = {}
         self.changes = 0  # to the trials, through this object
         self.objectives: Objectives = by_names(*self._info[_OBJECTIVES])
         trials = self.persist(lambda: storage.get_all_trials(study_id))
         for trial in sorted(trials, key=lambda trial: trial.number):
-            self._origins.append(_origin(trial))
+            self._proposals.append(_proposal(trial))
             self._records.append(_record(trial))
             self._stops |= _stop(trial)
             if writes and trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
@@ -148,10 +147,10 @@ class Records:
         self._check(number)
         return self._records[number]
 
-    def origin(self, number: int) -> Origin:
-        """Where the trial came from."""
+    def proposal(self, number: int) -> Proposal:
+        """Return where the trial came from."""
         self._check(number)
-        return self._origins[number]
+        return self._proposals[number]
 
     def stopped_at(self, number: int) -> float | None:
         """The rung at which the rule stopped the trial, in epochs."""
@@ -187,28 +186,74 @@ class Records:
         self.set_info(RESOLVED, resolved.to_dict())
         self._resolved = resolved
 
+    @property
+    def seconds(self) -> float:
+        """The seconds that the study has been searching, over all its drivers."""
+        return float(self._info.get(_SECONDS, 0.0))
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self.set_info(_SECONDS, seconds)
+
+    @property
+    def device_seconds(self) -> float:
+        """The seconds that trials have held devices, summed over the devices."""
+        return float(self._info.get(_DEVICE_SECONDS, 0.0))
+
+    @device_seconds.setter
+    def device_seconds(self, seconds: float) -> None:
+        self.set_info(_DEVICE_SECONDS, seconds)
+
+    @property
+    def spent(self) -> Spent:
+        """What the study has spent, as far as it is on record."""
+        return Spent(hours=self.seconds / 3600, device_hours=self.device_seconds / 3600)
+
+    @property
+    def replicates(self) -> list[Replicate]:
+        """The replicates that were started, in their order."""
+        return [Replicate.from_dict(item) for item in self._info.get(_REPLICATES, ())]
+
+    @replicates.setter
+    def replicates(self, replicates: Sequence[Replicate]) -> None:
+        self.set_info(_REPLICATES, [replicate.to_dict() for replicate in replicates])
+
+    @property
+    def summaries(self) -> dict[int, SeedSummary]:
+        """The summary over seeds of each trial, by number, when replication last ended; empty before."""
+        return {int(number): SeedSummary(**item) for number, item in self._info.get(_SUMMARIES, {}).items()}
+
+    @summaries.setter
+    def summaries(self, summaries: Mapping[int, SeedSummary]) -> None:
+        self.set_info(_SUMMARIES, {str(number): asdict(item) for number, item in summaries.items()})
+
     def create(
         self,
         configuration: Configuration | None,
         params: Mapping[str, float | int | str] | None = None,
-        origin: Origin | None = None,
+        proposal: Proposal | None = None,
         *,
         reference: str | None = None,
         name: str = "",
     ) -> TrialRecord:
         """A new trial, RUNNING."""
-        origin = origin or Origin()
+        proposal = proposal or Proposal()
+        record = TrialRecord(
+            number=len(self._records),
+            state=State.RUNNING,
+            configuration=configuration,
+            params=params or {},
+            reference=reference,
+            name=name,
+        ).to_dict()
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=dict(origin.coordinates),
-            distributions=dict(origin.distributions),
+            params=dict(proposal.coordinates),
+            distributions=dict(proposal.distributions),
             user_attrs={
-                "configuration": configuration.to_dict() if configuration else None,
-                "params": dict(params or {}),
-                "reference": reference,
-                "name": name,
-                "counts": dict(origin.counts),
-                "asides": [_aside_to_dict(aside, origin) for aside in origin.asides],
+                **{key: record[key] for key in _FIXED},
+                "counts": dict(proposal.counts),
+                "asides": [rejected.to_dict(proposal.distributions) for rejected in proposal.rejected],
                 "token": uuid.uuid4().hex,
             },
         )
@@ -216,7 +261,7 @@ class Records:
             lambda: self._storage.create_new_trial(self._study_id, trial), again=lambda: self._create_again(trial)
         )
         created = self.persist(lambda: self._storage.get_trial(trial_id))
-        self._origins.append(origin)
+        self._proposals.append(proposal)
         self._records.append(_record(created))
         self.changes += 1
         return self._records[-1]
@@ -232,24 +277,14 @@ class Records:
         if epoch in record.rungs:
             return
         rungs = {**record.rungs, epoch: score}
-        self._write(
-            number,
-            "progress",
-            {
-                "rungs": list(rungs.items()),
-                "stopped_at": epoch if stop else self.stopped_at(number),
-                "paused": pause,
-            },
-        )
-        self._read(number)
+        self._progress(number, rungs, stopped_at=epoch if stop else self.stopped_at(number), paused=pause)
 
     def promote(self, number: int) -> TrialRecord:
         """A trial that waits is RUNNING again. Raises RecordsError for another one."""
         record = self.get(number)
         if record.state is not State.PAUSED:
             raise RecordsError(f"a paused trial is promoted; trial {number} is {record.state}")
-        self._write(number, "progress", {"rungs": list(record.rungs.items()), "stopped_at": None, "paused": False})
-        return self._read(number)
+        return self._progress(number, record.rungs, stopped_at=None, paused=False)
 
     def close(
         self,
@@ -269,12 +304,8 @@ class Records:
             raise RecordsError(f"a trial ends COMPLETE, PRUNED or FAIL; received {state}")
         if state is State.COMPLETE:
             self._values(number, measurements)
-        outcome = {
-            "state": str(state),
-            "measurements": measurements.to_dict() if measurements else None,
-            "failure": failure,
-        }
-        self._write(number, "outcome", outcome)
+        ended = replace(record, state=state, measurements=measurements, failure=failure).to_dict()
+        self._write(number, "outcome", {key: ended[key] for key in _OUTCOME})
         self._read(number)
         return self._tell(number, state)
 
@@ -299,6 +330,13 @@ class Records:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _progress(
+        self, number: int, rungs: Mapping[float, float], *, stopped_at: float | None, paused: bool
+    ) -> TrialRecord:
+        stored = replace(self._records[number], rungs=rungs).to_dict()["rungs"]
+        self._write(number, "progress", {"rungs": stored, "stopped_at": stopped_at, "paused": paused})
+        return self._read(number)
 
     def _write(self, number: int, key: str, value: Any) -> None:
         self.persist(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
@@ -363,27 +401,37 @@ def study_id_of(storage: BaseStorage, name: str) -> int:
     return storage.get_study_id_from_name(name)
 
 
-SECONDS: Final = "seconds"  # on record: those that the search has run
-_DEVICE_SECONDS: Final = "device_seconds"
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attributes = trial.user_attrs
+    outcome, progress = attributes.get("outcome", {}), attributes.get("progress", {})
+    waits = trial.state is TrialState.RUNNING and progress.get("paused")
+    return TrialRecord.from_dict(
+        {
+            **{key: attributes[key] for key in _FIXED},
+            "number": trial.number,
+            "state": State.PAUSED if waits else trial.state.name,
+            "rungs": progress.get("rungs", ()),
+            "measurements": outcome.get("measurements"),
+            "failure": outcome.get("failure"),
+            "started": _seconds(trial.datetime_start),
+            "ended": _seconds(trial.datetime_complete),
+        }
+    )
 
 
-def spent(records: Records) -> dict[str, float]:
-    """What a study has spent, as it is on record: `hours` of searching, and `device_hours` that its trials held."""
-    return {
-        "hours": float(records.info(SECONDS, 0.0)) / 3600,
-        "device_hours": float(records.info(_DEVICE_SECONDS, 0.0)) / 3600,
-    }
+def _stop(trial: FrozenTrial) -> dict[int, float]:
+    stopped_at = trial.user_attrs.get("progress", {}).get("stopped_at")
+    return {} if stopped_at is None else {trial.number: stopped_at}
 
 
-_REPLICATES: Final = "replicates"
-_BELIEVED: Final = "believed"
+def _proposal(trial: FrozenTrial) -> Proposal:
+    return Proposal(
+        coordinates=trial.params,
+        distributions=trial.distributions,
+        counts=trial.user_attrs["counts"],
+        rejected=[Rejected.from_dict(data, trial.distributions) for data in trial.user_attrs["asides"]],
+    )
 
 
-def replicates(records: Records) -> list[Replicate]:
-    """All that were begun, in their order."""
-    return [Replicate.from_dict(item) for item in records.info(_REPLICATES, ())]
-
-
-def believed(records: Records) -> dict[int, Believed]:
-    """What was believed of each trial when the last race ended; empty where there was none."""
-    return {int(number): Believed(**item) for number, item in records.info(_BELIEVED, {}).items()}
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

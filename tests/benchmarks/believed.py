@@ -28,7 +28,7 @@ from shares import collect, interval, parser, rows, seed_of
 from petl.measurements import MINIMIZE
 from search.optimizer.true_front import believe, next_run
 from search.trials.pareto import non_dominated
-from search.trials.record import credible
+from search.trials.record import discovered
 
 TASKS: Final = {
     "protein": "protein_structure",
@@ -113,7 +113,7 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
     ms = 1000 * (time.perf_counter() - began) / runs
     return [
         named("one seed", picked, alone, 0, 0.0),
-        named("replicates", credible(belief.probability), belief.corrected, runs, ms),
+        named("replicates", discovered(belief.probability), belief.corrected, runs, ms),
     ]
 
 

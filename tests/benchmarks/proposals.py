@@ -29,7 +29,7 @@ from search.optimizer.samplers import NAMES, Proposer
 from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, replay
 from search.trials.objectives import objectives
-from search.trials.record import Origin, TrialRecord
+from search.trials.record import Proposal, TrialRecord
 from search.trials.records import Records
 from spaces.space import resolve
 
@@ -91,9 +91,9 @@ def measure(trainings: Trainings, records: Records, sampler: str, proposals: int
             sampler=sampler,
             seed=seed,
         )
-        proposer.ask(Records.in_memory(), Origin())  # what a search does once
+        proposer.ask(Records.in_memory(), Proposal())  # what a search does once
         began = time.perf_counter()
-        proposed = proposer.ask(records, Origin())
+        proposed = proposer.ask(records, Proposal())
         found.append(1000 * (time.perf_counter() - began))
         within += trainings.count(proposed.configuration)["stored_parameters"] <= trainings.limit
     found = found[1:]  # the first one imports, and fills caches

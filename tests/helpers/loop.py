@@ -100,7 +100,7 @@ def facts(records: Records) -> list[object]:
                 ended=None,
                 measurements=None if record.state is State.PRUNED else record.measurements,
             ),
-            records.origin(record.number),
+            records.proposal(record.number),
             records.stopped_at(record.number),
         )
         for record in records.all()

@@ -33,7 +33,6 @@ from search.results.query import load_study
 from search.storage.locations import StoreError
 from search.tracking.client import discard
 from search.tracking.outbox import Delivery, Journal, patiently
-from search.tracking.schema import to_dict
 from search.tracking.writer import Tracker
 from search.trials.record import State, TrialRecord
 
@@ -209,21 +208,21 @@ def story(trials: int, folder: Path) -> list[list[tuple[str, dict[str, Any]]]]:
             rungs={1.0: 0.5},
             measurements=Measurements(accuracy=0.5 + number / 100, stored_parameters=1234, steps=60),
         )
-        told.append([("publish", {"record": to_dict(record), "counts": COUNTS})])
+        told.append([("publish", {"record": record.to_dict(), "counts": COUNTS})])
         for rung in (0, 30):
             points = [{"step": rung + step, "train_loss": 1 / (rung + step)} for step in (10, 20, 30)]
             told.append(
                 [
                     (
                         "publish",
-                        {"record": to_dict(replace(record, rungs={1.0: 0.5} if rung else {})), "counts": COUNTS},
+                        {"record": replace(record, rungs={1.0: 0.5} if rung else {}).to_dict(), "counts": COUNTS},
                     ),
                     ("progress", {"number": number, "points": points}),
                 ]
             )
         told.append(
             [
-                ("publish", {"record": to_dict(done), "counts": COUNTS}),
+                ("publish", {"record": done.to_dict(), "counts": COUNTS}),
                 ("artifacts", {"number": number, "folder": str(adapter.relative_to(folder)), "name": "adapter"}),
             ]
         )

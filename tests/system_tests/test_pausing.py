@@ -201,7 +201,7 @@ def test_what_a_killed_driver_left_of_closed_trials_is_removed(tmp_path: Path) -
     search.finish(0, stopped=True)
     search.finish(1, measured(records.get(1).configuration))
     replicate = Replicate(number=1, seed=2, failure="out of memory", ended=1.0)
-    records.set_info("replicates", [replicate.to_dict()])
+    records.replicates = [replicate]
     TrialFolder(tmp_path, 1, 2).begin("state-1")
     Publisher(lambda *told: None, records, tmp_path).everything()
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("state-1")}

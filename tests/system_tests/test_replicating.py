@@ -26,7 +26,6 @@ from search.storage.locations import home as home_
 from search.storage.studies import open_study
 from search.study.places import InterruptedStudy
 from search.study.run import resume, run
-from search.trials.records import believed
 
 TRIALS, EPOCHS = 6, 2
 REPLICATES = {"seeds": 2, "extra": 1.0}
@@ -202,7 +201,7 @@ def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plai
     assert len(study.trials) == 9
     assert grandchildren("plain")
     race = open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
-    found = believed(race)
+    found = race.summaries
     assert set(found) == {trial.trial for trial in study.trials}
     assert {trial.trial: trial.believed for trial in before.trials if trial.believed}
     for trial in study.trials:

@@ -48,7 +48,7 @@ from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError
 from search.study.places import StudyError
 from search.study.run import resume
-from search.tracking import client, reader, schema
+from search.tracking import client, reader
 from search.tracking import server as ui
 from search.tracking.note import note
 from search.tracking.reader import LeftOutWarning
@@ -150,7 +150,7 @@ def good(number: int, **changes: Any) -> TrialRecord:
 
 def says(trial: int = 9, **changes: Any) -> dict[str, Any]:
     """The record of a run, as JSON, with changes."""
-    return {**schema.to_dict(good(trial)), **changes}
+    return {**good(trial).to_dict(), **changes}
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[
     failed: list[int] = []
     for kept in records.all():
         record = news if news and news.number == kept.number else kept
-        origin = records.origin(record.number)
+        origin = records.proposal(record.number)
         if record.reference or not origin.coordinates or record.configuration is None:
             continue
         full = record.configuration.training.epochs
@@ -98,7 +98,7 @@ def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[
     observations += [_Observation(index, 1.0, worst) for index in failed]
     spent_ = np.array(costs)
     usual = float(np.nanmedian(spent_)) if np.isfinite(spent_).any() else 0.0
-    coordinates = [records.origin(record.number).coordinates for record in trials]
+    coordinates = [records.proposal(record.number).coordinates for record in trials]
     return _Known(cost, trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
 
 
@@ -211,7 +211,7 @@ def dimensions(records: Records) -> dict[str, BaseDistribution]:
     """All that the trials have; a space that branches has more than any one of them."""
     found: dict[str, BaseDistribution] = {}
     for record in records.all():
-        found |= records.origin(record.number).distributions
+        found |= records.proposal(record.number).distributions
     return found
 
 

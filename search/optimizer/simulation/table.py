@@ -98,7 +98,7 @@ class Table:
         dimensions: dict[str, BaseDistribution] = {}
         score = records.objectives[0]
         for record in records.all():
-            origin = records.origin(record.number)
+            origin = records.proposal(record.number)
             if record.state is State.COMPLETE and record.configuration and record.measurements and origin.coordinates:
                 dimensions |= origin.distributions
                 reached = score.value(record.measurements)

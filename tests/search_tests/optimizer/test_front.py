@@ -156,7 +156,7 @@ def test_the_model_foresees_what_waiting_trials_come_to() -> None:
     """From 12 trials in full and 24 that wait at the first rung: their order, and about their values."""
     rule = Halving(epochs=3, eta=3, first=1, trials=36, waves=1)
     records = searched(36, rule=rule)
-    belief = believe(records, records.origin(0).distributions)
+    belief = believe(records, records.proposal(0).distributions)
     assert belief is not None
     waiting = [index for index, record in enumerate(belief.known.records) if record.state is State.PRUNED]
     truth = [-score(belief.known.records[index].configuration, 3) for index in waiting]  # type: ignore[arg-type]
@@ -182,8 +182,8 @@ def test_workers_do_not_pile_up_on_one_idea() -> None:
     search = Search(records, plan(sampler="front", budget=Budget(trials=24, concurrent=4)))
     steps = [search.next(4) for _ in range(4)]
     assert all(isinstance(step, Start) for step in steps)
-    rows = Encoding(records.origin(0).distributions).rows(
-        [records.origin(step.record.number).coordinates for step in steps if isinstance(step, Start)]
+    rows = Encoding(records.proposal(0).distributions).rows(
+        [records.proposal(step.record.number).coordinates for step in steps if isinstance(step, Start)]
     )
     apart = [np.linalg.norm(rows[one] - rows[other]) for one in range(4) for other in range(one)]
     assert min(apart) > 0.05
@@ -191,7 +191,7 @@ def test_workers_do_not_pile_up_on_one_idea() -> None:
 
 def test_nothing_that_is_not_to_be_proposed_is() -> None:
     records, random = searched(12, limits={"stored_parameters": 800.0}), np.random.default_rng(0)
-    belief = believe(records, records.origin(0).distributions)
+    belief = believe(records, records.proposal(0).distributions)
     assert belief is not None
     assert propose(belief, random, lambda point: Counted(1.0, 1.0, True)) is None
     space = resolve("unified", OPTIONS, TRAINING)
@@ -211,7 +211,7 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
 
 def costs(records: Records) -> list[float]:
     """Of the trials, as a sampler sees them."""
-    return [math.log1p(records.origin(record.number).counts["stored_parameters"] / 1e3) for record in records.all()]
+    return [math.log1p(records.proposal(record.number).counts["stored_parameters"] / 1e3) for record in records.all()]
 
 
 def test_the_first_points_cover_the_cost() -> None:
@@ -293,8 +293,8 @@ def test_limits_hold_for_first_points_where_the_cost_is_measured() -> None:
         step = search.next(1)
         assert isinstance(step, Start)
         search.finish(number, measured(step.record.configuration, seconds=1.0 + number))
-        assert records.origin(number).counts["stored_percent"] <= 0.3
-        assert not records.origin(number).asides
+        assert records.proposal(number).counts["stored_percent"] <= 0.3
+        assert not records.proposal(number).rejected
 
 
 def test_a_limit_is_learned_where_the_cost_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_validations_between_the_rungs_do_not_crowd_out_trials() -> None:
 def test_the_last_score_between_rungs_counts() -> None:
     """Of a trial that runs, or that a budget stopped."""
     records = searched(1)
-    records.create(records.get(0).configuration, origin=records.origin(0))
+    records.create(records.get(0).configuration, proposal=records.proposal(0))
     for epoch in (1.0, 2.0, 2.5):
         records.rung(1, epoch, 0.5)
     shares = [each.share for each in beliefs._known(records, rungs=(1.0,)).observations if each.trial == 1]
@@ -400,7 +400,7 @@ def test_costs_that_are_measured_are_modelled_in_any_unit(limits: dict[str, floa
             assert configuration
             latency = unit * (1 + math.log1p(count(configuration)["stored_parameters"]))
             search.finish(number, measured(configuration, latency_ms=latency))
-        return [records.origin(number).coordinates for number in range(beliefs.FIRST, 16)]
+        return [records.proposal(number).coordinates for number in range(beliefs.FIRST, 16)]
 
     assert proposals(1.0) == proposals(2048.0)
 
@@ -428,7 +428,7 @@ def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting(
 
 def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
     records = searched(20)
-    belief = believe(records, records.origin(0).distributions)
+    belief = believe(records, records.proposal(0).distributions)
     assert belief is not None
     space = resolve("unified", OPTIONS, TRAINING)
     seen = np.column_stack([belief.mean, belief.known.costs])
@@ -450,4 +450,4 @@ def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
 
 def test_a_few_trials_are_not_a_model() -> None:
     records = searched(beliefs.FIRST - 1)
-    assert believe(records, records.origin(0).distributions) is None
+    assert believe(records, records.proposal(0).distributions) is None

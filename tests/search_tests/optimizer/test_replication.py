@@ -18,8 +18,8 @@ from search.optimizer.budget import Budget, Meter
 from search.optimizer.replication import Race
 from search.optimizer.search import DONE, WAIT
 from search.tracking.publisher import Publisher
-from search.trials.record import Believed, Replicate, State, named
-from search.trials.records import Records, believed, replicates
+from search.trials.record import Replicate, SeedSummary, State, discoveries
+from search.trials.records import Records
 
 TRIALS, EPOCHS, SPREAD = 24, 3.0, 0.01
 TRAINING = Training(epochs=EPOCHS)
@@ -140,7 +140,7 @@ def test_what_is_said_of_a_trial_is_of_all_its_seeds(searched: Searched) -> None
     assert race.conclude() == {}
     searched.drive(race)
     beliefs = race.conclude()
-    assert beliefs == believed(searched.records)
+    assert beliefs == searched.records.summaries
     assert sorted(beliefs) == list(range(TRIALS))
     for number, belief in beliefs.items():
         own = searched.records.get(number).measurements
@@ -153,7 +153,7 @@ def test_what_is_said_of_a_trial_is_of_all_its_seeds(searched: Searched) -> None
         assert belief.corrected == pytest.approx(belief.mean, abs=4 * SPREAD)
     # Of many trials ascending in cost and score, the noise decides: the named ones are on the front of true scores.
     best = np.maximum.accumulate([-math.inf, *searched.true[:-1]])
-    sure = named(beliefs, 0.05)
+    sure = discoveries(beliefs, 0.05)
     assert len(sure) >= 3
     assert np.mean([searched.true[number] > best[number] for number in sure]) >= 0.8
 
@@ -186,7 +186,7 @@ def test_budgets_are_hard(searched: Searched) -> None:
     race.release(*key)
     assert race.next() is DONE
     assert race.done
-    assert [run.over for run in replicates(searched.records)] == [False]
+    assert [run.over for run in searched.records.replicates] == [False]
     longer = searched.race(hours=2.0)
     assert not longer.done
     again = longer.next()
@@ -232,7 +232,7 @@ def test_two_costs() -> None:
     race = searched.race()
     searched.drive(race)
     beliefs = race.conclude()
-    for number in named(beliefs):
+    for number in discoveries(beliefs):
         mine = beliefs[number]
         for other, theirs in beliefs.items():
             if other < number and other % 3 <= number % 3 and theirs.seeds > 2 and mine.seeds > 2:
@@ -249,20 +249,20 @@ def test_records_of_replicates_come_back() -> None:
 
 
 def test_who_is_named() -> None:
-    def of(probability: float) -> Believed:
-        return Believed(mean=0, spread=0, seeds=1, failed=0, probability=probability, corrected=0)
+    def of(probability: float) -> SeedSummary:
+        return SeedSummary(mean=0, spread=0, seeds=1, failed=0, probability=probability, corrected=0)
 
     beliefs = {4: of(0.99), 7: of(0.5), 9: of(0.93)}
-    assert named(beliefs, 0.05) == {4, 9}
-    assert named(beliefs, 0.005) == set()
-    assert named({}) == set()
+    assert discoveries(beliefs, 0.05) == {4, 9}
+    assert discoveries(beliefs, 0.005) == set()
+    assert discoveries({}) == set()
 
 
 def test_who_might_have_been_on_the_front_is_told_of_again(tmp_path: Path) -> None:
     """When it is not any more; of who never was there is nothing to tell."""
     told: list[Any] = []
     publisher = Publisher(lambda *news: told.extend(news), Records.in_memory(), tmp_path)
-    likely = Believed(mean=0.5, spread=0.0, seeds=1, failed=0, probability=0.4, corrected=0.5)
+    likely = SeedSummary(mean=0.5, spread=0.0, seeds=1, failed=0, probability=0.4, corrected=0.5)
     never = replace(likely, probability=0.0)
     publisher.believed({1: likely, 2: never})
     publisher.believed({1: never, 2: never})

@@ -18,7 +18,7 @@ from petl.presets import parse
 from search.optimizer import samplers
 from search.optimizer.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, TEACHINGS, Proposer, Told, tell
 from search.trials.objectives import objectives
-from search.trials.record import Aside, Origin, State
+from search.trials.record import Proposal, Rejected, State
 from search.trials.records import Records
 from spaces.space import Point, decode, resolve
 
@@ -46,17 +46,17 @@ def found(seed: int = 0) -> Point:
     return decode(SPACE, coordinates, BACKBONE)
 
 
-def origin(point: Point, *asides: Aside) -> Origin:
-    return Origin(
+def origin(point: Point, *asides: Rejected) -> Proposal:
+    return Proposal(
         coordinates=point.coordinates,
         distributions=point.distributions,
         counts={"stored_parameters": size(point.configuration)},
-        asides=asides,
+        rejected=asides,
     )
 
 
-def aside(point: Point, stored: float, twin: int | None = None) -> Aside:
-    return Aside(
+def aside(point: Point, stored: float, twin: int | None = None) -> Rejected:
+    return Rejected(
         coordinates=point.coordinates,
         distributions=point.distributions,
         counts={"stored_parameters": stored},
@@ -92,10 +92,10 @@ def proposer(name: str, seed: int = 0, **limits: float) -> Proposer:
 def test_a_sampler_is_told_what_a_study_is_worth() -> None:
     points = [found(seed) for seed in range(8)]
     records = Records.in_memory()
-    records.create(Configuration(Design()), reference="head_only", origin=Origin(counts={"stored_parameters": 0.0}))
+    records.create(Configuration(Design()), reference="head_only", proposal=Proposal(counts={"stored_parameters": 0.0}))
     for point in points[:5]:
         records.create(point.configuration, point.params, origin(point))
-    records.create(Configuration(parse("bitfit")), {}, Origin(counts={"stored_parameters": 5.0}), name="bitfit")
+    records.create(Configuration(parse("bitfit")), {}, Proposal(counts={"stored_parameters": 5.0}), name="bitfit")
     asides = (aside(points[5], 5_000.0), aside(points[6], 40.0, twin=1), aside(points[7], 50.0, twin=3))
     records.create(points[7].configuration, {}, origin(points[7], *asides))
     records.close(0, State.COMPLETE, Measurements(accuracy=0.01))  # a reference: tells nothing, not even the worst
@@ -106,7 +106,7 @@ def test_a_sampler_is_told_what_a_study_is_worth() -> None:
     records.rung(3, 1.0, 0.95)  # still running
     records.close(4, State.FAIL, failure="diverged")
     records.close(5, State.PRUNED)  # before its first rung: nothing is known of it
-    told = tell(records, Origin(asides=[aside(points[6], 2_000.0)]), OBJECTIVES, LIMITS)
+    told = tell(records, Proposal(rejected=[aside(points[6], 2_000.0)]), OBJECTIVES, LIMITS)
 
     def cost(point: Point) -> float:
         return math.log1p(size(point.configuration) / 1_000)
@@ -132,7 +132,7 @@ def test_only_the_latest_asides_are_told() -> None:
     records = finished(2)
     point = found(2)
     records.create(point.configuration, {}, origin(point, *(aside(point, float(n)) for n in range(70))))
-    mine = Origin(asides=[aside(point, float(70 + n)) for n in range(70)])
+    mine = Proposal(rejected=[aside(point, float(70 + n)) for n in range(70)])
     told = tell(records, mine, OBJECTIVES, {})
     costs = [row.values[1] for row in told if row.values][2:]
     assert costs == [math.log1p(n / 1_000) for n in range(140 - ASIDES, 140)]
@@ -142,12 +142,12 @@ def test_only_the_latest_asides_are_told() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_records_give_the_same_point_and_others_another(name: str) -> None:
     records, few = finished(12), finished(5)
-    first = proposer(name).ask(records, Origin())
-    assert proposer(name).ask(records, Origin()) == first
-    assert proposer(name).ask(finished(12), Origin()) == first
+    first = proposer(name).ask(records, Proposal())
+    assert proposer(name).ask(records, Proposal()) == first
+    assert proposer(name).ask(finished(12), Proposal()) == first
     # a GP's optimum may be the same from every seed: its first, random points are not
-    assert proposer(name, seed=1).ask(few, Origin()) != proposer(name).ask(few, Origin()) != first
-    nothing_new = Origin(asides=[aside(first, 0.0, twin=0)])
+    assert proposer(name, seed=1).ask(few, Proposal()) != proposer(name).ask(few, Proposal()) != first
+    nothing_new = Proposal(rejected=[aside(first, 0.0, twin=0)])
     assert proposer(name).ask(records, nothing_new).coordinates != first.coordinates
 
 
@@ -155,7 +155,7 @@ def test_the_same_records_give_the_same_point_and_others_another(name: str) -> N
 def test_proposals_are_of_the_space_and_distinct_from_the_first_on(name: str) -> None:
     records = Records.in_memory()
     for number in range(4):
-        point = proposer(name).ask(records, Origin())
+        point = proposer(name).ask(records, Proposal())
         assert decode(SPACE, point.coordinates, BACKBONE) == point
         records.create(point.configuration, point.params, origin(point))
         if number != 1:  # trial 1 goes on running
@@ -175,7 +175,7 @@ def test_running_stopped_failed_and_refused_trials_are_digested(name: str) -> No
             records.rung(number, 1.0, 0.2, stop=True)
         if state is not State.RUNNING:
             records.close(number, state, failure=failure)
-    asked = proposer(name, stored_parameters=1_000.0).ask(records, Origin(asides=[aside(found(90), 1e7)]))
+    asked = proposer(name, stored_parameters=1_000.0).ask(records, Proposal(rejected=[aside(found(90), 1e7)]))
     assert asked.coordinates.keys() == found(0).coordinates.keys()
 
 
@@ -183,7 +183,7 @@ def test_running_stopped_failed_and_refused_trials_are_digested(name: str) -> No
 def test_a_limit_is_learned(name: str) -> None:
     """Half of the space lies outside; told so of 40 points, a sampler proposes inside far more often."""
     records = Records.in_memory()
-    outside: list[Aside] = []
+    outside: list[Rejected] = []
     for seed in range(80):
         point = found(seed)
         if size(point.configuration) > 100:
@@ -195,7 +195,7 @@ def test_a_limit_is_learned(name: str) -> None:
             accuracy=0.5 + size(point.configuration) / 1_000, stored_parameters=int(size(point.configuration))
         )
         records.close(number, State.COMPLETE, measured)
-    asked = [proposer(name, seed, stored_parameters=100.0).ask(records, Origin()) for seed in range(8)]
+    asked = [proposer(name, seed, stored_parameters=100.0).ask(records, Proposal()) for seed in range(8)]
     inside = sum(size(point.configuration) <= 100 for point in asked)
     share = np.mean([size(found(seed).configuration) <= 100 for seed in range(400)])
     assert inside >= 6
@@ -213,34 +213,34 @@ def test_nsga2_breeds_after_its_first_generation(monkeypatch: pytest.MonkeyPatch
         return parents
 
     monkeypatch.setattr(optuna.samplers.NSGAIISampler, "get_parent_population", spy)
-    proposer("nsga2").ask(finished(samplers.POPULATION - 1), Origin())
+    proposer("nsga2").ask(finished(samplers.POPULATION - 1), Proposal())
     assert set(bred) == {0}
     bred.clear()
-    proposer("nsga2").ask(finished(samplers.POPULATION + 1), Origin())
+    proposer("nsga2").ask(finished(samplers.POPULATION + 1), Proposal())
     assert max(bred) == samplers.POPULATION
 
 
 def test_auto_is_front_and_with_a_second_cost_gp_up_to_some_hundred_trials() -> None:
     records = finished(15)
-    assert proposer("auto").ask(records, Origin()) == proposer("front").ask(records, Origin())
-    assert proposer("auto").ask(records, Origin()) != proposer("gp").ask(records, Origin())
+    assert proposer("auto").ask(records, Proposal()) == proposer("front").ask(records, Proposal())
+    assert proposer("auto").ask(records, Proposal()) != proposer("gp").ask(records, Proposal())
     of_three, gp = (replace(proposer(name), objectives=THREE) for name in ("auto", "gp"))
-    assert of_three.ask(records, Origin()) == gp.ask(records, Origin())
+    assert of_three.ask(records, Proposal()) == gp.ask(records, Proposal())
     assert isinstance(SAMPLERS["auto"](0, GP_TRIALS), optuna.samplers.GPSampler)
     assert isinstance(SAMPLERS["auto"](0, GP_TRIALS + 1), optuna.samplers.TPESampler)
 
 
 def test_random_draws_are_uniform_and_repeatable() -> None:
     records = finished(3)
-    drawn = list(proposer("gp").draw(records, Origin(), 400))
-    assert drawn[:5] == list(proposer("gp").draw(records, Origin(), 5))
+    drawn = list(proposer("gp").draw(records, Proposal(), 400))
+    assert drawn[:5] == list(proposer("gp").draw(records, Proposal(), 5))
     for value in range(4):  # 100 expected of each, standard deviation 8.7
         assert abs(sum(point.coordinates["query.size"] == value for point in drawn) - 100) < 44
 
 
 def test_optuna_stays_as_loud_as_it_was(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
     before = optuna.logging.get_verbosity()
-    proposer("gp").ask(finished(11), Origin())
+    proposer("gp").ask(finished(11), Proposal())
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")
     assert not [warning for warning in recwarn if "optuna" in warning.filename]
@@ -277,12 +277,12 @@ def finished_by_three(count: int) -> Records:
 
 def test_what_is_not_measured_is_told_as_the_usual_or_the_worst() -> None:
     """Latencies are 2, 3, 4, 5, 6, 2: the median is 3.5, the worst 6. Sizes are exact for all."""
-    told = tell(finished_by_three(6), Origin(), THREE, {})
+    told = tell(finished_by_three(6), Proposal(), THREE, {})
     assert [row.values[2] for row in told if row.values] == [2, 3, 4, 5, 6, 2, 3.5, 3.5, 6]
     sizes = [math.log1p(size(found(seed).configuration) / 1_000) for seed in range(9)]
     assert [row.values[1] for row in told if row.values] == sizes
     assert [row.values[0] for row in told if row.values][6:8] == [0.4, 0.4]
-    refused = tell(finished_by_three(6), Origin(asides=[aside(found(20), 5_000.0)]), THREE, LIMITS)[-1].values
+    refused = tell(finished_by_three(6), Proposal(rejected=[aside(found(20), 5_000.0)]), THREE, LIMITS)[-1].values
     assert refused
     assert refused[1:] == (math.log1p(5.0), 6)
 
@@ -291,16 +291,16 @@ def test_what_is_not_measured_is_told_as_the_usual_or_the_worst() -> None:
 def test_every_sampler_of_optunas_takes_three_objectives(name: str) -> None:
     asking = replace(proposer(name, stored_parameters=1_000.0), objectives=THREE)
     records = finished_by_three(20)
-    point = asking.ask(records, Origin(asides=[aside(found(90), 1e7)]))
+    point = asking.ask(records, Proposal(rejected=[aside(found(90), 1e7)]))
     assert decode(SPACE, point.coordinates, BACKBONE) == point
-    assert asking.ask(records, Origin(asides=[aside(found(90), 1e7)])) == point
-    assert replace(asking, seed=1).ask(records, Origin(asides=[aside(found(90), 1e7)])) != point
+    assert asking.ask(records, Proposal(rejected=[aside(found(90), 1e7)])) == point
+    assert replace(asking, seed=1).ask(records, Proposal(rejected=[aside(found(90), 1e7)])) != point
 
 
 @pytest.mark.parametrize("teaching", TEACHINGS)
 def test_every_teaching_is_of_the_score(teaching: str) -> None:
     """Of the two stopped trials; their costs are what they would be without it."""
-    told = [row.values for row in tell(finished_by_three(12), Origin(), THREE, {}, teaching) if row.values]
+    told = [row.values for row in tell(finished_by_three(12), Proposal(), THREE, {}, teaching) if row.values]
     assert [values[2] for values in told[12:]] == ([6] if teaching == "pruned" else [3.5, 3.5, 6])
     assert all(math.isfinite(value) for values in told for value in values)
 
@@ -314,7 +314,7 @@ def test_a_second_cost_is_searched_for(name: str) -> None:
         records.create(point.configuration, {}, replace(origin(point), counts={"stored_parameters": 100.0}))
         latency = -math.log10(point.configuration.training.learning_rate)  # 2 to 4, the mean is 3
         records.close(seed, State.COMPLETE, Measurements(accuracy=0.5, stored_parameters=100, latency_ms=latency))
-    asked = [replace(proposer(name, seed), objectives=THREE).ask(records, Origin()) for seed in range(8)]
+    asked = [replace(proposer(name, seed), objectives=THREE).ask(records, Proposal()) for seed in range(8)]
     assert np.mean([-math.log10(point.configuration.training.learning_rate) for point in asked]) < 2.5
 
 

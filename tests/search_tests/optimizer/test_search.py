@@ -72,7 +72,7 @@ def test_no_trial_lies_outside_the_limits(sampler: str) -> None:
     done = run(search)
     assert len(done) == 12
     assert all(count(record.configuration)["stored_parameters"] <= 500 for record in done if record.configuration)
-    asides = [aside for record in done for aside in records.origin(record.number).asides]
+    asides = [aside for record in done for aside in records.proposal(record.number).rejected]
     assert bool(asides) is (sampler != "front")  # which proposes nothing outside
     assert all(aside.counts["stored_parameters"] > 500 for aside in asides if aside.twin is None)
 

@@ -10,7 +10,7 @@ import pytest
 from petl.measurements import MINIMIZE
 from search.optimizer.true_front import Belief, _fronts, believe, between_seeds, freedom_between_seeds, next_run
 from search.trials import pareto
-from search.trials.record import credible
+from search.trials.record import discovered
 
 
 def flags(*rows: str) -> np.ndarray:
@@ -41,9 +41,9 @@ def test_what_can_be_named_with_one_in_twenty_false() -> None:
     ]
     belief = Belief(np.zeros((20, 4)), flags(*rows), np.ones(4))
     assert belief.probability.tolist() == [1.0, 0.5, 0.9, 0.95]
-    assert credible(belief.probability, 0.051).tolist() == [True, False, True, True]
-    assert credible(belief.probability, 0.03).tolist() == [True, False, False, True]
-    assert credible(belief.probability, 0.2).all()
+    assert discovered(belief.probability, 0.051).tolist() == [True, False, True, True]
+    assert discovered(belief.probability, 0.03).tolist() == [True, False, False, True]
+    assert discovered(belief.probability, 0.2).all()
 
 
 def test_the_spread_between_seeds() -> None:
@@ -122,7 +122,7 @@ def test_what_is_believed_of_many_searches_is_so() -> None:
             losses[trial].append(float(random.normal(means[trial], 0.05)))
             belief = believe(losses, costs)
         assert belief is not None
-        sure = credible(belief.probability)
+        sure = discovered(belief.probability)
         expected, members = expected + belief.probability.sum(), members + int(true.sum())
         named, false = named + int(sure.sum()), false + int((sure & ~true).sum())
         bias.extend((means - belief.corrected)[sure])

@@ -13,7 +13,7 @@ from search.optimizer.front.belief import gains
 from search.optimizer.rungs import Halving
 from search.optimizer.samplers import TEACHINGS, expected_scores, tell
 from search.optimizer.search import Search, Start
-from search.trials.record import Origin, State
+from search.trials.record import Proposal, State
 from search.trials.records import Records
 
 CURVES = {0: (0.5, 0.7, 0.8), 1: (0.4, 0.5, 0.55), 2: (0.3, 0.5), 3: (0.6,), 4: (), 5: (0.2,)}
@@ -72,7 +72,7 @@ def test_the_model_knows_more_than_the_last_score() -> None:
 def test_a_sampler_is_told_so(teaching: str) -> None:
     records = searched(16, rule=Halving(epochs=3, eta=2, first=1, trials=16, waves=1, least=2))
     values = expected_scores(records, teaching)
-    rows = tell(records, Origin(), records.objectives, {}, teaching)
+    rows = tell(records, Proposal(), records.objectives, {}, teaching)
     complete = sum(record.state is State.COMPLETE for record in records.all())
     assert len(rows) == complete + len(values)
     told = [row.values[0] for row in rows if row.values]

@@ -24,7 +24,7 @@ from search.results import plot as picture
 from search.results import tables as report
 from search.results.query import ROW, Study
 from search.tracking.schema import StudySummary, TrialRow
-from search.trials.record import Believed, State, TrialRecord
+from search.trials.record import SeedSummary, State, TrialRecord
 
 BASE = 22_713_216
 INFO = {
@@ -316,7 +316,7 @@ def test_the_picture_names_members_and_references(drawn: Any) -> None:
 def test_what_seeds_came_to_is_in_the_picture(drawn: Any) -> None:
     """However far below the score for which a trial is on the front."""
     plain = study()
-    low = Believed(mean=0.31, spread=0.05, seeds=3, failed=0, probability=0.4, corrected=0.35)
+    low = SeedSummary(mean=0.31, spread=0.05, seeds=3, failed=0, probability=0.4, corrected=0.35)
     rows = [replace(trial.row, believed=low) if trial in plain.front() else trial.row for trial in plain.trials]
     axes = drawn(Study(plain.summary, tuple(rows), plain.uri)).axes[0]
     bottom, top = axes.get_ylim()

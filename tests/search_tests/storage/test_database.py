@@ -198,7 +198,7 @@ def test_a_database_that_stays_away_ends_the_search_with_what_to_do(server: Post
         records.create(Configuration(Design()))
     began = time.monotonic()
     with pytest.raises(DatabaseError, match="has not answered"):  # at once, not after another wait
-        records.set_info("seconds", 1.0)
+        records.seconds = 1.0
     assert time.monotonic() - began < 1
     text = str(raised.value)
     assert "has not answered for 1.5 seconds" in text

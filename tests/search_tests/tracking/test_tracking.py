@@ -22,11 +22,11 @@ from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modific
 from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.locations import StoreError
-from search.tracking import client, reader, schema
+from search.tracking import client, reader
 from search.tracking.schema import STATUS
 from search.tracking.writer import Tracker
 from search.trials.naming import curve, flat_parameters, label, run_name
-from search.trials.record import Believed, Replicate, State, TrialRecord
+from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 
 INFO = {
     "study": "demo",
@@ -227,7 +227,7 @@ def test_a_half_written_replicate_is_made_again(
 def test_what_is_believed_comes_back(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
     tracker.publish(COMPLETE)
     for mean in (0.62, 0.63):
-        belief = Believed(mean=mean, spread=0.02, seeds=3, failed=1, probability=0.875, corrected=0.61)
+        belief = SeedSummary(mean=mean, spread=0.02, seeds=3, failed=1, probability=0.875, corrected=0.61)
         tracker.believed(3, belief)
         again(tracker, uri, tmp_path).believed(3, belief)
         [row] = reader.records(uri, study)
@@ -609,4 +609,4 @@ def test_labels_and_run_names() -> None:
 
 
 def test_json_of_a_record_is_plain() -> None:
-    assert schema.from_dict(json.loads(json.dumps(schema.to_dict(COMPLETE), allow_nan=False))) == COMPLETE
+    assert TrialRecord.from_dict(json.loads(json.dumps(COMPLETE.to_dict(), allow_nan=False))) == COMPLETE

@@ -23,24 +23,24 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search.storage.address import database
 from search.storage.studies import create_study, delete_study, open_study, study_exists, study_names
-from search.trials.record import Aside, Origin, State, TrialRecord
+from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records, RecordsError
 
 OBJECTIVES = ("accuracy", "stored_parameters")
 CONFIGURATION = Configuration(parse("mam:length=4,size=8"), Training(epochs=2.5), 3)
 MEASURED = Measurements(accuracy=0.75, loss=0.5, stored_parameters=1234, seconds=9.5, epochs=2.5)
 DISTRIBUTIONS = {"ffn.size": IntDistribution(0, 5), "rate": FloatDistribution(1e-4, 1e-2, log=True)}
-ORIGIN = Origin(
+ORIGIN = Proposal(
     coordinates={"ffn.size": 2, "rate": 1e-3},
     distributions=DISTRIBUTIONS,
     counts={"stored_parameters": 1234.0},
-    asides=[
-        Aside(
+    rejected=[
+        Rejected(
             coordinates={"ffn.size": 5, "rate": 2e-3},
             distributions=DISTRIBUTIONS,
             counts={"stored_parameters": 9e9},
         ),
-        Aside(
+        Rejected(
             coordinates={"kind": "b"},
             distributions={"kind": CategoricalDistribution(("a", "b"))},
             counts={},
@@ -84,7 +84,7 @@ def test_everything_is_read_back(url: str) -> None:
     assert math.isnan(second.rungs[1 / 3])
     assert (second.state, second.failure, second.measurements) == (State.FAIL, "diverged", MEASURED)
     assert (third.state, third.measurements) == (State.COMPLETE, MEASURED)
-    assert again.origin(1) == ORIGIN
+    assert again.proposal(1) == ORIGIN
     assert again.stopped_at(1) == 1 / 3
     assert again.stopped_at(2) is None
     assert again.info("resolved") == {"precision": "bf16", "rows": [1, 2]}
