@@ -44,51 +44,60 @@ class Budget:
 
 
 class Meter:
-    """The time that a study has taken, over all searches of its records.
+    """The time that a study has taken, over all drivers of its records. Reading it writes nothing and never raises.
 
-    `clock` tells the seconds that the study has run. What trials held since it was last on record, a minute at most,
+    `clock` tells seconds, from whatever moment. What has passed since the time was last on record, a minute at most,
     is lost with a driver that is killed.
     """
 
-    def __init__(self, budget: Budget, records: Records, clock: Callable[[], float] | None = None) -> None:
-        began = time.monotonic()
-        self._budget, self._records = budget, records
-        self._clock = clock or (lambda: time.monotonic() - began)
-        self._running = 0
+    def __init__(self, budget: Budget, records: Records, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget, self._records, self._clock = budget, records, clock
+        self._running = 0  # trials that hold devices
+        self._seconds = records.seconds
         self._device_seconds = records.device_seconds
-        self._ticked = self._kept = self._clock()
+        self._ticked = self._kept = clock()
 
-    def runs(self, trials: int) -> None:
-        """So many trials hold devices from now on."""
-        self.tick()
-        self._running = trials
-
-    def keep(self) -> None:
-        """Puts it on record."""
-        self._kept = self._clock()
-        self._records.device_seconds = self.device_hours * 3600
+    @property
+    def hours(self) -> float:
+        """What the search has taken."""
+        return (self._seconds + self._clock() - self._ticked) / 3600
 
     @property
     def device_hours(self) -> float:
         """What the trials have held devices for."""
-        self.tick()
-        return self._device_seconds / 3600
+        since = self._clock() - self._ticked
+        return (self._device_seconds + self._running * self._budget.devices * since) / 3600
 
-    @property
     def spent(self) -> str:
-        """Which hard limit is reached, in words; "" for none."""
-        if self._clock() >= self._budget.hours * 3600:
+        """Return which hard limit is reached, in words; "" for none."""
+        if self.hours >= self._budget.hours:
             return f"{cost_text(self._budget.hours)} hours"
-        if self.device_hours >= self._budget.device_hours:
+        device_hours = self.device_hours
+        if device_hours >= self._budget.device_hours:
             return f"{cost_text(self._budget.device_hours)} device-hours"
-        if self._budget.price * self.device_hours >= self._budget.money:
+        if self._budget.price * device_hours >= self._budget.money:
             return f"{cost_text(self._budget.money)} of money"
         return ""
 
+    def runs(self, trials: int) -> None:
+        """So many trials hold devices from now on."""
+        self._advance()
+        self._running = trials
+
     def tick(self) -> None:
-        """To be called whenever something happens, so that time is on record even where nothing ends."""
+        """Put the time on record if a minute has passed. To be called whenever something happens."""
+        if self._advance() - self._kept >= KEPT_EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        """Put the time on record."""
+        self._kept = self._advance()
+        self._records.seconds, self._records.device_seconds = self._seconds, self._device_seconds
+
+    def _advance(self) -> float:
+        """Count the time until now, and return the clock's."""
         now = self._clock()
+        self._seconds += now - self._ticked
         self._device_seconds += self._running * self._budget.devices * (now - self._ticked)
         self._ticked = now
-        if now - self._kept >= KEPT_EVERY:
-            self.keep()
+        return now

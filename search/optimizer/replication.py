@@ -18,13 +18,13 @@ import numpy as np
 from petl.configuration import Configuration
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.search import DONE, WAIT, Idle
+from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Resume, Start, Step
 from search.optimizer.true_front import Belief, believe, next_run
-from search.trials.record import Replicate, SeedSummary, State
+from search.trials.record import Replicate, SeedSummary, State, epochs_trained
 from search.trials.records import Records
 
 
-class Race:
+class Replication:
     """The replicates of a search that is over; they see the same budget, and at most `concurrent` run at once.
 
     Each trial has at most `seeds` fresh ones, and all together train for at most `extra` of the epochs that the
@@ -45,7 +45,7 @@ class Race:
         seed: int = 0,
         lacking: Callable[[Configuration, Sequence[int]], str] = lambda configuration, running: "",
     ) -> None:
-        self.records, self.meter, self.rungs, self.note = records, meter, tuple(rungs), ""
+        self.records, self.meter, self._rungs, self.note = records, meter, tuple(rungs), ""
         self._budget, self._seeds, self._extra, self._seed, self._lacking = budget, seeds, extra, seed, lacking
         self._runs = {(run.number, run.seed): run for run in records.replicates}
         self._active: set[tuple[int, int]] = set()
@@ -71,65 +71,86 @@ class Race:
     def done(self) -> bool:
         """Whether nothing runs and nothing is left to hand out."""
         return not self._active and (
-            not self._seeds or self._halted or bool(self.meter.spent) or self._choice() is None
+            not self._seeds or self._halted or bool(self.meter.spent()) or self._choice() is None
         )
 
     @cached_property
     def left(self) -> float:
         """The epochs that new replicates may take."""
-        trained = sum(
-            record.measurements.epochs if record.measurements else max(record.rungs, default=0.0)
-            for record in self.records.all()
-            if record.reference is None
-        )
-        return self._extra * trained - sum(self._epochs(number) for number, _ in self._runs)
+        return self._extra * epochs_trained(self.records.all()) - sum(self._epochs(number) for number, _ in self._runs)
 
-    def next(self) -> Replicate | Idle:
-        """What to train with a free worker. Every answer that is a Replicate takes one."""
+    def next(self, free_workers: int = 1) -> Step[Replicate]:
+        """Return what to do with a free worker. Every answer of Start or Resume takes one."""
         self.meter.tick()
         over = WAIT if self._active else DONE
-        if len(self._active) >= self._budget.concurrent:
+        if free_workers < 1 or len(self._active) >= self._budget.concurrent:
             return WAIT
         if self._over or (key := self._choice()) is None:
             return over
-        if lacking := self._lacking(self.configuration(*key), [number for number, _ in self._active]):
+        if lacking := self._lacking(self.configuration(key), [number for number, _ in self._active]):
             if not self._active:
                 self._halted, self.note = True, lacking
             return over
-        if key not in self._runs:
+        begun = key in self._runs
+        if not begun:
             self._runs[key] = Replicate(number=key[0], seed=key[1])
             self._keep()
         self._active.add(key)
         self.meter.runs(len(self._active))
+        return (Resume if begun else Start)(self._runs[key])
+
+    def get(self, key: tuple[int, int]) -> Replicate:
+        """Return a replicate as it is on record now."""
         return self._runs[key]
 
-    def configuration(self, number: int, seed: int) -> Configuration:
-        """What a replicate trains: the trial's own but for the seed."""
+    def rungs(self, key: tuple[int, int]) -> tuple[float, ...]:
+        """Return the epochs at which a replicate validates: those of the trials."""
+        return self._rungs
+
+    def configuration(self, key: tuple[int, int]) -> Configuration:
+        """Return what a replicate trains: the trial's own with another seed."""
+        number, seed = key
         configuration = self.records.get(number).configuration
         assert configuration is not None
         return replace(configuration, seed=seed)
 
+    def report(self, key: tuple[int, int], epoch: float, score: float, *, over: bool = False) -> Decision:
+        """Return PAUSE where the budget is spent, and the replicate is left for a resume. Its score decides nothing."""
+        self.meter.tick()
+        if over or key not in self._active or not self.meter.spent():
+            return Decision.CONTINUE
+        self._release(key)
+        return Decision.PAUSE
+
     def finish(
-        self, number: int, seed: int, measurements: Measurements | None = None, failure: str | None = None
+        self,
+        key: tuple[int, int],
+        measurements: Measurements | None = None,
+        failure: str | None = None,
+        *,
+        stopped: bool = False,
     ) -> Replicate:
-        """A replicate is over. Scores that are no numbers are a failure."""
+        """End a replicate, and return it. Scores that are no numbers are a failure; nobody stops one."""
         score = self._score.value(measurements) if measurements else None
         if failure is None and (score is None or not math.isfinite(score)):
-            failure = "diverged"
-        run = replace(
-            self._runs[number, seed],
+            failure = DIVERGED
+        run = self._runs[key] = replace(
+            self._runs[key],
             measurements=None if failure else measurements,
             failure=failure,
             ended=time.time(),
         )
-        self._runs[number, seed] = run
         self._keep()
-        self.release(number, seed)
+        self._release(key)
         return run
 
-    def release(self, number: int, seed: int) -> None:
-        """A replicate holds no worker any more; one that is not over is left for a resume."""
-        self._active.discard((number, seed))
+    def take_closed(self) -> Sequence[Replicate]:
+        """Return nothing: every replicate ends with its worker."""
+        return ()
+
+    def _release(self, key: tuple[int, int]) -> None:
+        """Take a replicate's worker from it; one that is not over is left for a resume."""
+        self._active.discard(key)
         self.meter.runs(len(self._active))
         self.meter.keep()
 
@@ -156,7 +177,7 @@ class Race:
     @property
     def _over(self) -> bool:
         """Whether nothing more is to be handed out, whatever there is to know."""
-        return not self._seeds or self._halted or bool(self.meter.spent)
+        return not self._seeds or self._halted or bool(self.meter.spent())
 
     def _choice(self) -> tuple[int, int] | None:
         """What to train next: what was begun, else what tells the most; None for nothing."""

@@ -15,12 +15,12 @@ that were running come back as Resume, each once, and the sampler proposes what 
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from petl.configuration import Configuration
 from petl.design import Design
@@ -28,6 +28,7 @@ from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
 from search.optimizer.samplers import TEACHING, Proposer, excess
+from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Idle, Resume, Start, Step
 from search.trials.objectives import ruling
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
@@ -40,47 +41,10 @@ if TYPE_CHECKING:
 
 PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
 DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
-DIVERGED: Final = "diverged"
 
 
 class SearchError(ValueError):
     """A search that cannot go on as it was asked for. The message says what to change."""
-
-
-class Decision(StrEnum):
-    """What a report means for its trial."""
-
-    CONTINUE = "continue"
-    PAUSE = "pause"  # the trial waits for its promotion, or for more budget, and its worker is free
-    STOP = "stop"
-
-
-class Idle(StrEnum):
-    """What there is to do when there is no trial to hand out."""
-
-    WAIT = "wait"
-    DONE = "done"
-
-
-WAIT: Final = Idle.WAIT
-DONE: Final = Idle.DONE
-
-
-@dataclass(frozen=True)
-class Start:
-    """Train this trial."""
-
-    record: TrialRecord
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with this trial: it was running when the last search ended, or it waited and is promoted."""
-
-    record: TrialRecord
-
-
-Step: TypeAlias = Start | Resume | Idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +84,7 @@ def _nothing_lacks(configuration: Configuration | None, active: Collection[int],
 class Search:
     """A study's search over its records.
 
-    `clock` tells the seconds that the study has run. `lacking` says why a configuration cannot be trained now,
+    `clock` tells seconds: see Meter. `lacking` says why a configuration cannot be trained now,
     beside the trials that run, or "": see `search.storage.quota.Room`; a trial that goes on has its number. `note` says
     why a search ended early, if it did.
     Raises SearchError where a limit is on something that is not known before training, or where an
@@ -131,7 +95,7 @@ class Search:
         self,
         records: Records,
         plan: Plan,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         lacking: Callable[[Configuration | None, Collection[int], int | None], str] = _nothing_lacks,
     ) -> None:
         self.records = records
@@ -197,11 +161,19 @@ class Search:
         """How many trials are neither finished nor handed out."""
         return sum(record.state.open and record.number not in self._active for record in self.records.all())
 
+    def get(self, number: int) -> TrialRecord:
+        """Return a trial as it is on record now."""
+        return self.records.get(number)
+
+    def configuration(self, number: int) -> Configuration | None:
+        """Return what a trial trains; None for a baseline that has no configuration."""
+        return self.records.get(number).configuration
+
     def rungs(self, number: int) -> tuple[float, ...]:
         """The epochs at which the trial must report before it goes on."""
         return () if self.records.get(number).reference else self.plan.rule.rungs
 
-    def next(self, free_workers: int) -> Step:
+    def next(self, free_workers: int = 1) -> Step[TrialRecord]:
         """What to do with a free worker. Every call that answers Start or Resume takes one.
 
         Raises SearchError where the space holds nothing within the limits.
@@ -240,6 +212,7 @@ class Search:
         Every report is kept; the rule decides at its rungs, but of a trial that is `over`, by its patience, whose
         measurements are there already. A score that is not finite stops the trial.
         """
+        self.meter.tick()
         record = self.records.get(number)
         rungs = self.rungs(number)
         epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
@@ -256,7 +229,7 @@ class Search:
             return Decision.PAUSE
         if self.records.get(number).state is not State.RUNNING or self.records.stopped_at(number) is not None:
             return Decision.STOP
-        if self.meter.spent and not (over or self._is_over(number, epoch)):
+        if self.meter.spent() and not (over or self._is_over(number, epoch)):
             self._release(number)
             return Decision.PAUSE
         return Decision.CONTINUE
@@ -334,7 +307,7 @@ class Search:
 
     def _open(self) -> bool:
         """Whether anything is left to hand out, now or when what runs has reported."""
-        if self._halted or self.meter.spent:
+        if self._halted or self.meter.spent():
             return False
         return bool(self._resumable) or self._turn() is not None
 
@@ -343,7 +316,7 @@ class Search:
 
         `news` is not on record yet.
         """
-        if self.meter.spent:
+        if self.meter.spent():
             return None
         fresh = new and (
             bool(self._proposed)
@@ -353,7 +326,7 @@ class Search:
             return NEW if fresh or self._references else None
         return self._ladder.next(fresh=fresh, choose=partial(self._proposer.most_promising, self.records, news))
 
-    def _promoted(self, number: int) -> Step:
+    def _promoted(self, number: int) -> Step[TrialRecord]:
         if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
             return self._without_room(lacking)
         record = self.records.promote(number)

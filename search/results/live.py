@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search.trials.naming import cost_column, cost_text, label
-from search.trials.record import Replicate, State, TrialRecord
+from search.trials.record import Replicate, State, TrialRecord, epochs_trained
+from search.trials.report import Report, Run
 
 _WORDS: Final[Mapping[State, str]] = {
     State.COMPLETE: "finished",
@@ -28,7 +29,7 @@ _WORDS: Final[Mapping[State, str]] = {
 
 
 class Display:
-    """Hears of trials as `ray_tune.Listener`, and of replicates as `RaceListener`, and shows them.
+    """A Listener that shows what happens: trials, and the replicates after them.
 
     `objectives` are the names of the score and the costs. `records` gives all trials, `front` the non-dominated ones
     by cost, `told` what the worker of a trial, or of a replicate by its seed, said last; `budget` is the number of
@@ -52,9 +53,9 @@ class Display:
         self.score, *self.costs = objectives
         self.console = console or Console()
         self._records, self._front, self._told = records, front, told
-        self._began, self._epochs, self._trained = time.monotonic(), epochs, _trained(records())
+        self._began, self._epochs, self._trained = time.monotonic(), epochs, epochs_trained(records())
         self._live: Live | None = None
-        self._reached: dict[int, str] = {}
+        self._reached: dict[Hashable, str] = {}  # by the key of a run
         self._lock = threading.Lock()  # the live table is drawn from a thread of its own
 
     @contextmanager
@@ -108,67 +109,49 @@ class Display:
         if not self.console.is_terminal:
             yield
             return
-        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True) as self._live:
             yield
-
-    def began(self, run: Replicate) -> None:
-        """A replicate begins."""
-        if not self.console.is_terminal:
-            self.say(f"{self._clock()}  trial {run.number} trains again with seed {run.seed}")
-
-    def died(self, run: Replicate) -> None:
-        """A replicate's process died."""
-        self.say(f"the worker process of trial {run.number} with seed {run.seed} died; another one goes on")
-
-    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
-        """A replicate is over."""
-        if run.failure or not self.console.is_terminal:
-            got = f"{self.score} {getattr(run.measurements, self.score):.4f}" if run.measurements else ""
-            self.say(f"{self._clock()}  trial {run.number} with seed {run.seed}: {run.failure or got}")
 
     def say(self, text: str) -> None:
         """A line above the table."""
         self.console.print(text, highlight=False, markup=False)
 
-    def started(self, record: TrialRecord) -> None:
-        """A trial begins, or goes on from what it has reached."""
-        self._line(record, "goes on" if record.rungs else "starts")
+    def started(self, run: Run) -> None:
+        self._line(run, "resumes" if isinstance(run, TrialRecord) and run.rungs else "starts")
 
-    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
-        """A trial passed a milestone."""
-        if report.get("validations") and not report.get("measurements"):
-            last = report["validations"][-1]
+    def reported(self, run: Run, report: Report) -> None:
+        if report.validations and report.measurements is None:
+            last = report.validations[-1]
             reached = f"{self.score} {last['scores'][self.score]:.4f} after {last['epoch']:g} epochs"
             with self._lock:
-                news = self._reached.get(record.number) != reached  # one that goes on tells what it had reached again
-                self._reached[record.number] = reached
+                news = self._reached.get(run.key) != reached  # one that resumes reports once more what it had reached
+                self._reached[run.key] = reached
             if news:
-                self._line(record, reached)
+                self._line(run, reached)
 
-    def restarted(self, record: TrialRecord) -> None:
-        """A trial's process died."""
-        self.say(f"the worker process of trial {record.number} died; another one goes on from its last milestone")
+    def restarted(self, run: Run) -> None:
+        self.say(f"the worker process of {_name(run)} died; another one resumes from its last milestone")
 
-    def paused(self, record: TrialRecord) -> None:
-        """A trial waits for its promotion."""
-        behind = record.state is State.PAUSED
-        self._line(record, "waits for its promotion" if behind else "is left for a resume: the budget is spent")
+    def paused(self, run: Run) -> None:
+        waits = run.state is State.PAUSED
+        self._line(run, "waits for its promotion" if waits else "is left for a resume: the budget is spent")
 
-    def ended(self, record: TrialRecord) -> None:
-        """A trial is over."""
-        if record.state is State.COMPLETE and record.measurements:
-            score = getattr(record.measurements, self.score)
-            self._line(
-                record, f"finished: {self.score} {score:.4f}, {record.measurements.stored_parameters:,} parameters"
-            )
+    def ended(self, run: Run) -> None:
+        if run.state is State.COMPLETE and run.measurements:
+            score, size = getattr(run.measurements, self.score), run.measurements.stored_parameters
+            self._line(run, f"finished: {self.score} {score:.4f}, {size:,} parameters")
         else:
-            self._line(record, _WORDS[record.state] + (f": {record.failure}" if record.failure else ""), loud=True)
+            self._line(run, _WORDS[run.state] + (f": {run.failure}" if run.failure else ""), loud=True)
 
-    def _line(self, record: TrialRecord, text: str, *, loud: bool = False) -> None:
+    def _line(self, run: Run, text: str, *, loud: bool = False) -> None:
+        """Print what happened to a run; beside a live table, which shows the rest, only what is `loud`."""
+        who, when = _name(run), self._clock()
+        if isinstance(run, TrialRecord):
+            who, when = f"{who} ({_label(run)})", self._progress()
         if self._live is None:
-            self.say(f"{self._progress()}  trial {record.number} ({_label(record)}) {text}")
-        elif loud and record.state is State.FAIL:
-            self.say(f"trial {record.number} ({_label(record)}) {text}")
+            self.say(f"{when}  {who} {text}")
+        elif loud and run.state is State.FAIL:
+            self.say(f"{who} {text}")
 
     def _progress(self) -> str:
         records = self._records()
@@ -180,7 +163,7 @@ class Display:
     def _left(self, records: Sequence[TrialRecord]) -> float | None:
         if self._epochs is None:
             return _left(records, self.budget, self.at_once)
-        trained = _trained(records)
+        trained = epochs_trained(records)
         return _left_of_epochs(trained - self._trained, self._epochs - trained, time.monotonic() - self._began)
 
     def _clock(self, expected: str = "") -> str:
@@ -228,6 +211,10 @@ class Display:
         return Group(head, running, front) if front.rows else Group(head, running)
 
 
+def _name(run: Run) -> str:
+    return f"trial {run.number}" + (f" with seed {run.seed}" if isinstance(run, Replicate) else "")
+
+
 def _label(record: TrialRecord) -> str:
     return f"reference {record.reference}" if record.reference else label(record)
 
@@ -244,14 +231,6 @@ def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | 
     running = sum(record.state is State.RUNNING and record.reference is None for record in records)
     waiting = max(0, budget - len(spans) - running)
     return sum(spans) / len(spans) * (waiting + running / 2) / at_once
-
-
-def _trained(records: Sequence[TrialRecord]) -> float:
-    """The epochs that all trials have behind them, as far as they are on record."""
-    trials = [record for record in records if record.reference is None]
-    return sum(
-        record.measurements.epochs if record.measurements else max(record.rungs, default=0.0) for record in trials
-    )
 
 
 def _left_of_epochs(trained: float, left: float, seconds: float) -> float | None:

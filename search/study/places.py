@@ -71,6 +71,18 @@ def store_of(config: StudyConfig, records: Records) -> str:
     return restore_password(recorded, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
+def interrupted(places: StudyHome) -> InterruptedStudy:
+    """Return what to raise where a study was interrupted: it says how to resume the study, if it had begun."""
+    begun = True
+    with suppress(StoreError):  # of a database that is away
+        begun = study_begun(places.database, places.name)
+    return InterruptedStudy(
+        f"interrupted; nothing that was finished is lost. Resume with: {places.resume_command}"
+        if begun
+        else f"interrupted before the study {places.name!r} began"
+    )
+
+
 @contextmanager
 def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]:
     """Make this process the study's one driver within the context, and Ctrl-C or a closed pipe an InterruptedStudy.
@@ -83,14 +95,7 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
         with holding(places.database, places.name) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
-        begun = True
-        with suppress(StoreError):  # of a database that is away
-            begun = study_begun(places.database, places.name)
-        raise InterruptedStudy(
-            f"interrupted; nothing that was finished is lost. Resume with: {places.resume_command}"
-            if begun
-            else f"interrupted before the study {places.name!r} began"
-        ) from None
+        raise interrupted(places) from None
     except Exception as error:
         if not is_full(error):
             raise

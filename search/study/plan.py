@@ -14,7 +14,7 @@ from petl.configuration import Configuration
 from petl.design import Design
 from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.replication import Race
+from search.optimizer.replication import Replication
 from search.optimizer.samplers import excess
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
@@ -35,11 +35,11 @@ def replication(
     plan: Plan,
     meter: Meter | None = None,
     lacking: Callable[[Configuration | None, Sequence[int]], str] = lambda configuration, running: "",
-) -> Race:
-    return Race(
+) -> Replication:
+    return Replication(
         records,
         plan.budget,
-        meter or Meter(plan.budget, records, lambda: records.seconds),
+        meter or Meter(plan.budget, records),
         seeds=config.replicates.seeds,
         extra=config.replicates.extra,
         rungs=plan.rule.rungs,

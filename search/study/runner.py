@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from rich.console import Console
 
 from search.config.study import StudyConfig
-from search.optimizer.budget import KEPT_EVERY, Meter
+from search.optimizer.budget import Meter
 from search.optimizer.rungs import Halving
 from search.optimizer.search import Search
+from search.optimizer.steps import Source
 from search.results import tables
 from search.results.live import Display
 from search.results.query import Study, load_study
@@ -23,7 +21,14 @@ from search.storage.locations import FullDiskError, StoreError, StudyHome, artif
 from search.storage.quota import Held, Room
 from search.storage.remote import keep_at
 from search.study.final_scores import eligible, unscored
-from search.study.places import UndeliveredStudy, home_of, store_of, terminated_as_interrupted
+from search.study.places import (
+    InterruptedStudy,
+    UndeliveredStudy,
+    home_of,
+    interrupted,
+    store_of,
+    terminated_as_interrupted,
+)
 from search.study.plan import disk_limit, replication, search_plan
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
@@ -31,10 +36,11 @@ from search.tracking.writer import Tracker
 from search.trials.front import front_of
 from search.trials.naming import cost_text
 from search.trials.records import Records
+from search.trials.report import Run
 from search.trials.resolved import Resolved
 from search.workers import cluster
-from search.workers.training import Workload
-from search.workers.tune import Bridge, RaceBridge, run_trials
+from search.workers.training import StudyContext
+from search.workers.tune import Bridge, Outcome, run_trials
 
 _PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
 _BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
@@ -51,7 +57,7 @@ class Runner:
         self.places = replace(home_of(config), tracking=store_of(config, records))
         self.folder = self.places.folder
         keep_at(self.folder, config.storage.path)
-        self.workload = study_context(config, records)
+        self.context = study_context(config, records)
         self.resolved = records.resolved
         self.plan = search_plan(config, self.resolved)
         self.display = Display(
@@ -107,7 +113,8 @@ class Runner:
             except UndeliveredStudy:
                 raise
             except BaseException as error:
-                self.delivery.tell(("close", {"status": "FAILED" if isinstance(error, Exception) else "KILLED"}))
+                failed = isinstance(error, Exception) and not isinstance(error, InterruptedStudy)
+                self.delivery.tell(("close", {"status": "FAILED" if failed else "KILLED"}))
                 if not self.delivery.drain(patience=0.0, limit=_BRIEFLY):
                     self.display.say(f"{self.delivery.waiting} for MLflow wait on disk; a resume delivers them")
                 raise
@@ -119,62 +126,60 @@ class Runner:
         """Train the search's trials, then the replicates, both on one clock."""
         self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
-        with self._stopwatch() as clock:
-            search = Search(self.records, self.plan, clock, self.room.lacking)
+        search = Search(self.records, self.plan, lacking=self.room.lacking)
+        try:
             for record in search.take_closed():  # no worker reports them
                 self.publisher.ended(record)
             self._search(search)
             self._replicate(search)
             self._say_device_hours(search.meter)
+        finally:
+            search.meter.keep()
+            self.publisher.spent()
+
+    def _until_done(self, source: Source[Run]) -> None:
+        """Train what the source hands out. Raises InterruptedStudy where Ctrl-C ended that before it was done."""
+        bridge = Bridge(source, (self.publisher, self.display), self.config.objectives.score)
+        if run_trials(bridge, self.context, self.config.resources) is Outcome.INTERRUPTED:
+            raise interrupted(self.places)
 
     def _search(self, search: Search) -> None:
         if not search.done:
-            try:
-                with self.display.showing():
-                    bridge = Bridge(search, (self.publisher, self.display), self.config.objectives.score)
-                    run_trials(bridge, self.workload, self.config.resources)
-            finally:
-                search.meter.keep()
-        if not search.done:
-            raise KeyboardInterrupt  # Tune ends by itself only where it was interrupted, and keeps that to itself
+            with self.display.showing():
+                self._until_done(search)
         if search.note:
             self.display.say(search.note)
-        elif search.meter.spent and (search.counted < self.config.trials or search.waiting):
+        elif search.meter.spent() and (search.counted < self.config.trials or search.waiting):
             left = f", {search.waiting} of which are not finished" if search.waiting else ""
             self.display.say(
-                f"the budget of {search.meter.spent} is spent after {search.counted} trials{left}; "
+                f"the budget of {search.meter.spent()} is spent after {search.counted} trials{left}; "
                 "resume with more to continue"
             )
 
     def _replicate(self, search: Search) -> None:
-        race = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
-        self.publisher.believed(race.conclude())
+        replicates = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
+        self.publisher.believed(replicates.conclude())
         if not self.config.replicates.seeds:
             return
-        if search.meter.spent:
+        if search.meter.spent():
             self.display.say(
-                f"no more replicates: the budget of {search.meter.spent} is spent; resume with more to continue"
+                f"no more replicates: the budget of {search.meter.spent()} is spent; resume with more to continue"
             )
             return
-        if not race.done:
+        if not replicates.done:
             self.display.say(
                 f"replicates: up to {self.config.replicates.seeds} fresh seeds for trials that are contested, "
-                f"{race.left:.3g} epochs together at most"
+                f"{replicates.left:.3g} epochs together at most"
             )
-            try:
-                with self.display.replicating(lambda: race.runs):
-                    run_trials(RaceBridge(race, (self.publisher, self.display)), self.workload, self.config.resources)
-            finally:
-                race.meter.keep()
-        if not race.done:
-            raise KeyboardInterrupt  # as after the search
-        beliefs = race.conclude()
+            with self.display.replicating(lambda: replicates.runs):
+                self._until_done(replicates)
+        beliefs = replicates.conclude()
         self.publisher.believed(beliefs)
-        if race.note:
-            self.display.say(race.note)
-        elif search.meter.spent:
+        if replicates.note:
+            self.display.say(replicates.note)
+        elif search.meter.spent():
             self.display.say(
-                f"the budget of {search.meter.spent} is spent; resume with more to continue with the replicates"
+                f"the budget of {search.meter.spent()} is spent; resume with more to continue with the replicates"
             )
         elif not beliefs:
             self.display.say(
@@ -188,29 +193,6 @@ class Runner:
             price = self.config.budget.price_per_device_hour
             cost = f", {cost_text(price * meter.device_hours)} of money" if price else ""
             self.display.say(f"trials have held devices for {cost_text(meter.device_hours)} hours{cost}")
-
-    @contextmanager
-    def _stopwatch(self) -> Iterator[Callable[[], float]]:
-        """Yield a clock of the seconds that the study has been searching, over all its drivers.
-
-        What a killed driver spent in its last minute is not known, and not counted.
-        """
-        before, began = self.records.seconds, time.monotonic()
-        kept = began
-
-        def clock() -> float:
-            nonlocal kept
-            now = time.monotonic()
-            if now - kept >= KEPT_EVERY:
-                kept = now
-                self.records.seconds = before + now - began
-            return before + now - began
-
-        try:
-            yield clock
-        finally:
-            self.records.seconds = clock()
-            self.publisher.spent()
 
     def _score(self) -> None:
         """Score those that see the test split, and have not yet."""
@@ -229,7 +211,7 @@ class Runner:
                         self.display.say(f"trial {number} could not be scored: {reason}")
 
                 trials = [(record.number, record.reference) for record in untested]
-                cluster.test_scores(self.workload, self.config.resources, trials, scored)
+                cluster.test_scores(self.context, self.config.resources, trials, scored)
         self.publisher.tested(eligible(self.config, self.records))
 
     def _publish(self) -> None:
@@ -268,25 +250,21 @@ class Runner:
             ) from error
 
 
-def study_context(config: StudyConfig, records: Records) -> Workload:
+def study_context(config: StudyConfig, records: Records) -> StudyContext:
     """Return what the workers are given; the precision is measured once a study, where it would train."""
     resolved = records.resolved
-    workload = Workload(
-        folder=str(StudyHome(config.study).folder),
-        backbone=resolved.backbone.to_dict(),
-        task=asdict(resolved.task),
-        precision=resolved.precision,
+    context = StudyContext(
+        str(StudyHome(config.study).folder),
+        resolved,
         seed=config.seed,
         zero_stage=config.resources.zero_stage,
         offload=config.resources.offload,
-        generates=resolved.generates,
-        final=resolved.final,
         store=config.storage.path,
     )
-    if workload.precision == "auto":
-        workload = replace(workload, precision=cluster.fastest_precision(workload, config.resources))
-        records.resolved = replace(resolved, precision=workload.precision)
-    return workload
+    if resolved.precision == "auto":
+        records.resolved = replace(resolved, precision=cluster.fastest_precision(context, config.resources))
+        context = replace(context, resolved=records.resolved)
+    return context
 
 
 def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from petl.measurements import SCORES as MEASURED
 from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json
@@ -16,12 +16,13 @@ from search.tracking.schema import ADAPTER
 from search.trials.naming import curve
 from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 from search.trials.records import Records
+from search.trials.report import Report, Run
 
 _WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands of trials takes a while
 
 
 class Publisher:
-    """Keeps MLflow in line with the records: a Listener, and a RaceListener.
+    """A Listener that keeps MLflow in line with the records.
 
     `tell` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
     the search does not depend on it. `folder` is the study's, `used` tells the bytes that it uses, `limit` is theirs.
@@ -41,25 +42,32 @@ class Publisher:
         self._told: dict[int, tuple[int, int]] = {}  # points and validations of a trial that were told of
         self._believed: set[int] = set()  # trials of which was told what replicates say
 
-    def started(self, record: TrialRecord) -> None:
-        """The trial's run exists from here on."""
-        self._tell(self._record(record))
+    def started(self, run: Run) -> None:
+        """Create the trial's run; a replicate has one when it is over."""
+        if isinstance(run, TrialRecord):
+            self._tell(self._record(run))
 
-    def reported(self, record: TrialRecord, report: Mapping[str, Any]) -> None:
-        """Curves over steps."""
-        self._tell(self._record(record), *self._curves(record.number, report))
+    def reported(self, run: Run, report: Report) -> None:
+        """Publish what the curves of a trial have gained."""
+        if isinstance(run, TrialRecord):
+            self._tell(self._record(run), *self._curves(run.number, report))
 
-    def restarted(self, record: TrialRecord) -> None:
-        """Nothing: the run goes on."""
+    def restarted(self, run: Run) -> None:
+        pass
 
-    def paused(self, record: TrialRecord) -> None:
-        """The run waits; what it was trained stays on the disk."""
-        self._tell(self._record(record))
+    def paused(self, run: Run) -> None:
+        """Publish that a trial waits; what it was trained stays on the disk."""
+        if isinstance(run, TrialRecord):
+            self._tell(self._record(run))
 
-    def ended(self, record: TrialRecord) -> None:
-        """The final state, and the adapter of a complete trial; a closed one keeps no training state."""
-        self._tell(*self._whole(record))
-        TrialFolder(self.folder, record.number).drop_states()
+    def ended(self, run: Run) -> None:
+        """Publish all that there is of a run: of a trial its adapter too. Nothing that a resume needs is left of it."""
+        if isinstance(run, Replicate):
+            self._tell(self._replicate(run))
+            TrialFolder(self.folder, run.number, run.seed).remove()
+            return
+        self._tell(*self._whole(run))
+        TrialFolder(self.folder, run.number).drop_states()
         if time.monotonic() - self._weighed >= _WEIGHED:
             self.weighed()
 
@@ -82,7 +90,7 @@ class Publisher:
         self._told.clear()
         self._tell(*(told for record in self.records.all() for told in self._whole(record)))
         over = [run for run in self.records.replicates if run.over]
-        self._tell(*(self._replicate(run, ()) for run in over))
+        self._tell(*(self._replicate(run) for run in over))
         self.believed(self.records.summaries)
         # What is nobody's any more; an earlier driver may not have lived to remove it.
         for record in self.records.all():
@@ -90,17 +98,6 @@ class Publisher:
                 TrialFolder(self.folder, record.number).drop_states()
         for run in over:
             TrialFolder(self.folder, run.number, run.seed).remove()
-
-    def began(self, run: Replicate) -> None:
-        """Nothing: a replicate has a run when it is over."""
-
-    def died(self, run: Replicate) -> None:
-        """Nothing: it goes on."""
-
-    def over(self, run: Replicate, report: Mapping[str, Any]) -> None:
-        """The replicate's run, whole; nothing more is needed of its folder."""
-        self._tell(self._replicate(run, curve(report.get("points", ()), report.get("validations", ()))))
-        TrialFolder(self.folder, run.number, run.seed).remove()
 
     def believed(self, beliefs: Mapping[int, SeedSummary]) -> None:
         """What replicates say of the trials, of those that have some or may be on the true front, or once might."""
@@ -132,20 +129,22 @@ class Publisher:
         result = TrialFolder(self.folder, record.number).find("result") if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
-        curves = self._curves(record.number, read_json(result / "report.json"))
+        curves = self._curves(record.number, Report.from_dict(read_json(result / "report.json")))
         told = [("ensure", {"record": record.to_dict()}), *curves, self._record(record)]
         return [*told, self._files(record.number, result / "adapter", ADAPTER)]
 
-    def _replicate(self, run: Replicate, points: Sequence[Mapping[str, float]]) -> Told:
-        return "replicate", {"run": run.to_dict(), "points": list(points)}
+    def _replicate(self, run: Replicate) -> Told:
+        result = TrialFolder(self.folder, run.number, run.seed).find("result")
+        report = Report.from_dict(read_json(result / "report.json")) if result else Report()
+        return "replicate", {"run": run.to_dict(), "points": curve(report.points, report.validations)}
 
-    def _curves(self, number: int, report: Mapping[str, Any]) -> list[Told]:
+    def _curves(self, number: int, report: Report) -> list[Told]:
         """What a report has beyond the last one: each has all from the trial's beginning."""
-        points, validations = report.get("points", ()), report.get("validations", ())
+        points, validations = report.points, report.validations
         at, validated = self._told.get(number, (0, 0))
         new = curve(points[at:], validations[validated:])
-        if number not in self._told and "startup_seconds" in report:
-            new.insert(0, {"step": 0, "startup_seconds": report["startup_seconds"]})
+        if number not in self._told and report.startup_seconds is not None:
+            new.insert(0, {"step": 0, "startup_seconds": report.startup_seconds})
         self._told[number] = (len(points), len(validations))
         return [("progress", {"number": number, "points": new})] if new else []
 

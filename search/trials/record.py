@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -86,6 +86,21 @@ class TrialRecord:
             ended=data["ended"],
         )
 
+    @property
+    def key(self) -> int:
+        """What tells the trial from other runs of the search."""
+        return self.number
+
+    @property
+    def epochs(self) -> float:
+        """The epochs that the trial has behind it, as far as they are on record."""
+        return self.measurements.epochs if self.measurements else max(self.rungs, default=0.0)
+
+
+def epochs_trained(records: Iterable[TrialRecord]) -> float:
+    """Return the epochs that all trials but the references have behind them."""
+    return sum(record.epochs for record in records if record.reference is None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
@@ -153,6 +168,16 @@ class Replicate:
     failure: str | None = None
     started: float = field(default_factory=time.time)
     ended: float | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells the replicate from others: the trial's number, and the seed."""
+        return self.number, self.seed
+
+    @property
+    def state(self) -> State:
+        """RUNNING until it is over, also while no worker has it."""
+        return State.RUNNING if not self.over else State.FAIL if self.failure else State.COMPLETE
 
     @property
     def over(self) -> bool:

@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.storage.locks import StudyLock
-from search.workers.training import Resident, Workload
+from search.workers.training import StudyContext, WarmModel
 
 if TYPE_CHECKING:
     from search.config.sections import ResourcesConfig
@@ -207,7 +207,7 @@ def room(resources: ResourcesConfig) -> int:
     return max(1, min(resources.concurrent, _places(resources.each) // resources.workers_per_trial))
 
 
-def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
+def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
     """ "fp32" or "bf16", measured where a trial would run, with a worker's resources."""
 
     def measure() -> str:
@@ -215,14 +215,14 @@ def fastest_precision(workload: Workload, resources: ResourcesConfig) -> str:
         from petl.training import run as train
 
         engine.prepare_process()
-        return train.fastest_precision(Resident(workload).model)
+        return train.fastest_precision(WarmModel(context).model)
 
     task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
     return ray.get(task.remote())
 
 
 def test_scores(
-    workload: Workload,
+    context: StudyContext,
     resources: ResourcesConfig,
     trials: Sequence[tuple[int, str | None]],
     heard: Callable[[int, str], None],
@@ -236,14 +236,14 @@ def test_scores(
     class Tester:
         def __init__(self) -> None:
             self.lock: StudyLock | None = None
-            self.resident = Resident(workload)
+            self.warm = WarmModel(context)
 
         def test(self, number: int, reference: str | None) -> str:
             try:
                 if self.lock is None:
-                    self.lock = StudyLock(workload.home)
+                    self.lock = StudyLock(context.home)
                     self.lock.work()
-                self.resident.test(number, reference)
+                self.warm.test(number, reference)
             except Exception as error:  # one adapter that cannot be tested must not cost the others
                 return f"{type(error).__name__}: {error}"
             return ""

@@ -5,7 +5,6 @@ A trial whose process died is started again by Ray with the same job, and contin
 
 from __future__ import annotations
 
-import json
 import socket
 import tempfile
 import time
@@ -20,7 +19,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from search.storage.locks import StudyLock
 from search.storage.remote import StoreAwayError
-from search.workers.training import Attempt, Job, Resident, Workload, failed
+from search.trials.report import Report
+from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel, failed
 
 
 class Worker(tune.Trainable):
@@ -32,35 +32,35 @@ class Worker(tune.Trainable):
     def setup(
         self,
         config: dict[str, Any],
-        workload: Workload | None = None,
+        context: StudyContext | None = None,
         workers: int = 1,
         each: Mapping[str, float] | None = None,
     ) -> None:
         """Called once a process; `reset_config` hands it the next job. `each`: what Ray gives to one of a gang."""
-        assert workload is not None
-        self._workload = workload
+        assert context is not None
+        self._context = context
         self._lock: StudyLock | None = None
-        self._begin: Callable[[Job], Attempt | GangAttempt] = (
-            Gang(workload, workers, each or {}).begin if workers > 1 else partial(Attempt, Resident(workload))
+        self._begin: Callable[[Assignment], TrialTraining | GangTraining] = (
+            Gang(context, workers, each or {}).begin if workers > 1 else partial(TrialTraining, WarmModel(context))
         )
-        self.attempt = self._begin(Job.from_json(config["job"]))
+        self.training = self._begin(Assignment.from_json(config["assignment"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial of this process."""
-        self.attempt.close()
-        self.attempt = self._begin(Job.from_json(new_config["job"]))
+        self.training.close()
+        self.training = self._begin(Assignment.from_json(new_config["assignment"]))
         return True
 
     def step(self) -> dict[str, Any]:
         """Trains to the next milestone."""
-        report = self._refusal() or self.attempt.advance()
-        return {"report": json.dumps(report), "done": bool(report.get("done"))}
+        report = self._refusal() or self.training.advance()
+        return {"report": report.to_json(), "done": report.done}
 
-    def _refusal(self) -> dict[str, Any] | None:
+    def _refusal(self) -> Report | None:
         """The report of a trial where nothing can be trained, None where it can. Takes the worker's lock."""
         if self._lock is None:
             try:
-                self._lock = StudyLock(self._workload.home)
+                self._lock = StudyLock(self._context.home)
             except StoreAwayError as error:
                 return failed(error)
             self._lock.work()
@@ -68,7 +68,7 @@ class Worker(tune.Trainable):
 
     def cleanup(self) -> None:
         """Called when the process is no longer needed."""
-        self.attempt.close()
+        self.training.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Never called: the trial's folder is the checkpoint, and Tune's storage lies on the driver's node alone."""
@@ -88,20 +88,20 @@ class Gang:
     together with room for all its ranks.
     """
 
-    def __init__(self, workload: Workload, workers: int, each: Mapping[str, float]) -> None:
-        self._workload, self._workers, self._each = workload, workers, each
+    def __init__(self, context: StudyContext, workers: int, each: Mapping[str, float]) -> None:
+        self._context, self._workers, self._each = context, workers, each
         self._ranks: list[Any] = []
 
-    def begin(self, job: Job) -> GangAttempt:
+    def begin(self, assignment: Assignment) -> GangTraining:
         """The next trial. Nothing starts before it advances."""
-        return GangAttempt(self, job)
+        return GangTraining(self, assignment)
 
     def ready(self) -> None:
         """Starts the ranks, where there are none, and lets them meet. Raises what `call` does."""
         if self._ranks:
             return
         actor = ray.remote(num_cpus=self._each.get("CPU", 0), num_gpus=self._each.get("GPU", 0))(Rank)
-        self._ranks = [actor.remote(self._workload, rank) for rank in range(self._workers)]
+        self._ranks = [actor.remote(self._context, rank) for rank in range(self._workers)]
         hosts = set(self.call("arrive"))
         where = ray.get(self._ranks[0].meeting_place.remote(len(hosts) == 1))
         self.call("join", self._workers, where)
@@ -122,7 +122,7 @@ class Gang:
                 except RayTaskError:
                     self._raise_death(waiting)
                     raise
-                if isinstance(answer, dict) and "failure" in answer:
+                if isinstance(answer, Report) and answer.failure is not None:
                     self._raise_death(waiting)
                     self.end()
                     return [answer]
@@ -145,21 +145,21 @@ class Gang:
             ray.kill(self._ranks.pop())
 
 
-class GangAttempt:
-    """An Attempt of all ranks."""
+class GangTraining:
+    """A TrialTraining of all ranks."""
 
-    def __init__(self, gang: Gang, job: Job) -> None:
-        self._gang, self._job = gang, job
+    def __init__(self, gang: Gang, assignment: Assignment) -> None:
+        self._gang, self._assignment = gang, assignment
         self._begun = False
 
-    def advance(self) -> dict[str, Any]:
-        """What `Attempt.advance` tells, by rank 0. Raises RayActorError where a rank died."""
+    def advance(self) -> Report:
+        """Return rank 0's report of `TrialTraining.advance`. Raises RayActorError where a rank died."""
         try:
             self._gang.ready()
             if not self._begun:
                 self._begun = True
-                self._gang.call("begin", self._job.to_json())
-            report: dict[str, Any] = self._gang.call("advance")[0]
+                self._gang.call("begin", self._assignment.to_json())
+            report: Report = self._gang.call("advance")[0]
         except RayTaskError as error:  # they could not meet
             return failed(error.cause)
         return report
@@ -174,16 +174,16 @@ class GangAttempt:
 class Rank:
     """One process of a gang."""
 
-    def __init__(self, workload: Workload, rank: int) -> None:
+    def __init__(self, context: StudyContext, rank: int) -> None:
         from petl.training.engine import prepare_process
 
         prepare_process()
-        self._resident, self._rank = Resident(workload), rank
-        self._attempt: Attempt | None = None
+        self._warm, self._rank = WarmModel(context), rank
+        self._training: TrialTraining | None = None
 
     def arrive(self) -> str:
         """Takes the worker's lock, and tells this host. Raises StoreAwayError where it has no folder of the study."""
-        self._lock = StudyLock(self._resident.workload.home)
+        self._lock = StudyLock(self._warm.context.home)
         self._lock.work()
         return self._host()
 
@@ -208,19 +208,19 @@ class Rank:
         host = "127.0.0.1" if where.startswith("file://") else self._host()
         join_process_group(self._rank, workers, where, host=host)
 
-    def begin(self, job: str) -> None:
-        """Takes a trial up."""
-        self._attempt = Attempt(self._resident, Job.from_json(job), self._rank)
+    def begin(self, assignment: str) -> None:
+        """Take a trial up."""
+        self._training = TrialTraining(self._warm, Assignment.from_json(assignment), self._rank)
 
-    def advance(self) -> dict[str, Any]:
-        """Trains to the next milestone. After an error the backbone is left as it is: the gang ends."""
-        assert self._attempt is not None
+    def advance(self) -> Report:
+        """Train to the next milestone. After an error the backbone is left as it is: the gang ends."""
+        assert self._training is not None
         try:
-            return self._attempt.go_on()
+            return self._training.to_milestone()
         except Exception as error:
             return failed(error)
 
     def close(self) -> None:
         """Puts the backbone back as it was."""
-        if self._attempt is not None:
-            self._attempt.close()
+        if self._training is not None:
+            self._training.close()

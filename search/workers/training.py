@@ -11,9 +11,9 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json, w
 from search.storage.locations import is_full
 from search.storage.locks import driven
 from search.storage.remote import StoreAwayError, keep_at
+from search.trials.record import Replicate, TrialRecord
+from search.trials.report import Report, Run
+from search.trials.resolved import Resolved
 
 if TYPE_CHECKING:
     from petl.data.tokens import TaskData
@@ -38,25 +41,19 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
-class Workload:
+class StudyContext:
     """What is the same for all trials of a study.
 
-    `backbone` is a Backbone and `task` a Task, as dicts; `seed`, the study's, draws the untrained head.
-    `generates`: whether what decides about trials is a score of generated text, which validations measure
-    then. `final` are the splits that finished trials are scored on. `zero_stage` and `offload` change where
-    tensors lie while a trial trains, not what it comes to. `store` is where trials are kept, None in
-    `folder`.
+    `resolved` is what the study fixed when it began, with a precision that has been measured. `seed`, the study's,
+    draws the untrained head. `zero_stage` and `offload` change where tensors lie while a trial trains, not what it
+    comes to. `store` is where trials are kept, None in `folder`.
     """
 
     folder: str
-    backbone: Mapping[str, Any]
-    task: Mapping[str, Any]
-    precision: str
+    resolved: Resolved
     seed: int = 0
     zero_stage: int = 0
     offload: tuple[str, ...] = ()
-    generates: bool = False
-    final: tuple[str, ...] = ("test",)
     store: str | None = None
 
     @property
@@ -76,29 +73,43 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One trial to train. `milestones`: epochs at which it validates and reports, ascending.
+class Assignment:
+    """One run to train. `milestones`: epochs at which it validates and reports, ascending.
 
     `assigned` is when the driver handed it out, in seconds since the epoch. `seed` is that of a replicate: a complete
     trial, trained once more with a configuration of this seed, of which only the measurements are kept.
     """
 
     number: int
-    configuration: Mapping[str, Any] | None
+    configuration: Configuration | None
     reference: str | None
     milestones: tuple[float, ...]
     assigned: float
     seed: int | None = None
 
+    @classmethod
+    def of(cls, run: Run, configuration: Configuration | None, rungs: Sequence[float]) -> Assignment:
+        """Return the assignment of a run that is handed out now."""
+        training = configuration.training if configuration else None
+        return cls(
+            run.number,
+            configuration,
+            run.reference if isinstance(run, TrialRecord) else None,
+            milestones(rungs, training.epochs, training.validate_every) if training else (),
+            time.time(),
+            run.seed if isinstance(run, Replicate) else None,
+        )
+
     def to_json(self) -> str:
-        """Text, since Ray would interpret the keys of a mapping."""
-        return json.dumps(asdict(self))
+        """Return the assignment as text, since Ray would interpret the keys of a mapping."""
+        configuration = self.configuration.to_dict() if self.configuration else None
+        return json.dumps({**vars(self), "configuration": configuration})
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
-        """The inverse of `to_json`."""
+    def from_json(cls, text: str) -> Assignment:
         data = json.loads(text)
-        return cls(**{**data, "milestones": tuple(data["milestones"])})
+        configuration = Configuration.from_dict(data["configuration"]) if data["configuration"] else None
+        return cls(**{**data, "configuration": configuration, "milestones": tuple(data["milestones"])})
 
 
 def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
@@ -108,11 +119,11 @@ def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tup
     return tuple(sorted({*rungs, *apart, epochs}))
 
 
-class Resident:
+class WarmModel:
     """Backbone, tokenizer and data of a study, loaded when first used and kept; torch is imported then."""
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+    def __init__(self, context: StudyContext) -> None:
+        self.context = context
         self._model: Any = None
         self._data: TaskData | None = None
 
@@ -125,11 +136,10 @@ class Resident:
             prepare_process()
             from petl import backbones
             from petl.data.tokens import load_data
-            from petl.tasks import Task
 
             backbone = self.backbone
             tokenizer = backbones.load_tokenizer(backbone.model, revision=backbone.revision)
-            task = Task.from_dict(self.workload.task)
+            task = self.context.resolved.task
             self._data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
         return self._data
 
@@ -144,12 +154,12 @@ class Resident:
                 backbone.model,
                 labels=labels or None,
                 generates=not labels,
-                seed=self.workload.seed,
+                seed=self.context.seed,
                 revision=backbone.revision,
             )
         return self._model
 
-    def warm(self) -> None:
+    def load(self) -> None:
         """Loads and imports all that a trial needs, so that only a process's first one waits for it."""
         _ = self.model
         from petl.training.engine import join_process_group
@@ -158,8 +168,7 @@ class Resident:
 
     @property
     def backbone(self) -> Backbone:
-        """The study's."""
-        return Backbone.from_dict(self.workload.backbone)
+        return self.context.resolved.backbone
 
     def save(self, run: TrainingRun, folder: Path) -> None:
         """Writes the adapter directory of a run whose tensors are gathered, with all that it needs to predict."""
@@ -173,7 +182,7 @@ class Resident:
 
     def test(self, number: int, reference: str | None) -> dict[str, dict[str, float]]:
         """Scores of a finished trial on whole splits, with its predictions, kept in its folder: computed once."""
-        workload, folder = self.workload, TrialFolder(Path(self.workload.folder), number)
+        resolved, folder = self.context.resolved, TrialFolder(Path(self.context.folder), number)
         if done := folder.find("test"):
             return read_json(done / SCORES)
         result = folder.find("result")
@@ -186,15 +195,15 @@ class Resident:
         evaluations: dict[str, evaluation.Evaluation] = {}
         if reference in baselines.BASELINES:
             baseline = baselines.load(result)
-            for split in workload.final:
+            for split in resolved.final:
                 evaluations[split] = baselines.evaluate(
-                    baseline, self.model, self.data, split, workload.precision, progress=tells
+                    baseline, self.model, self.data, split, resolved.precision, progress=tells
                 )
         else:
             with storage.load_adapter(result / "adapter", self.model):
-                for split in workload.final:
+                for split in resolved.final:
                     evaluations[split] = evaluation.evaluate(
-                        self.model, self.data, split, workload.precision, progress=tells
+                        self.model, self.data, split, resolved.precision, progress=tells
                     )
         part = folder.begin("test")
         (part / PREDICTIONS).mkdir()
@@ -228,37 +237,37 @@ class Teller:
             self._folder.tell(f"{what} {done:,}/{total:,}")
 
 
-class Attempt:
-    """One job on a resident: each `advance` goes to the next milestone and returns what to report.
+class TrialTraining:
+    """One assignment on a warm model: each `advance` goes to the next milestone and returns what to report.
 
-    Ranks that train a trial together make the same calls, each on an attempt and a resident of its own;
+    Ranks that train a trial together make the same calls, each on a training and a model of its own;
     rank 0 alone writes.
     """
 
-    def __init__(self, resident: Resident, job: Job, rank: int = 0) -> None:
-        self.resident, self.job = resident, job
+    def __init__(self, warm: WarmModel, assignment: Assignment, rank: int = 0) -> None:
+        self.warm, self.assignment = warm, assignment
         self._leads = rank == 0
-        self.folder = TrialFolder(Path(resident.workload.folder), job.number, job.seed)
+        self.folder = TrialFolder(Path(warm.context.folder), assignment.number, assignment.seed)
         self._run: TrainingRun | None = None
         self._began: float | None = None
 
-    def advance(self) -> dict[str, Any]:
-        """The trial's curves so far; with `measurements` when it is done, or `failure` when it failed."""
+    def advance(self) -> Report:
+        """Train to the next milestone, and return the report: of a failure too, which ends the trial."""
         try:
-            return self.go_on()
+            return self.to_milestone()
         except Exception as error:  # whatever a trial raises is recorded as its end; the worker lives on
             self.close()
-            self.resident.discard_model()
+            self.warm.discard_model()
             return failed(error)
 
-    def go_on(self) -> dict[str, Any]:
-        """What `advance` does, leaving backbone and errors as they are."""
+    def to_milestone(self) -> Report:
+        """Do what `advance` does, leaving backbone and errors as they are."""
         if result := self.folder.find("result"):
-            return {**read_json(result / "report.json"), "done": True}
-        self.resident.warm()
-        if self.job.configuration is None:
-            return self._baseline(self.job.reference or "")
-        return self._train(Configuration.from_dict(self.job.configuration))
+            return Report.from_dict(read_json(result / "report.json"))
+        self.warm.load()
+        if self.assignment.configuration is None:
+            return self._baseline(self.assignment.reference or "")
+        return self._train(self.assignment.configuration)
 
     def close(self) -> None:
         """Puts the resident backbone back as it was."""
@@ -266,22 +275,21 @@ class Attempt:
             run, self._run = self._run, None
             run.close()
 
-    def _train(self, configuration: Configuration) -> dict[str, Any]:
-        """Goes to the next milestone."""
-        resident = self.resident
+    def _train(self, configuration: Configuration) -> Report:
+        warm = self.warm
         if self._run is None:
             from petl.training.run import TrainingRun
 
-            workload = resident.workload
+            context = warm.context
             self._run = TrainingRun(
-                resident.model,
-                resident.data,
+                warm.model,
+                warm.data,
                 configuration,
-                workload.precision,
-                generates=workload.generates,
+                context.resolved.precision,
+                generates=context.resolved.generates,
                 progress=self._progress(),
-                zero=workload.zero_stage,
-                offload=workload.offload,
+                zero=context.zero_stage,
+                offload=context.offload,
             )
             self._began = time.time()
             if state := self.folder.latest_state():
@@ -289,13 +297,13 @@ class Attempt:
                 return self._report()  # what the state had reached may never have arrived
         run = self._run
         reached = run.position.validations[-1].epoch if run.position.validations else 0.0
-        run.advance(next(milestone for milestone in self.job.milestones if milestone > reached))
+        run.advance(next(milestone for milestone in self.assignment.milestones if milestone > reached))
         if not run.finished:
             with self._part(f"state-{len(run.position.validations)}") as folder:
                 run.save(folder)
             return self._report()
         run.finish()
-        measured = run.measurements(count(configuration.design, resident.backbone, len(resident.data.labels)))
+        measured = run.measurements(count(configuration.design, warm.backbone, len(warm.data.labels)))
         with run.gathered():
             report = self._finish(measured, partial(self._save, run))
         self.close()
@@ -303,27 +311,26 @@ class Attempt:
 
     def _save(self, run: TrainingRun, folder: Path) -> None:
         """What is kept of a training, beside its report."""
-        if self.job.seed is None:
-            self.resident.save(run, folder / "adapter")
+        if self.assignment.seed is None:
+            self.warm.save(run, folder / "adapter")
 
-    def _baseline(self, name: str) -> dict[str, Any]:
+    def _baseline(self, name: str) -> Report:
         """Fits a baseline, which is one step."""
         from petl.training import baselines
 
-        resident = self.resident
         self._began = time.time()
-        model, data, workload = resident.model, resident.data, resident.workload
-        fitted = baselines.fit(name, model, data, workload.precision)
+        model, data, resolved = self.warm.model, self.warm.data, self.warm.context.resolved
+        fitted = baselines.fit(name, model, data, resolved.precision)
         scores = baselines.evaluate(
             fitted,
             model,
             data,
             "sample",
-            workload.precision,
-            generates=workload.generates,
+            resolved.precision,
+            generates=resolved.generates,
             progress=self._progress(),
         ).scores
-        base = count(Design(), resident.backbone).base
+        base = count(Design(), resolved.backbone).base
         trained = sum(tensor.numel() for tensor in fitted.values()) if name == "probe" else 0
         measured = Measurements(
             **scores,  # type: ignore[arg-type]
@@ -334,16 +341,16 @@ class Attempt:
         )
         return self._finish(measured, lambda folder: baselines.save(fitted, folder))
 
-    def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> dict[str, Any]:
+    def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> Report:
         """Commits the result, of which `save` writes what was trained; the last report."""
         if self._leads and (done := self.folder.find("result")):  # of another process: this one was cut off
-            return {**read_json(done / "report.json"), "done": True}
-        report = {**self._report(), "measurements": measured.to_dict()}
+            return Report.from_dict(read_json(done / "report.json"))
+        report = replace(self._report(), measurements=measured)
         with self._part("result") as folder:
             if folder:
-                write_json(folder / "report.json", report)
+                write_json(folder / "report.json", report.to_dict())
                 save(folder)
-        return {**report, "done": True}
+        return report
 
     @contextmanager
     def _part(self, name: str) -> Iterator[Path | None]:
@@ -360,20 +367,19 @@ class Attempt:
 
         return Teller(self.folder) if self._leads else silent
 
-    def _report(self) -> dict[str, Any]:
-        report: dict[str, Any] = {
-            "process": os.getpid(),
-            "startup_seconds": (self._began or time.time()) - self.job.assigned,
-        }
-        if self._run is not None:
-            position = self._run.position.to_dict()
-            report |= {"points": position["points"], "validations": position["validations"]}
-        return report
+    def _report(self) -> Report:
+        position = self._run.position.to_dict() if self._run else {}
+        return Report(
+            process=os.getpid(),
+            startup_seconds=(self._began or time.time()) - self.assignment.assigned,
+            points=position.get("points", ()),
+            validations=position.get("validations", ()),
+        )
 
 
-def failed(error: BaseException) -> dict[str, Any]:
-    """The report of a trial that an error ended."""
-    return {"failure": _reason(error), "done": True}
+def failed(error: BaseException) -> Report:
+    """Return the report of a run that an error ended."""
+    return Report(failure=_reason(error))
 
 
 def _reason(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,37 +34,32 @@ ROLES: Final = {"gcs_server": "gcs", "raylet": "raylet", "ray::Resource": "worke
 def sleeper(seconds: float) -> type:
     """The trainable of the service, whose training sleeps."""
     from petl.backbones.count import count
-    from petl.configuration import Configuration
     from petl.measurements import Measurements
+    from search.trials.report import Report
     from search.workers.trainable import Worker
-    from search.workers.training import Attempt, Job, Resident, Workload
+    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 
-    class Asleep(Attempt):
-        def go_on(self) -> dict[str, Any]:
+    class Asleep(TrialTraining):
+        def to_milestone(self) -> Report:
             if not hasattr(self, "validations"):
                 self.validations: list[dict[str, Any]] = []
                 self._began = time.time()
-            time.sleep(seconds / len(self.job.milestones))
-            epoch = self.job.milestones[len(self.validations)]
-            score = (self.job.number * 0.618 % 1) * epoch / self.job.milestones[-1]
+            time.sleep(seconds / len(self.assignment.milestones))
+            epoch = self.assignment.milestones[len(self.validations)]
+            score = (self.assignment.number * 0.618 % 1) * epoch / self.assignment.milestones[-1]
             self.validations.append(
                 {"step": len(self.validations) + 1, "epoch": epoch, "scores": {"accuracy": score}, "seconds": 1.0}
             )
-            if epoch < self.job.milestones[-1]:
+            if epoch < self.assignment.milestones[-1]:
                 return self._report()
-            assert self.job.configuration is not None
-            configuration = Configuration.from_dict(self.job.configuration)
-            counts = count(configuration.design, self.resident.backbone, 3)
+            assert self.assignment.configuration is not None
+            counts = count(self.assignment.configuration.design, self.warm.backbone, 3)
             measured = Measurements(
                 accuracy=score,
                 epochs=epoch,
                 seconds=seconds,
                 base_parameters=counts.base,
-                stored_parameters=counts.stored,
-                trained_parameters=counts.trained,
-                stored_percent=counts.stored_percent,
-                trained_percent=counts.trained_percent,
-                paper_parameters=counts.paper,
+                **counts.values(),
             )
             return self._finish(measured, self._adapter)
 
@@ -71,16 +67,16 @@ def sleeper(seconds: float) -> type:
             (folder / "adapter").mkdir()
             (folder / "adapter" / "adapter.safetensors").write_bytes(os.urandom(ADAPTER_BYTES))
 
-        def _report(self) -> dict[str, Any]:
-            return {**super()._report(), "points": [], "validations": list(self.validations)}
+        def _report(self) -> Report:
+            return replace(super()._report(), points=[], validations=list(self.validations))
 
     class Sleeper(Worker):
-        def setup(self, config: dict[str, Any], workload: Workload | None = None, **options: Any) -> None:
-            super().setup(config, workload, **options)
-            assert workload is not None
-            resident = Resident(workload)
-            self._begin = lambda job: Asleep(resident, job)
-            self.attempt = self._begin(Job.from_json(config["job"]))
+        def setup(self, config: dict[str, Any], context: StudyContext | None = None, **options: Any) -> None:
+            super().setup(config, context, **options)
+            assert context is not None
+            warm = WarmModel(context)
+            self._begin = lambda assignment: Asleep(warm, assignment)
+            self.training = self._begin(Assignment.from_json(config["assignment"]))
 
     return Sleeper
 

@@ -23,8 +23,9 @@ from petl.presets import lora
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import rule
 from search.optimizer.samplers import TEACHING
-from search.optimizer.search import Plan, Search, Start, Step
+from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, replay
+from search.optimizer.steps import Start, Step
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued

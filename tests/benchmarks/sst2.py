@@ -33,15 +33,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shares import interval, kept
 
-from petl import backbones, tasks
+from petl import backbones
 from petl.backbones.count import count
 from petl.backbones.model import Backbone
+from petl.configuration import Configuration
 from petl.design import Design
 from search.config.sections import SamplerConfig, SchedulerConfig
 from search.config.study import ConfigError, StudyConfig, load_config
 from search.trials.objectives import objectives, reference_point
 from search.trials.pareto import hypervolume
-from search.workers.training import Attempt, Job, Resident, Workload
+from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 from spaces.space import resolve
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "sst2"
@@ -128,7 +129,7 @@ class Curve:
         return np.array(times), np.array(volumes)
 
 
-def ours(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[int, list[Trained]]:
+def ours(setting: Setting, method: str, seed: int, context: StudyContext) -> tuple[int, list[Trained]]:
     """The product itself: how many trials it began, and those that were trained in full."""
     from rich.console import Console
 
@@ -166,31 +167,31 @@ def trainable() -> type:
     from ray import tune
 
     class Stock(tune.Trainable):
-        def setup(self, config: dict[str, Any], workload: Workload | None = None) -> None:
-            assert workload is not None
-            self.resident = Resident(workload)
+        def setup(self, config: dict[str, Any], context: StudyContext | None = None) -> None:
+            assert context is not None
+            self.warm = WarmModel(context)
             self._begin(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.attempt.close()
+            self.training.close()
             self._begin(new_config)
             return True
 
         def step(self) -> dict[str, Any]:
-            report = self.attempt.advance()
-            if "failure" in report:
-                return {"accuracy": 0.0, "stored_parameters": self.stored, "failure": report["failure"], "done": True}
-            validation = report["validations"][-1]
+            report = self.training.advance()
+            if report.failure is not None:
+                return {"accuracy": 0.0, "stored_parameters": self.stored, "failure": report.failure, "done": True}
+            validation = report.validations[-1]
             return {
                 "accuracy": validation["scores"]["accuracy"],
                 "stored_parameters": self.stored,
                 "epoch": validation["epoch"],
                 "at": time.time(),
-                "done": bool(report.get("done")),
+                "done": report.done,
             }
 
         def cleanup(self) -> None:
-            self.attempt.close()
+            self.training.close()
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             pass
@@ -200,21 +201,22 @@ def trainable() -> type:
 
         def _begin(self, config: dict[str, Any]) -> None:
             rungs = tuple(float(ETA**power) for power in range(round(math.log(EPOCHS, ETA)) + 1))
-            configuration = json.loads(config["configuration"])
-            self.stored = count(Design.from_dict(configuration["design"]), self.resident.backbone).stored
-            self.attempt = Attempt(self.resident, Job(config["number"], configuration, None, rungs, time.time()))
+            configuration = Configuration.from_dict(json.loads(config["configuration"]))
+            self.stored = count(configuration.design, self.warm.backbone).stored
+            assignment = Assignment(config["number"], configuration, None, rungs, time.time())
+            self.training = TrialTraining(self.warm, assignment)
 
     return Stock
 
 
-def peer(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[int, list[Trained]]:
+def peer(setting: Setting, method: str, seed: int, context: StudyContext) -> tuple[int, list[Trained]]:
     """Ray Tune as it comes, likewise."""
     import optuna
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    study, backbone = setting.study(OURS, seed), Backbone.from_dict(workload.backbone)
+    study, backbone = setting.study(OURS, seed), context.resolved.backbone
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_MAX_PENDING_TRIALS_PG": str(setting.workers),  # else its workers start one after another
@@ -224,7 +226,7 @@ def peer(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="ray-tune-") as scratch:
         results = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trainable(), workload=workload), {"CPU": 1}),
+            tune.with_resources(tune.with_parameters(trainable(), context=context), {"CPU": 1}),
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearch(
                     partial(suggest, study=study, backbone=backbone),
@@ -256,17 +258,17 @@ def peer(setting: Setting, method: str, seed: int, workload: Workload) -> tuple[
     ]
 
 
-def tested(trained: Sequence[Trained], workload: Workload, workers: int) -> list[Trained]:
+def tested(trained: Sequence[Trained], context: StudyContext, workers: int) -> list[Trained]:
     """The same with their scores on the test split."""
     import ray
     from ray.util import ActorPool
 
     class Tester:
         def __init__(self) -> None:
-            self.resident = Resident(workload)
+            self.warm = WarmModel(context)
 
         def test(self, trial: Trained) -> Trained:
-            return replace(trial, test=self.resident.test(trial.number, None)["test"]["accuracy"])
+            return replace(trial, test=self.warm.test(trial.number, None)["test"]["accuracy"])
 
     if not trained:
         return []
@@ -302,26 +304,22 @@ def cluster(workers: int) -> Iterator[None]:
 
 def measure(setting: Setting, method: str, seed: int) -> Curve:
     """One search, from nothing."""
-    from petl.data.sources import locate_data
+    from search.study.resolve import resolve as resolve_study
 
     backbone = described(setting.backbone)
     with tempfile.TemporaryDirectory(prefix="sst2-") as folder, cluster(setting.workers):
         os.environ["PETL_SEARCH_HOME"] = folder
         study = Path(folder, "studies", _STUDY)
         study.mkdir(parents=True)
-        workload = Workload(
-            str(study),
-            backbone.to_dict(),
-            asdict(locate_data(tasks.resolve(setting.study(OURS, seed).task))),
-            setting.precision,
-            seed,
-        )
+        study_file = setting.study(OURS, seed)
+        resolved = replace(resolve_study(study_file), precision=setting.precision)
+        context = StudyContext(str(study), resolved, seed)
         search = peer if method in (PEER, REUSING) else ours
-        trials, trained = search(setting, method, seed, workload)
+        trials, trained = search(setting, method, seed, context)
         within = sorted(
             (trial for trial in trained if trial.seconds <= setting.device_seconds), key=lambda trial: trial.seconds
         )
-        scored = tested(within, workload, setting.workers)
+        scored = tested(within, context, setting.workers)
         return Curve(method, seed, trials, count(Design(), backbone).base, scored)
 
 

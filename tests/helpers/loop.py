@@ -13,8 +13,9 @@ from transformers import BertConfig
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget
-from search.optimizer.search import DONE, Decision, Plan, Resume, Search, Start
+from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, replay
+from search.optimizer.steps import DONE, Decision, Resume, Start
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 from spaces.space import resolve

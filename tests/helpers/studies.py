@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from petl import backbones, tasks
+from search.trials.resolved import Resolved, WrittenBytes
+from search.workers.training import StudyContext
 
 WORDS = {
     "good": ["great", "lovely", "fine", "happy", "bright"],
@@ -74,3 +79,21 @@ def study(folder: Path, rows: int = 240, **sections: Any) -> dict[str, Any]:
         "training": {"batch_size": 16},
         **sections,
     }
+
+
+def context(folder: Path, content: Mapping[str, Any], **options: Any) -> StudyContext:
+    """What the workers of a study of this content are given, with all of it under `folder`; fp32."""
+    resolved = Resolved(
+        backbone=backbones.describe(content["backbone"]["model"]),
+        task=tasks.resolve(content["task"]),
+        labels=(),
+        rows={},
+        digest="",
+        epochs=None,
+        precision="fp32",
+        uri=None,
+        generates=False,
+        final=("test",),
+        written=WrittenBytes(0, 0),
+    )
+    return StudyContext(str(folder), resolved, **options)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,10 @@ from search.config.study import ConfigError, load_config
 from search.storage.locks import StudyLock
 from search.study.places import StudyError
 from search.study.run import resume, run
+from search.trials.report import Report
 from search.workers.cluster import ClusterError, joined, room
 from search.workers.trainable import Gang, Worker
-from search.workers.training import Attempt, Job, Resident, Workload
+from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 
 DESIGNS = ("lora:rank=2", "sequential:size=4", "mam:length=2,size=4,scale=2")
 EACH = {"CPU": 1.0}
@@ -57,16 +57,15 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def workload(content: dict[str, Any], tmp_path: Path) -> Workload:
-    backbone = backbones.describe(content["backbone"]["model"])
+def context(content: dict[str, Any], tmp_path: Path) -> StudyContext:
     StudyLock(tmp_path).drive()
-    return Workload(str(tmp_path), backbone.to_dict(), asdict(tasks.resolve(content["task"])), "fp32")
+    return studies.context(tmp_path, content)
 
 
-def job(epochs: float = 3.0) -> Job:
+def assignment(epochs: float = 3.0) -> Assignment:
     training = Training(learning_rate=2e-4, epochs=epochs, batch_size=8, accumulation=2)
-    configuration = Configuration(parse("lora:rank=2"), training).to_dict()
-    return Job(0, configuration, None, (1.0, 2.0, epochs), time.time())
+    configuration = Configuration(parse("lora:rank=2"), training)
+    return Assignment(0, configuration, None, (1.0, 2.0, epochs), time.time())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -88,9 +87,9 @@ def test_search_of_two_gangs_comes_to_what_one_process_comes_to(content: dict[st
         resume(f"gangs-{stage}", overrides=["resources.workers_per_trial=1"])
 
 
-def test_rank_that_dies_ends_all_at_once_and_another_gang_goes_on(workload: Workload, tmp_path: Path) -> None:
-    gang = Gang(workload, 2, EACH)
-    attempt = gang.begin(job(epochs=60.0))
+def test_rank_that_dies_ends_all_at_once_and_another_gang_goes_on(context: StudyContext, tmp_path: Path) -> None:
+    gang = Gang(context, 2, EACH)
+    attempt = gang.begin(assignment(epochs=60.0))
     attempt.advance()
     ranks = _ranks()
     assert len(ranks) == 2
@@ -112,15 +111,15 @@ def test_rank_that_dies_ends_all_at_once_and_another_gang_goes_on(workload: Work
     assert len(errors) == 1
     assert psutil.wait_procs(ranks, timeout=30.0)[1] == []
 
-    again = gang.begin(job(epochs=60.0))
-    alone = Attempt(Resident(replace(workload, folder=str(tmp_path / "alone"))), job(epochs=60.0))
+    again = gang.begin(assignment(epochs=60.0))
+    alone = TrialTraining(WarmModel(replace(context, folder=str(tmp_path / "alone"))), assignment(epochs=60.0))
     found, expected = _finished(again), _finished(alone)
     again.close()
     np.testing.assert_allclose(_losses(found), _losses(expected), rtol=0, atol=1e-5)
     gang.end()
 
 
-def test_death_is_what_counts_though_its_peer_is_heard_first(workload: Workload) -> None:
+def test_death_is_what_counts_though_its_peer_is_heard_first(context: StudyContext) -> None:
     """As when a rank dies while the gang meets: the others cannot connect to it."""
 
     class Peer:
@@ -139,33 +138,34 @@ def test_death_is_what_counts_though_its_peer_is_heard_first(workload: Workload)
             self.call("meet")
 
     with pytest.raises(RayActorError):
-        Meeting(workload, 2, EACH).begin(job()).advance()
+        Meeting(context, 2, EACH).begin(assignment()).advance()
 
 
-def test_node_without_the_studys_folder_trains_nothing(workload: Workload, tmp_path: Path) -> None:
+def test_node_without_the_studys_folder_trains_nothing(context: StudyContext, tmp_path: Path) -> None:
     """What it trained would be in a folder of its own, and lost."""
     folder = tmp_path / "not mounted"
-    gang = Gang(replace(workload, folder=str(folder)), 2, EACH)
-    report = gang.begin(job()).advance()
-    assert re.match(r"store away: node \S+ does not see the study's folder .*not mounted", report["failure"])
-    worker = tune.with_parameters(Worker, workload=replace(workload, folder=str(folder)))
-    result = worker({"job": job().to_json()}).train()
+    gang = Gang(replace(context, folder=str(folder)), 2, EACH)
+    report = gang.begin(assignment()).advance()
+    assert re.match(r"store away: node \S+ does not see the study's folder .*not mounted", report.failure)
+    worker = tune.with_parameters(Worker, context=replace(context, folder=str(folder)))
+    result = worker({"assignment": assignment().to_json()}).train()
     assert result["done"]
-    assert json.loads(result["report"])["failure"] == report["failure"]
+    assert Report.from_json(result["report"]).failure == report.failure
     assert not folder.exists()
 
 
-def test_error_of_the_training_is_the_trials_failure_and_ends_the_gang(workload: Workload) -> None:
-    gang = Gang(workload, 2, EACH)
-    broken = job()
-    configuration = dict(broken.configuration or {})
-    diverging = {**configuration, "training": {**configuration["training"], "learning_rate": 1e30, "clip": 0.0}}
+def test_error_of_the_training_is_the_trials_failure_and_ends_the_gang(context: StudyContext) -> None:
+    gang = Gang(context, 2, EACH)
+    broken = assignment()
+    assert broken.configuration
+    training = replace(broken.configuration.training, learning_rate=1e30, clip=0.0)
+    diverging = replace(broken.configuration, training=training)
     report = gang.begin(replace(broken, configuration=diverging)).advance()
-    assert report["failure"].startswith("diverged: ")
+    assert report.failure.startswith("diverged: ")
     assert psutil.wait_procs(_ranks(), timeout=30.0)[1] == []
 
-    report = gang.begin(job()).advance()  # the next trial gets a new one
-    assert report["validations"]
+    report = gang.begin(assignment()).advance()  # the next trial gets a new one
+    assert report.validations
     gang.end()
 
 
@@ -195,12 +195,12 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def _finished(attempt: Any) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    while not report.get("done"):
+def _finished(attempt: Any) -> Report:
+    report = Report()
+    while not report.done:
         report = attempt.advance()
     return report
 
 
-def _losses(report: dict[str, Any]) -> list[float]:
-    return [validation["scores"]["loss"] for validation in report["validations"]]
+def _losses(report: Report) -> list[float]:
+    return [validation["scores"]["loss"] for validation in report.validations]

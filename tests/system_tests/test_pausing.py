@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.replication import Race
+from search.optimizer.replication import Replication
 from search.optimizer.rungs import Halving
 from search.optimizer.search import Search
 from search.results.query import Study, load_study
@@ -30,8 +30,9 @@ from search.study.run import resume, run
 from search.tracking.publisher import Publisher
 from search.trials.record import Replicate, State
 from search.trials.records import Records
-from search.workers.trainable import Job
-from search.workers.tune import Bridge, RaceBridge
+from search.trials.report import Report
+from search.workers.training import Assignment
+from search.workers.tune import Bridge
 from spaces.space import resolve
 
 TRIALS = 6
@@ -69,7 +70,7 @@ def test_rungs_are_filled_as_the_quotas_say(paused: tuple[Study, str]) -> None:
     assert said.count("waits for its promotion") >= 4
     assert said.count("stopped early") == 4
     assert said.count(") starts") == TRIALS + 1  # and the reference
-    assert said.count(") goes on") == said.count(") waits") - 4  # those that were stopped waited too
+    assert said.count(") resumes") == said.count(") waits") - 4  # those that were stopped waited too
 
 
 def test_a_promoted_trial_is_trained_as_if_it_had_never_waited(
@@ -141,12 +142,12 @@ def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
     for tune_id in "abc":
         assert isinstance(bridge.next(tune_id), dict)
     first, second, third = (
-        {"validations": [{"epoch": 1.0, "scores": {"accuracy": score}}]} for score in (0.9, 0.2, 0.1)
+        Report(validations=[{"epoch": 1.0, "scores": {"accuracy": score}}]) for score in (0.9, 0.2, 0.1)
     )
-    assert bridge.heard("a", first)
-    bridge.ended("a", {**first, "measurements": measured(search.records.get(0).configuration).to_dict()})
-    assert not bridge.heard("b", second)
-    assert not bridge.heard("c", third)
+    assert bridge.reported("a", first)
+    bridge.ended("a", replace(first, measurements=measured(search.records.get(0).configuration)))
+    assert not bridge.reported("b", second)
+    assert not bridge.reported("c", third)
     assert [call.args[0].number for call in listener.ended.call_args_list] == [0, 1, 2]
     assert [record.state for record in records.all()] == [State.COMPLETE, State.PRUNED, State.PRUNED]
 
@@ -160,24 +161,25 @@ def test_one_that_its_patience_ended_at_a_rung_is_finished() -> None:
     for tune_id in map(str, range(30)):
         if not isinstance(handed := bridge.next(tune_id), dict):
             break
-        record = records.get(Job.from_json(handed["job"]).number)
+        record = records.get(Assignment.from_json(handed["assignment"]).number)
         validations = [{"epoch": epoch, "scores": {"accuracy": 0.5 + record.number / 100}} for epoch in (1.0, 3.0)]
-        if bridge.heard(tune_id, {"validations": validations[:1]}):
+        if bridge.reported(tune_id, Report(validations=validations[:1])):
             whole = measured(record.configuration, epochs=9.0)
-            last = {"validations": validations, "measurements": whole.to_dict(), "done": True}
-            assert bridge.heard(tune_id, last)
+            last = Report(validations=validations, measurements=whole)
+            assert bridge.reported(tune_id, last)
             bridge.ended(tune_id, last)
             assert records.get(record.number).state is State.COMPLETE
             assert records.get(record.number).rungs == {1.0: 0.5 + record.number / 100, 3.0: 0.5 + record.number / 100}
     assert [record.state for record in records.all()].count(State.COMPLETE) == 3
 
 
-def test_a_race_whose_database_is_away_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicates_whose_database_is_away_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     records, now = Records.in_memory(), [0.0]
     search = Search(records, plan(budget=Budget(trials=6)))
     train_all(search)
-    race = Race(records, search.plan.budget, Meter(search.plan.budget, records, lambda: now[0]), seeds=3, extra=1.0)
-    bridge = RaceBridge(race, [])
+    meter = Meter(search.plan.budget, records, lambda: now[0])
+    replicates = Replication(records, search.plan.budget, meter, seeds=3, extra=1.0)
+    bridge = Bridge(replicates, [], "accuracy")
     assert isinstance(bridge.next("a"), dict)
 
     def away() -> None:
@@ -185,7 +187,7 @@ def test_a_race_whose_database_is_away_is_cut_off(monkeypatch: pytest.MonkeyPatc
 
     records.persist.guard = away
     now[0] = 61.0  # the time is put on record every minute
-    assert bridge.heard("a", {"validations": [{"epoch": 1.0}]})
+    assert bridge.reported("a", Report(validations=[{"epoch": 1.0, "scores": {"accuracy": 0.5}}]))
     assert bridge.cut_off
 
 

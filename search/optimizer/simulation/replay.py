@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from petl.measurements import Measurements
-from search.optimizer.search import Decision, Resume, Search, Start
+from search.optimizer.search import Search
+from search.optimizer.steps import Decision, Resume, Start
 from search.trials.record import TrialRecord
 
 

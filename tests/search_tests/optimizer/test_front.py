@@ -26,7 +26,8 @@ from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import Surrogate, log_ehvi, log_improvement
 from search.optimizer.front.sampler import Counted, propose, toward
 from search.optimizer.rungs import Halving
-from search.optimizer.search import Decision, Resume, Search, Start
+from search.optimizer.search import Search
+from search.optimizer.steps import Decision, Resume, Start
 from search.trials.pareto import hypervolume, non_dominated
 from search.trials.record import State
 from search.trials.records import Records

@@ -13,8 +13,9 @@ from petl.design import Design
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import Asha, Dominated, Halving, Never, ParetoAsha, Rule
-from search.optimizer.search import Decision, Search
+from search.optimizer.search import Search
 from search.optimizer.simulation.replay import Clock, Event, replay
+from search.optimizer.steps import Decision
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 

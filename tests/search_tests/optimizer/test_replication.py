@@ -15,8 +15,8 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.replication import Race
-from search.optimizer.search import DONE, WAIT
+from search.optimizer.replication import Replication
+from search.optimizer.steps import DONE, WAIT, Decision, Resume, Start
 from search.tracking.publisher import Publisher
 from search.trials.record import Replicate, SeedSummary, State, discoveries
 from search.trials.records import Records
@@ -59,22 +59,24 @@ class Searched:
     def score(self, index: int) -> Measurements:
         return measured(self.true[index] + self.random.normal(0, SPREAD), 10 * (index + 1), float(index % 3))
 
-    def race(self, seeds: int = 5, extra: float = 0.5, concurrent: int = 2, **budget: float) -> Race:
+    def race(self, seeds: int = 5, extra: float = 0.5, concurrent: int = 2, **budget: float) -> Replication:
         spend = Budget(trials=TRIALS, concurrent=concurrent, **budget)
-        return Race(self.records, spend, Meter(spend, self.records, self.clock), seeds=seeds, extra=extra, rungs=(1.0,))
+        return Replication(
+            self.records, spend, Meter(spend, self.records, self.clock), seeds=seeds, extra=extra, rungs=(1.0,)
+        )
 
-    def drive(self, race: Race, most: int = 10**6) -> None:
+    def drive(self, race: Replication, most: int = 10**6) -> None:
         """Two at once, the older one over first; `most` are."""
         running: list[Replicate] = []
         while most:
             step = race.next()
-            if isinstance(step, Replicate):
-                running.append(step)
+            if isinstance(step, Start | Resume):
+                running.append(step.record)
                 continue
             if step is DONE:
                 break
             first = running.pop(0)
-            race.finish(first.number, first.seed, self.score(first.number))
+            race.finish(first.key, self.score(first.number))
             most -= 1
 
 
@@ -98,17 +100,18 @@ def test_complete_trials_alone_are_replicated_each_seed_once_and_within_bounds(s
 
 def test_a_replicate_trains_what_its_trial_did_but_for_the_seed(searched: Searched) -> None:
     race = searched.race()
-    run = race.next()
-    assert isinstance(run, Replicate)
+    step = race.next()
+    assert isinstance(step, Start)
+    run = step.record
     own = searched.records.get(run.number).configuration
-    again = race.configuration(run.number, run.seed)
+    again = race.configuration(run.key)
     assert own is not None
     assert (again.design, again.training, again.seed) == (own.design, own.training, 8)
 
 
 def test_no_more_run_than_may(searched: Searched) -> None:
     race = searched.race(concurrent=2)
-    assert all(isinstance(race.next(), Replicate) for _ in range(2))
+    assert all(isinstance(race.next(), Start) for _ in range(2))
     assert race.next() is WAIT
     assert len(race.active) == 2
 
@@ -127,7 +130,7 @@ def test_a_race_made_anew_goes_on(killed_after: int) -> None:
     second = killed.race()
     assert second.runs == first.runs
     again = [second.next() for _ in left]
-    assert {(run.number, run.seed) for run in again if isinstance(run, Replicate)} == left
+    assert {step.record.key for step in again if isinstance(step, Resume)} == left
     third = killed.race()
     killed.drive(third)
     keys = [(run.number, run.seed) for run in third.runs]
@@ -162,14 +165,15 @@ def test_failures_are_counted_and_not_tried_for_ever(searched: Searched) -> None
     memory = "out of memory: 9 GB"
     race = searched.race(seeds=3, extra=10.0)
     while not race.done:
-        run = race.next()
-        assert isinstance(run, Replicate)
+        step = race.next()
+        assert isinstance(step, Start)
+        run = step.record
         if (run.number + run.seed) % 3 == 0:
-            race.finish(run.number, run.seed, failure=memory)
+            race.finish(run.key, failure=memory)
         elif (run.number + run.seed) % 3 == 1:
-            race.finish(run.number, run.seed, measured(math.nan, 1))
+            race.finish(run.key, measured(math.nan, 1))
         else:
-            race.finish(run.number, run.seed, searched.score(run.number))
+            race.finish(run.key, searched.score(run.number))
     assert {run.failure for run in race.runs} == {None, memory, "diverged"}
     assert max(run.seed for run in race.runs) == 7 + 3
     for number, belief in race.conclude().items():
@@ -179,19 +183,19 @@ def test_failures_are_counted_and_not_tried_for_ever(searched: Searched) -> None
 
 def test_budgets_are_hard(searched: Searched) -> None:
     race = searched.race(hours=1.0)
-    assert isinstance(race.next(), Replicate)
+    assert isinstance(race.next(), Start)
     searched.clock.now = 3601
     assert race.next() is WAIT
     [key] = race.active
-    race.release(*key)
+    assert race.report(key, 1.0, 0.5) is Decision.PAUSE
     assert race.next() is DONE
     assert race.done
     assert [run.over for run in searched.records.replicates] == [False]
     longer = searched.race(hours=2.0)
     assert not longer.done
     again = longer.next()
-    assert isinstance(again, Replicate)
-    assert (again.number, again.seed) == key
+    assert isinstance(again, Resume)
+    assert again.record.key == key
 
 
 def test_replicates_hold_devices(searched: Searched) -> None:
@@ -199,7 +203,7 @@ def test_replicates_hold_devices(searched: Searched) -> None:
     race.next(), race.next()
     searched.clock.now = 1800
     assert race.meter.device_hours == pytest.approx(1.0)
-    assert race.meter.spent == "1 device-hours"
+    assert race.meter.spent() == "1 device-hours"
 
 
 def test_without_room_the_race_ends_and_says_why(searched: Searched) -> None:
@@ -210,11 +214,12 @@ def test_without_room_the_race_ends_and_says_why(searched: Searched) -> None:
         return "no room" if len(asked) > 1 else ""
 
     spend = Budget(trials=TRIALS, concurrent=2)
-    race = Race(searched.records, spend, Meter(spend, searched.records), seeds=2, extra=1.0, lacking=lacking)
-    first = race.next()
-    assert isinstance(first, Replicate)
+    race = Replication(searched.records, spend, Meter(spend, searched.records), seeds=2, extra=1.0, lacking=lacking)
+    step = race.next()
+    assert isinstance(step, Start)
+    first = step.record
     assert race.next() is WAIT
-    race.finish(first.number, first.seed, searched.score(first.number))
+    race.finish(first.key, searched.score(first.number))
     assert race.next() is DONE
     assert (race.note, race.done) == ("no room", True)
     assert asked == [[], [first.number], []]

@@ -20,7 +20,8 @@ from petl.presets import parse
 from search.optimizer import search as core
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import Asha, Dominated, Halving, Never, ParetoAsha, Rule
-from search.optimizer.search import DONE, WAIT, Decision, Plan, Resume, Search, SearchError, Start
+from search.optimizer.search import Plan, Search, SearchError
+from search.optimizer.steps import DONE, WAIT, Decision, Resume, Start
 from search.storage.studies import create_study, open_study
 from search.trials.record import State
 from search.trials.records import Records
@@ -171,11 +172,11 @@ def test_money_is_what_devices_cost() -> None:
     search = Search(Records.in_memory(), chosen, clock=lambda: now[0])
     assert isinstance(search.next(1), Start)
     now[0] = 1_199.0
-    assert search.meter.spent == ""
+    assert search.meter.spent() == ""
     now[0] = 1_201.0
-    assert search.meter.spent == "2 of money"
+    assert search.meter.spent() == "2 of money"
     now[0] = 1_801.0
-    assert search.meter.spent == "1 device-hours"
+    assert search.meter.spent() == "1 device-hours"
 
 
 def test_trials_that_an_earlier_driver_had_stopped_are_told_of() -> None:
@@ -213,9 +214,9 @@ def test_a_limit_is_hard_and_more_of_it_goes_on(limit: dict[str, float], more: d
     assert isinstance(search.next(1), Start)
     now[0] = 3599.0
     assert search.report(0, 1.0, 0.5) is Decision.CONTINUE
-    assert search.meter.spent == ""
+    assert search.meter.spent() == ""
     now[0] = 3600.0
-    assert search.meter.spent == said
+    assert search.meter.spent() == said
     assert search.next(1) is WAIT
     assert search.report(0, 2.0, 0.5) is Decision.PAUSE
     assert search.report(1, 3.0, 0.6) is Decision.CONTINUE  # it is at its end, and only has to say what it measured

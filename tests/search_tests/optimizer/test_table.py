@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from search.cli import app
 from search.optimizer.budget import Budget
-from search.optimizer.search import Search, Start
+from search.optimizer.search import Search
 from search.optimizer.simulation.table import Table, TableError
+from search.optimizer.steps import Start
 from search.results.replays import read_table, write_table
 from search.storage.studies import create_study
 from search.trials.pareto import hypervolume

@@ -12,7 +12,8 @@ from search.optimizer.budget import Budget
 from search.optimizer.front.belief import gains
 from search.optimizer.rungs import Halving
 from search.optimizer.samplers import TEACHINGS, expected_scores, tell
-from search.optimizer.search import Search, Start
+from search.optimizer.search import Search
+from search.optimizer.steps import Start
 from search.trials.record import Proposal, State
 from search.trials.records import Records
 

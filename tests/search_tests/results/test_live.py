@@ -14,6 +14,7 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search.results.live import Display, _left
 from search.trials.record import State, TrialRecord
+from search.trials.report import Report
 
 LORA = TrialRecord(number=1, state=State.RUNNING, configuration=Configuration(parse("lora:rank=8")), started=0.0)
 DONE = replace(
@@ -36,7 +37,7 @@ def shown(terminal: bool) -> str:
     with display.showing():
         for record in RECORDS:
             display.started(record)
-        display.reported(LORA, {"validations": [{"epoch": 1.0, "scores": {"accuracy": 0.75}}]})
+        display.reported(LORA, Report(validations=[{"epoch": 1.0, "scores": {"accuracy": 0.75}}]))
         for record in (DONE, FAILED, STOPPED):
             display.ended(record)
         display.restarted(LORA)
@@ -48,9 +49,9 @@ def test_what_was_said_before_a_pause_is_not_said_again() -> None:
     out = io.StringIO()
     display = Display("demo", 24, 2, ["accuracy", "stored_parameters"], lambda: RECORDS, lambda: [], Console(file=out))
     validations = [{"epoch": 1.0, "scores": {"accuracy": 0.75}}]
-    display.reported(LORA, {"validations": validations})
-    display.reported(LORA, {"validations": validations})
-    display.reported(LORA, {"validations": [*validations, {"epoch": 2.0, "scores": {"accuracy": 0.75}}]})
+    display.reported(LORA, Report(validations=validations))
+    display.reported(LORA, Report(validations=validations))
+    display.reported(LORA, Report(validations=[*validations, {"epoch": 2.0, "scores": {"accuracy": 0.75}}]))
     assert out.getvalue().count("0.7500 after 1") == out.getvalue().count("0.7500 after 2") == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -105,20 +105,18 @@ def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None
     """A small transformer whose tensors outweigh all else: the bounds hold, and are not twice too large."""
     from search.config.study import load_config
     from search.study.resolve import resolve
-    from search.workers.training import Attempt, Job, Resident, Workload
+    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 
     content = studies.study(tmp_path, rows=180)
     resolved = resolve(load_config(content))
     for text in ("full", "prefix:length=4,reparameterisation=512", "lora:rank=8"):
         configuration = Configuration(parse(text), Training(epochs=1.0, batch_size=16, keep="accuracy"))
-        workload = Workload(
-            str(tmp_path / text.partition(":")[0]), resolved.backbone.to_dict(), asdict(resolved.task), "fp32"
-        )
-        attempt = Attempt(Resident(workload), Job(0, configuration.to_dict(), None, (0.5, 1.0), 0.0))
+        context = StudyContext(str(tmp_path / text.partition(":")[0]), replace(resolved, precision="fp32"))
+        attempt = TrialTraining(WarmModel(context), Assignment(0, configuration, None, (0.5, 1.0), 0.0))
         attempt.advance()
         state = walked(attempt.folder.path)
         report = attempt.advance()
-        assert report.get("measurements"), report
+        assert report.measurements, report
         result = attempt.folder.find("result")
         assert result is not None
         need = needs(configuration, resolved)

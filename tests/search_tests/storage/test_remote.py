@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -139,28 +140,28 @@ def test_a_manifest_cannot_name_files_outside_its_part(node: Callable[[str], Pat
 
 def test_a_trial_goes_on_at_another_node(node: Callable[[str], Path], tmp_path: Path) -> None:
     """Bit for bit as it would have on the first one."""
-    from search.study.resolve import _resolve
-    from search.workers.training import Attempt, Job, Resident, Workload
+    from search.study.resolve import resolve
+    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 
     content = studies.study(tmp_path / "inputs")
-    resolved = _resolve(load_config(content))
+    resolved = resolve(load_config(content))
     configuration = Configuration(parse("lora:rank=2"), Training(epochs=2.0, batch_size=16))
-    job = Job(0, configuration.to_dict(), None, (1.0, 2.0), time.time())
+    assignment = Assignment(0, configuration, None, (1.0, 2.0), time.time())
 
-    def attempt(folder: Path) -> Attempt:
-        return Attempt(Resident(Workload(str(folder), resolved["backbone"], resolved["task"], "fp32")), job)
+    def attempt(folder: Path) -> TrialTraining:
+        return TrialTraining(WarmModel(StudyContext(str(folder), replace(resolved, precision="fp32"))), assignment)
 
     first = attempt(node("one"))
-    assert not first.advance().get("done")
+    assert not first.advance().done
     first.close()  # and is never heard of again
     second = attempt(node("two"))
-    assert len(second.advance()["validations"]) == 1  # as the state has it
+    assert len(second.advance().validations) == 1  # as the state has it
     done = second.advance()
     calm = attempt(tmp_path / "calm")
     calm.advance()
-    expected = calm.advance()["measurements"]
+    expected = calm.advance().measurements
     for score in ("accuracy", "loss"):
-        assert done["measurements"][score] == expected[score]
+        assert getattr(done.measurements, score) == getattr(expected, score)
     parts = {name.partition("/")[0] for name in trial_files(node("three"))[0]}
     assert parts == {"result"}
 

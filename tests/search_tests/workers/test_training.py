@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import studies
 
-from petl import backbones, tasks
 from petl.configuration import Configuration, Training
 from petl.presets import parse
 from search.storage.folder import TrialFolder, read_json
-from search.workers.training import Attempt, Job, Resident, Workload, milestones
+from search.trials.report import Report
+from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel, milestones
 
 
 @pytest.fixture(scope="module")
@@ -23,81 +23,80 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def workload(content: dict[str, Any], tmp_path: Path) -> Workload:
-    backbone = backbones.describe(content["backbone"]["model"])
-    return Workload(str(tmp_path), backbone.to_dict(), asdict(tasks.resolve(content["task"])), "fp32")
+def context(content: dict[str, Any], tmp_path: Path) -> StudyContext:
+    return studies.context(tmp_path, content)
 
 
-def job(design: str = "lora:rank=2", number: int = 0, **training: Any) -> Job:
+def assignment(design: str = "lora:rank=2", number: int = 0, **training: Any) -> Assignment:
     settings = {"learning_rate": 5e-3, "epochs": 3.0, "batch_size": 16, **training}
-    configuration = Configuration(parse(design), Training(**settings)).to_dict()
-    return Job(number, configuration, None, (1.0, 2.0, 3.0), time.time())
+    configuration = Configuration(parse(design), Training(**settings))
+    return Assignment(number, configuration, None, (1.0, 2.0, 3.0), time.time())
 
 
-def finish(attempt: Attempt) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    while not report.get("done"):
+def finish(attempt: TrialTraining) -> Report:
+    report = Report()
+    while not report.done:
         report = attempt.advance()
     return report
 
 
-def test_milestones_are_reported_and_kept(workload: Workload) -> None:
-    attempt = Attempt(Resident(workload), job())
+def test_milestones_are_reported_and_kept(context: StudyContext) -> None:
+    attempt = TrialTraining(WarmModel(context), assignment())
     for epoch in (1.0, 2.0):
         report = attempt.advance()
-        assert [row["epoch"] for row in report["validations"]] == list(range(1, int(epoch) + 1))
+        assert [row["epoch"] for row in report.validations] == list(range(1, int(epoch) + 1))
         states = [path.name for path in attempt.folder.path.glob("state-*")]
         assert states == [f"state-{len(report['validations'])}"]
     report = attempt.advance()
-    assert report["done"]
-    assert report["measurements"]["epochs"] == 3.0
+    assert report.done
+    assert report.measurements.epochs == 3.0
     assert not list(attempt.folder.path.glob("state-*"))
     assert {path.name for path in (attempt.folder.path / "result" / "adapter").iterdir()} == {
         "adapter.safetensors", "design.json", "head.safetensors", "model.json", "tokenizer",
     }  # fmt: skip
 
 
-def test_each_milestone_is_reported_once_wherever_its_step_falls(workload: Workload) -> None:
+def test_each_milestone_is_reported_once_wherever_its_step_falls(context: StudyContext) -> None:
     """A third of an epoch is no whole number of steps; 2.9 and 3 epochs may be the same one."""
     milestones = (1 / 3, 0.67, 1.0, 2.99, 3.0)
-    attempt = Attempt(Resident(workload), Job(**{**asdict(job()), "milestones": milestones}))
+    attempt = TrialTraining(WarmModel(context), replace(assignment(), milestones=milestones))
     report = finish(attempt)
-    assert tuple(row["epoch"] for row in report["validations"]) == milestones
-    steps = [row["step"] for row in report["validations"]]
-    per_epoch = -(-len(attempt.resident.data.splits["train"]) // 16)
+    assert tuple(row["epoch"] for row in report.validations) == milestones
+    steps = [row["step"] for row in report.validations]
+    per_epoch = -(-len(attempt.warm.data.splits["train"]) // 16)
     assert steps == [round(milestone * per_epoch) for milestone in milestones]
 
 
 @pytest.mark.parametrize("milestones", [0, 1, 2])
-def test_another_process_goes_on_from_the_folder(workload: Workload, milestones: int, tmp_path: Path) -> None:
-    whole = finish(Attempt(Resident(Workload(**{**asdict(workload), "folder": str(tmp_path / "whole")})), job()))
-    first = Attempt(Resident(workload), job())
+def test_another_process_goes_on_from_the_folder(context: StudyContext, milestones: int, tmp_path: Path) -> None:
+    whole = finish(TrialTraining(WarmModel(replace(context, folder=str(tmp_path / "whole"))), assignment()))
+    first = TrialTraining(WarmModel(context), assignment())
     for _ in range(milestones):
         first.advance()
-    second = Attempt(Resident(workload), job())
+    second = TrialTraining(WarmModel(context), assignment())
     if milestones:  # what the first reported may never have arrived
-        assert len(second.advance()["validations"]) == milestones
+        assert len(second.advance().validations) == milestones
     report = finish(second)
     for key in ("accuracy", "loss", "f1"):
-        assert report["measurements"][key] == whole["measurements"][key]
-    assert [point["loss"] for point in report["points"]] == [point["loss"] for point in whole["points"]]
+        assert report.measurements.to_dict()[key] == whole.measurements.to_dict()[key]
+    assert [point["loss"] for point in report.points] == [point["loss"] for point in whole.points]
 
 
-def test_a_committed_result_is_reported_without_training(workload: Workload) -> None:
-    report = finish(Attempt(Resident(workload), job()))
-    again = Attempt(Resident(workload), job())
+def test_a_committed_result_is_reported_without_training(context: StudyContext) -> None:
+    report = finish(TrialTraining(WarmModel(context), assignment()))
+    again = TrialTraining(WarmModel(context), assignment())
     manifest = (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns
-    assert again.advance()["measurements"] == report["measurements"]
+    assert again.advance().measurements == report.measurements
     assert (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns == manifest
 
 
-def test_a_torn_state_is_not_used(workload: Workload) -> None:
-    attempt = Attempt(Resident(workload), job())
+def test_a_torn_state_is_not_used(context: StudyContext) -> None:
+    attempt = TrialTraining(WarmModel(context), assignment())
     attempt.advance()
     state = attempt.folder.latest_state()
     assert state is not None
     (state / "state.safetensors").write_bytes((state / "state.safetensors").read_bytes()[:-8])
-    assert len(finish(Attempt(Resident(workload), job()))["validations"]) == 3
+    assert len(finish(TrialTraining(WarmModel(context), assignment())).validations) == 3
 
 
 @pytest.mark.parametrize(
@@ -109,65 +108,66 @@ def test_a_torn_state_is_not_used(workload: Workload) -> None:
     ],
 )
 def test_failures_are_reported_and_the_resident_lives_on(
-    workload: Workload, design: str, training: dict[str, Any], reason: str
+    context: StudyContext, design: str, training: dict[str, Any], reason: str
 ) -> None:
-    resident = Resident(workload)
-    before = finish(Attempt(resident, job(number=0)))
-    report = finish(Attempt(resident, job(design, number=1, **training)))
-    assert report["failure"].startswith(reason)
-    after = finish(Attempt(resident, job(number=2)))
-    assert after["measurements"]["accuracy"] == before["measurements"]["accuracy"]
-    assert after["measurements"]["loss"] == before["measurements"]["loss"]
+    warm = WarmModel(context)
+    before = finish(TrialTraining(warm, assignment(number=0)))
+    report = finish(TrialTraining(warm, assignment(design, number=1, **training)))
+    assert report.failure.startswith(reason)
+    after = finish(TrialTraining(warm, assignment(number=2)))
+    assert after.measurements.accuracy == before.measurements.accuracy
+    assert after.measurements.loss == before.measurements.loss
 
 
 def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
-    workload: Workload, monkeypatch: pytest.MonkeyPatch
+    context: StudyContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resident = Resident(workload)
+    warm = WarmModel(context)
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no engine")
 
     with monkeypatch.context() as patch:
         patch.setattr("petl.training.run.open_engine", broken)  # the design is on the model by then
-        assert finish(Attempt(resident, job(number=0)))["failure"] == "RuntimeError: no engine"
-    assert "measurements" in finish(Attempt(resident, job(number=1)))
+        assert finish(TrialTraining(warm, assignment(number=0))).failure == "RuntimeError: no engine"
+    assert finish(TrialTraining(warm, assignment(number=1))).measurements
 
 
-def test_zero_stage_changes_nothing_that_is_reported_or_kept(workload: Workload, tmp_path: Path) -> None:
+def test_zero_stage_changes_nothing_that_is_reported_or_kept(context: StudyContext, tmp_path: Path) -> None:
     reports, scores = [], []
     for stage in (0, 3):
-        resident = Resident(replace(workload, folder=str(tmp_path / str(stage)), zero_stage=stage))
-        attempt = Attempt(resident, job("bitfit+lora:rank=2"))
+        warm = WarmModel(replace(context, folder=str(tmp_path / str(stage)), zero_stage=stage))
+        attempt = TrialTraining(warm, assignment("bitfit+lora:rank=2"))
         attempt.advance()
         attempt.close()  # as where its process dies: the next one goes on from the folder
-        reports.append(finish(Attempt(resident, job("bitfit+lora:rank=2"))))
-        scores.append(resident.test(0, None))
-    assert [point["step"] for point in reports[1]["points"]] == [point["step"] for point in reports[0]["points"]]
+        reports.append(finish(TrialTraining(warm, assignment("bitfit+lora:rank=2"))))
+        scores.append(warm.test(0, None))
+    assert [point["step"] for point in reports[1].points] == [point["step"] for point in reports[0].points]
     for key in ("accuracy", "loss", "stored_parameters"):
-        assert reports[1]["measurements"][key] == pytest.approx(reports[0]["measurements"][key], abs=1e-5)
+        assert reports[1].measurements.to_dict()[key] == pytest.approx(reports[0].measurements.to_dict()[key], abs=1e-5)
     assert scores[1]["test"] == pytest.approx(scores[0]["test"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["majority", "probe"])
-def test_baselines(workload: Workload, name: str) -> None:
-    resident = Resident(workload)
-    report = Attempt(resident, Job(0, None, name, (), time.time())).advance()
-    measured, labels = report["measurements"], resident.data.splits["validation"].labels.numpy()
-    counts = [int((resident.data.splits["train"].labels == index).sum()) for index in range(3)]
+def test_baselines(context: StudyContext, name: str) -> None:
+    warm = WarmModel(context)
+    report = TrialTraining(warm, Assignment(0, None, name, (), time.time())).advance()
+    measured, labels = report.measurements, warm.data.splits["validation"].labels.numpy()
+    counts = [int((warm.data.splits["train"].labels == index).sum()) for index in range(3)]
     majority = float((labels == counts.index(max(counts))).mean())
     if name == "majority":
-        assert measured["accuracy"] == pytest.approx(majority)
-        assert measured["trained_parameters"] == 0
+        assert measured.accuracy == pytest.approx(majority)
+        assert measured.trained_parameters == 0
     else:
-        assert measured["trained_parameters"] == 3 * (32 + 1)
-        assert measured["accuracy"] > majority
-    scores = resident.test(0, name)
-    assert scores == read_json(TrialFolder(Path(workload.folder), 0).path / "test" / "scores.json")
+        assert measured.trained_parameters == 3 * (32 + 1)
+        assert measured.accuracy > majority
+    scores = warm.test(0, name)
+    assert scores == read_json(TrialFolder(Path(context.folder), 0).path / "test" / "scores.json")
 
 
-def test_job_survives_json() -> None:
-    assert Job.from_json(job().to_json()).configuration == job().configuration
+def test_assignment_survives_json() -> None:
+    given = replace(assignment(), seed=3)
+    assert Assignment.from_json(given.to_json()) == given
 
 
 def test_milestones_are_rungs_validations_and_the_end() -> None:
@@ -178,9 +178,9 @@ def test_milestones_are_rungs_validations_and_the_end() -> None:
     assert len(milestones((0.1, 0.3, 0.9), 1.0, every=0.3)) == 5  # 3 x 0.3 is no other place than 0.9
 
 
-def test_a_result_is_never_written_again(workload: Workload) -> None:
+def test_a_result_is_never_written_again(context: StudyContext) -> None:
     """By a process that was cut off, say, while another one took its trial up."""
-    cut_off, other = Attempt(Resident(workload), job()), Attempt(Resident(workload), job())
+    cut_off, other = TrialTraining(WarmModel(context), assignment()), TrialTraining(WarmModel(context), assignment())
     cut_off.advance()
     cut_off.advance()
     written: list[float] = []
@@ -194,5 +194,5 @@ def test_a_result_is_never_written_again(workload: Workload) -> None:
     manifest = other.folder.path / "result" / "manifest.json"
     assert cut_off._run
     cut_off._run.progress = meanwhile
-    assert cut_off.advance()["measurements"] == read_json(manifest.parent / "report.json")["measurements"]
+    assert cut_off.advance() == Report.from_dict(read_json(manifest.parent / "report.json"))
     assert written == [manifest.stat().st_mtime_ns]
