@@ -9,6 +9,7 @@ python -m tests.structure walk --stays     that walk itself
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.structure.graph import House, Sizes, circles, floors
@@ -31,8 +32,8 @@ def main() -> None:
     if not shows_walk:
         print_graph(House.of(tree))
     elif given.stays:
-        for module, names in stays(walk(tree, _START)):
-            print(f"{module}: {' '.join(names)}")
+        for stay in stays(walk(tree, _START)):
+            print(f"{stay.module}: {' '.join(stay.names)}{f'  <- {stay.by.module}.{stay.by.name}' if stay.by else ''}")
     else:
         print_walk(walk(tree, _START))
 
@@ -59,7 +60,7 @@ def print_graph(house: House) -> None:
         print(f"circle: {' '.join(circle)}")
 
 
-def print_walk(stops: list[Unit]) -> None:
+def print_walk(stops: Mapping[Unit, Unit | None]) -> None:
     counts = entries(stops)
     print(
         f"from {_START.module}.{_START.name}: {len(stops)} functions and classes read in {sum(counts.values())} stays"

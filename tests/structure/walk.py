@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
@@ -28,34 +29,48 @@ _ONLY_TYPES: Final = ("isinstance", "issubclass", "cast")
 _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def walk(tree: Tree, start: Unit) -> list[Unit]:
-    """Return the stops from `start`, in order. Raises LookupError where nothing of that name is defined."""
+@dataclass(frozen=True)
+class Stay:
+    """Hold a run of stops in one module, and the definition that names the first of them; None at the start."""
+
+    module: str
+    names: list[str]
+    by: Unit | None
+
+
+def walk(tree: Tree, start: Unit) -> dict[Unit, Unit | None]:
+    """Return the stops from `start`, in order, each with the definition that names it first.
+
+    Raises LookupError where nothing of the start's name is defined.
+    """
     first = tree.resolve(start.module, start.name)
     if first is None or not first.name:
         raise LookupError(f"the walk begins at a function; {start.module} has no {start.name!r}")
-    stops: list[Unit] = []
+    stops: dict[Unit, Unit | None] = {}
     seen: set[Unit] = set()
-    waiting = [first]
+    waiting: list[tuple[Unit, Unit | None]] = [(first, None)]
     while waiting:
-        unit = waiting.pop()
+        unit, by = waiting.pop()
         if unit in seen or _is_error(tree, unit):
             continue
         seen.add(unit)
         definition = tree.modules[unit.module].definitions[unit.name]
         if isinstance(definition, _FUNCTION | ast.ClassDef):
-            stops.append(unit)
-        waiting += reversed([*_Names(tree, unit.module).of(definition, frozenset())])
+            stops[unit] = by
+        named = _Names(tree, unit.module).of(definition, frozenset())
+        waiting += reversed([(other, unit) for other in named])
     return stops
 
 
-def stays(stops: list[Unit]) -> list[tuple[str, list[str]]]:
-    """Return the modules in the order in which they are entered, each with what is read of it in that stay."""
-    return [(module, [stop.name for stop in run]) for module, run in groupby(stops, key=lambda stop: stop.module)]
+def stays(stops: Mapping[Unit, Unit | None]) -> list[Stay]:
+    """Return the stays, in order."""
+    runs = [[*run] for _, run in groupby(stops, key=lambda stop: stop.module)]
+    return [Stay(run[0].module, [stop.name for stop in run], stops[run[0]]) for run in runs]
 
 
-def entries(stops: list[Unit]) -> Counter[str]:
+def entries(stops: Mapping[Unit, Unit | None]) -> Counter[str]:
     """Count how many times the walk enters each module."""
-    return Counter(module for module, _ in stays(stops))
+    return Counter(stay.module for stay in stays(stops))
 
 
 def _is_error(tree: Tree, unit: Unit) -> bool:

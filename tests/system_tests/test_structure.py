@@ -127,7 +127,7 @@ def test_an_import_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_the_walk_reads_what_is_named_once_and_in_order(tree: Tree) -> None:
     stops = walk(tree, Unit("search", "run"))
-    assert stays(stops) == [
+    assert [(stay.module, stay.names) for stay in stays(stops)] == [
         ("search.study.run", ["run"]),
         ("search.study.plan", ["settle"]),
         ("search.workers.pool", ["Pool"]),
@@ -139,6 +139,7 @@ def test_the_walk_reads_what_is_named_once_and_in_order(tree: Tree) -> None:
         ("search.study.run", ["close"]),
     ]
     assert entries(stops)["search.study.run"] == 2
+    assert stops[Unit("search.workers.gang", "join")] == Unit("search.workers.pool", "Pool")
 
 
 def test_the_walk_begins_at_a_function(tree: Tree) -> None:
