@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -22,9 +19,6 @@ from search.storage.remote import Mirror, mirror_of
 from search.storage.studies import delete_study, study_begun, study_exists
 from search.tracking.client import discard, has_trials
 from search.trials.records import Records
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 
 class StudyError(ValueError):
@@ -105,25 +99,6 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
         ) from None
     finally:
         lock.release()
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM, which schedulers and clouds send before they kill, do what Ctrl-C does at that moment."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
-        handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def require_new(places: StudyHome) -> None:

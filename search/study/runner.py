@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
@@ -41,6 +45,9 @@ from search.trials.resolved import Resolved
 from search.workers import cluster
 from search.workers.training import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
 _BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
@@ -248,6 +255,25 @@ class Runner:
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
                 f"({error}); `{self.places.resume_command}` ends the study when it is back"
             ) from error
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Make SIGTERM, which schedulers and clouds send before they kill, do what Ctrl-C does at that moment."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def study_context(config: StudyConfig, records: Records) -> StudyContext:

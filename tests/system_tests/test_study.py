@@ -27,9 +27,9 @@ from search.results.query import Study, load_study
 from search.storage.folder import read_json
 from search.storage.locations import StoreError, StudyHome, database_url
 from search.storage.studies import open_study
-from search.study.places import InterruptedStudy, StudyError, driving, terminated_as_interrupted
+from search.study.places import InterruptedStudy, StudyError, driving
 from search.study.run import resume, run
-from search.study.runner import headline, study_context
+from search.study.runner import headline, study_context, terminated_as_interrupted
 from search.trials.record import State
 from search.workers import cluster
 
@@ -159,7 +159,7 @@ def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], ho
 
 def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -> None:
     """A member loaded from MLflow alone predicts the test split with the accuracy that was recorded."""
-    from petl import backbones
+    from petl.backbones.locate import locate
     from petl.data.tokens import read_splits
     from petl.tasks import Task
 
@@ -167,7 +167,7 @@ def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -
     resolved = study.summary.info
     task = Task.from_dict(resolved["task"])
     test = read_splits(task)["test"]
-    assert backbones.locate(resolved["backbone"]["model"])
+    assert locate(resolved["backbone"]["model"])
     for member in study.front():
         predicted = member.load_model().predict(list(test["text"]))
         accuracy = sum(a == b for a, b in zip(predicted, test["label"], strict=True)) / len(test)
