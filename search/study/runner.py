@@ -31,7 +31,6 @@ from search.study.places import (
     home_of,
     interrupted,
     store_of,
-    terminated_as_interrupted,
 )
 from search.study.plan import disk_limit, replication, search_plan
 from search.tracking.outbox import Delivery, Journal, patiently
