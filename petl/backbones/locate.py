@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from petl.hashing import sha256
+
 CONFIG: Final = "config.json"
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -93,8 +95,7 @@ def fingerprint(folder: Path) -> str:
         return ""
     digest = hashlib.sha256()
     for path in (folder / CONFIG, *files):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()[:16]
 
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock
 
+from petl.hashing import sha256
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -86,7 +88,7 @@ def _write(tables: Tables, root: Path, key: str) -> None:
     try:
         for split, table in tables.splits.items():
             table.save_to_disk(str(beside / split))
-        files = {path: _sha256(beside / path) for path in _files(beside)}
+        files = {path: sha256(beside / path) for path in _files(beside)}
         entry = {"splits": list(tables.splits), "facts": tables.facts, "files": files}
         (beside / _ENTRY).write_text(json.dumps(entry))
         beside.chmod(0o755)  # mkdtemp's folder is its owner's alone; the cache may be shared
@@ -102,7 +104,7 @@ def _read(entry: Path) -> Tables | None:
 
     try:
         stored = json.loads((entry / _ENTRY).read_text())
-        if stored["files"] != {path: _sha256(entry / path) for path in _files(entry) if path != _ENTRY}:
+        if stored["files"] != {path: sha256(entry / path) for path in _files(entry) if path != _ENTRY}:
             return None
         splits = {split: load_from_disk(str(entry / split), keep_in_memory=False) for split in stored["splits"]}
         return Tables(splits, stored["facts"])
@@ -112,8 +114,3 @@ def _read(entry: Path) -> Tables | None:
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import pandas as pd
 
 from petl.backbones.locate import BackboneError, package_path, unreachable
+from petl.hashing import sha256
 from petl.tasks import SPLITS, TASKS, Task, TaskError
 
 if TYPE_CHECKING:
@@ -307,8 +308,7 @@ def _format(file: Path) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except FileNotFoundError:
         raise TaskError(f"no file at {path}") from None
     except OSError as error:
