@@ -22,96 +22,43 @@ from enum import StrEnum
 from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
-SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
-
-
-class DesignError(ValueError):
-    """A design that means nothing, or that cannot be built on the backbone at hand."""
-
-
-class Form(StrEnum):
-    """Functional form of Δh (section 3.2, "functional form")."""
-
-    BOTTLENECK = "bottleneck"  # ReLU(z W_down) W_up
-    LOW_RANK = "low_rank"  # x A B
-    PREFIX = "prefix"  # softmax(x W_q P_k) P_v
-    MULTI_HEAD = "multi_head"  # ReLU(x W_q P_k) P_v, per head
-    RESCALE = "rescale"  # h ⊙ (v - 1), v a learned vector of ones at first: (IA)³
-    BIAS = "bias"  # a constant: the biases that the model has (BitFit)
-    PROMPT = "prompt"  # vectors in front of the input
-    FULL = "full"  # x ΔW of full rank, everywhere
-
-
-class Site(StrEnum):
-    """The frozen sub-module whose output is changed."""
-
-    HEADS = "heads"  # per head, before concatenation
-    ATTENTION = "attention"  # the sub-layer
-    FFN = "ffn"  # the sub-layer
-    QUERY = "query"
-    KEY = "key"
-    VALUE = "value"
-    ATTENTION_OUT = "attention_out"
-    FFN_UP = "ffn_up"
-    FFN_GATE = "ffn_gate"  # of a gated FFN, act(gate(x)) up(x)
-    FFN_HIDDEN = "ffn_hidden"  # the activations between the FFN's linears
-    FFN_DOWN = "ffn_down"
-    INPUT = "input"  # the embedded sequence
-    MODEL = "model"  # every module
-
-
-LINEARS: Final = (
-    Site.QUERY,
-    Site.KEY,
-    Site.VALUE,
-    Site.ATTENTION_OUT,
-    Site.FFN_UP,
-    Site.FFN_GATE,
-    Site.FFN_DOWN,
+from petl.forms.form import FunctionalForm
+from petl.forms.table import FORMS, Form
+from petl.forms.vocabulary import (
+    FEED_FORWARD,
+    LINEARS,
+    LOCATIONS,
+    Composition,
+    DesignError,
+    Init,
+    Insertion,
+    LayerNorm,
+    Positions,
+    Settings,
+    Site,
 )
-FEED_FORWARD: Final = (Site.FFN, Site.FFN_UP, Site.FFN_GATE, Site.FFN_HIDDEN, Site.FFN_DOWN)
 
+__all__ = [
+    "FEED_FORWARD",
+    "LINEARS",
+    "PLACES",
+    "SCHEMA",
+    "Composition",
+    "Design",
+    "DesignError",
+    "Form",
+    "Init",
+    "Insertion",
+    "LayerNorm",
+    "Layout",
+    "Modification",
+    "Place",
+    "Positions",
+    "Site",
+    "StackShape",
+]
 
-class Insertion(StrEnum):
-    """Where Δh reads and lands relative to the frozen sub-module."""
-
-    SEQUENTIAL = "sequential"
-    PARALLEL = "parallel"
-    AFTER_RESIDUAL = "after_residual"
-
-
-class Composition(StrEnum):
-    """How Δh is combined with h: h + Δh, h + sΔh, h + sΔh with s learned, (1-λ)h + λΔh."""
-
-    ADD = "add"
-    SCALE = "scale"
-    LEARNED_SCALE = "learned_scale"
-    GATE = "gate"
-
-
-class LayerNorm(StrEnum):
-    """Δh's own layer norm: on what it reads (for prefixes, on the way to their queries), or on its scaled output."""
-
-    NONE = "none"
-    IN = "in"
-    OUT = "out"
-
-
-class Init(StrEnum):
-    """`bert`: N(0, 0.02) for all matrices. `lora`: Kaiming-uniform down, zero up, so Δh starts at 0."""
-
-    BERT = "bert"
-    LORA = "lora"
-
-
-class Positions(StrEnum):
-    """Where a prompt stands. `kept`: it has no position, the tokens keep theirs (the paper's code).
-
-    `shifted`: it takes the first positions, the tokens the following ones (Hugging Face PEFT).
-    """
-
-    KEPT = "kept"
-    SHIFTED = "shifted"
+SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
 
 
 class StackShape(NamedTuple):
@@ -157,90 +104,21 @@ PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
 }
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What one functional form allows. `sized`: whether it has a size (r or l)."""
-
-    sites: tuple[Site, ...]
-    insertions: tuple[Insertion, ...]
-    compositions: tuple[Composition, ...]
-    sized: bool = True
-    options: tuple[str, ...] = ()  # further fields of a Modification that mean something to the form
-
-
-_SCALED: Final = (Composition.ADD, Composition.SCALE, Composition.LEARNED_SCALE)
-_PARALLEL: Final = (Insertion.PARALLEL,)
-_PLACED: Final = ("layers", "stacks")
-
-RULES: Final[Mapping[Form, Rule]] = {
-    Form.BOTTLENECK: Rule(
-        (Site.ATTENTION, Site.FFN),
-        tuple(Insertion),
-        _SCALED,
-        options=(*_PLACED, "attentions", "layer_norm", "init", "dropout"),
-    ),
-    Form.LOW_RANK: Rule(LINEARS, _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "init", "dropout")),
-    Form.PREFIX: Rule(
-        (Site.HEADS,),
-        _PARALLEL,
-        (Composition.GATE, *_SCALED),
-        options=(*_PLACED, "attentions", "layer_norm", "dropout", "reparameterisation"),
-    ),
-    Form.MULTI_HEAD: Rule((Site.HEADS,), _PARALLEL, _SCALED, options=(*_PLACED, "attentions", "layer_norm", "dropout")),
-    Form.RESCALE: Rule(
-        (*LINEARS, Site.FFN_HIDDEN),
-        (Insertion.SEQUENTIAL,),
-        (Composition.ADD,),
-        sized=False,
-        options=(*_PLACED, "attentions"),
-    ),
-    Form.BIAS: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
-    Form.PROMPT: Rule((Site.INPUT,), _PARALLEL, (Composition.ADD,), options=("dropout", "positions")),
-    Form.FULL: Rule((Site.MODEL,), _PARALLEL, (Composition.ADD,), sized=False),
-}
-_OPTIONS: Final = (*_PLACED, "attentions", "layer_norm", "init", "dropout", "reparameterisation", "positions")
-# Why a choice is no matter of taste, where the rule alone would not say it.
-_REASONS: Final[Mapping[tuple[Form, str], str]] = {
-    **{
-        (form, "composition"): ": the gate λ is a share of a softmax (equation 7)"
-        for form in Form
-        if form is not Form.PREFIX
-    },
-    (Form.PROMPT, "layers"): ": it stands in front of the input, not inside a layer (that is a prefix)",
-    (Form.PROMPT, "site"): ": it stands in front of the input, not inside a layer (that is a prefix)",
-}
+_OPTIONS: Final = (*LOCATIONS, "layer_norm", "init", "dropout", "reparameterisation", "positions")
+_GATED: Final = ": the gate λ is a share of a softmax (equation 7)"
 _SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
 _NO_ATTENTION: Final = tuple(("attentions", site) for site in FEED_FORWARD)
 _LAYERS: Final = re.compile(r"all|top [1-9]\d*|\d+(,\d+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modification:
-    """One Δh.
-
-    `size` is the bottleneck width or rank r, or the number l of prefix or prompt vectors; 0 for the
-    forms that have none. `scale` is s, where it is learned its first value. `layers` is "all", "top K"
-    (the K layers nearest the output) or a list like "0,2,5"; `stacks` "all", "encoder" or "decoder";
-    `attentions` "all", "self" or "cross". `reparameterisation` is the width of the prefix MLP, 0 for
-    direct keys and values.
+class Modification(Settings):
+    """Hold one Δh: its fields are those of `Settings`, checked by the rules of its form and its site.
 
     Raises DesignError, naming the rule, where the combination means nothing.
     """
 
     form: Form
-    site: Site
-    insertion: Insertion = Insertion.PARALLEL
-    composition: Composition = Composition.ADD
-    size: int = 0
-    scale: float = 1.0
-    layers: str = "all"
-    stacks: str = "all"
-    attentions: str = "all"
-    layer_norm: LayerNorm = LayerNorm.NONE
-    init: Init = Init.LORA
-    dropout: float = 0.0
-    reparameterisation: int = 0
-    positions: Positions = Positions.KEPT
 
     def __post_init__(self) -> None:
         for name, kind in _ENUMS.items():
@@ -249,16 +127,15 @@ class Modification:
         object.__setattr__(self, "dropout", float(self.dropout))
         if self.composition is Composition.SCALE and self.scale == 1.0:
             object.__setattr__(self, "composition", Composition.ADD)  # the same function, so one value
-        rule = RULES[self.form]
+        rule = self.rule
         for name, allowed in (
             ("site", rule.sites),
             ("insertion", rule.insertions),
             ("composition", rule.compositions),
         ):
-            if getattr(self, name) not in allowed:
-                received = getattr(self, name)
-                gated = name != "composition" or received is Composition.GATE
-                why = _REASONS.get((self.form, name), "") if gated else ""
+            received = getattr(self, name)
+            if received not in allowed:
+                why = _GATED if received is Composition.GATE else rule.reasons.get(name, "")
                 raise DesignError(f"{self.form} takes {name} {' or '.join(allowed)}{why}; received {received}")
         if (self.site, self.insertion) not in PLACES:
             at = [insertion for site, insertion in PLACES if site is self.site]
@@ -269,7 +146,7 @@ class Modification:
             raise DesignError(f"{self.form} has no size; received {self.size}")
         for name in _OPTIONS:
             if name not in rule.options and getattr(self, name) != _DEFAULTS[name]:
-                why = _REASONS.get((self.form, name), "")
+                why = rule.reasons.get(name, "")
                 raise DesignError(f"{self.form} has no {name}{why}; received {getattr(self, name)!r}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise DesignError(f"scale is a positive number; received {self.scale}")
@@ -288,6 +165,11 @@ class Modification:
         for name, choices in (("stacks", ("all", "encoder", "decoder")), ("attentions", ("all", "self", "cross"))):
             if getattr(self, name) not in choices:
                 raise DesignError(f"{name} is one of {', '.join(choices)}; received {getattr(self, name)!r}")
+
+    @property
+    def rule(self) -> FunctionalForm:
+        """Return the row of its form."""
+        return FORMS[self.form]
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The layers covered in a stack of `depth`, ascending; what a shallow stack lacks covers nothing there."""
@@ -323,7 +205,7 @@ class Modification:
 
     def canonical(self, layout: Layout) -> Modification:
         """The same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
-        if "layers" not in RULES[self.form].options:
+        if "layers" not in self.rule.options:
             return self
         here = self.covers(layout)
         chosen = sorted({layer for _, layer, _ in here})
@@ -397,7 +279,7 @@ class Design:
         """
         parts = self.modifications
         for name, value in where.items():
-            takes = [m for m in parts if name in RULES[m.form].options and (name, m.site) not in _NO_ATTENTION]
+            takes = [m for m in parts if name in m.rule.options and (name, m.site) not in _NO_ATTENTION]
             if not takes:
                 raise DesignError(f"no part of {self.describe()} has {name}; received {value!r}")
             parts = tuple(replace(m, **{name: value}) if m in takes else m for m in parts)  # type: ignore[arg-type]
@@ -437,7 +319,7 @@ class Design:
         """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3; bias`."""
         groups: dict[str, dict[Modification, list[Modification]]] = {}
         for m in self.modifications:
-            alike = replace(m, site=LINEARS[0]) if m.form in (Form.LOW_RANK, Form.RESCALE) else m
+            alike = replace(m, site=m.rule.sites[0]) if m.rule.at_linears else m
             groups.setdefault(m.layers, {}).setdefault(alike, []).append(m)
         texts = []
         for layers, group in groups.items():
@@ -449,33 +331,18 @@ class Design:
         return self.describe()
 
 
-def table() -> str:
-    """PLACES as text: site, insertion, what Δh reads, where it is added."""
-    rows = [(str(site), str(insertion), place.reads, place.added) for (site, insertion), place in PLACES.items()]
-    head = ("site", "insertion", "reads", "is added to")
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    )
-
-
 def _describe(group: Sequence[Modification]) -> str:
     """Modifications that are alike but for their sites, as one phrase; their layers are said elsewhere."""
     m = group[0]
     sites = ",".join(str(modification.site) for modification in group)
-    words = {
-        Form.BOTTLENECK: [sites, str(m.insertion)],
-        Form.LOW_RANK: ["lora", sites],
-        Form.MULTI_HEAD: ["multi-head"],
-        Form.RESCALE: ["rescale", sites],
-    }.get(m.form, [str(m.form)])
+    words = [m.rule.phrase.format(form=m.form, sites=sites, insertion=m.insertion)]
     if m.size:
         words.append(str(m.size))
     if m.composition is Composition.SCALE:
         words.append(f"x{m.scale:g}")
     elif m.composition is Composition.LEARNED_SCALE:
         words.append("x learned")
-    if m.form is Form.PREFIX and m.composition is not Composition.GATE:
+    if Composition.GATE in m.rule.compositions and m.composition is not Composition.GATE:
         words.append("ungated")
     words += [f"{name} {value}" for name in _SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
     return " ".join(words)

@@ -1,8 +1,6 @@
 """Named designs: each a function that returns a `Design`, and their text form.
 
-Places, norms and initialisations follow the code of He et al. (ICLR 2022): attention adapters have a
-layer norm on their input, FFN adapters have none; adapters with s = 1 start from N(0, 0.02), scaled
-ones from zero. Scales are s itself, never LoRA's alpha (s = alpha / r).
+Places, norms and first values are those of `parts`, which follow the code of He et al. (ICLR 2022).
 
     >>> parse("mam:length=16,size=64").describe()
     'ffn parallel 64 x4 + prefix 16'
@@ -15,20 +13,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Final
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, Final, cast
 
-from petl.design import (
-    Composition,
-    Design,
-    DesignError,
-    Form,
-    Init,
-    Insertion,
-    LayerNorm,
-    Modification,
-    Site,
-)
+from petl import parts
+from petl.design import Composition, Design, DesignError, Form, Init, Insertion, Modification, Positions, Site
+from petl.forms.table import FORMS
+from petl.forms.vocabulary import LOCATIONS
 
 
 def full() -> Design:
@@ -43,12 +35,12 @@ def head_only() -> Design:
 
 def bitfit() -> Design:
     """The biases that the model has (Ben Zaken et al., 2022)."""
-    return Design((Modification(form=Form.BIAS, site=Site.MODEL),))
+    return Design((parts.bias(),))
 
 
 def prompt(length: int = 20, positions: str = "kept") -> Design:
     """Trained vectors in front of the embedded input (Lester et al., 2021); see `design.Positions`."""
-    return Design((Modification(form=Form.PROMPT, site=Site.INPUT, size=length, positions=positions),))  # type: ignore[arg-type]
+    return Design((parts.prompt(length, cast(Positions, positions)),))
 
 
 def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) -> Design:
@@ -57,19 +49,13 @@ def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) ->
     `reparameterisation` is the width of the MLP that they are trained through (the paper's code:
     800), 0 for none. Without the gate their attention is added to the model's (section 4.4).
     """
-    return Design((_prefix(length, reparameterisation, gated),))
+    return Design((parts.prefix(length, reparameterisation=reparameterisation, gated=gated),))
 
 
 def lora(rank: int = 8, where: str = "attention", scale: float = 2.0) -> Design:
     """Low-rank changes of the query and value, of the FFN's up and down linears, or both (Hu et al., 2022)."""
-    linears = {"attention": (Site.QUERY, Site.VALUE), "ffn": (Site.FFN_UP, Site.FFN_DOWN)}
-    return Design(
-        tuple(
-            Modification(form=Form.LOW_RANK, site=site, size=rank, scale=scale, composition=Composition.SCALE)
-            for part in _parts(where)
-            for site in linears[part]
-        )
-    )
+    sites = [site for sub_layer in _sub_layers(where) for site in parts.LORA_SITES[sub_layer]]
+    return Design(tuple(parts.low_rank(site, rank, scale) for site in sites))
 
 
 def houlsby(size: int = 64) -> Design:
@@ -79,17 +65,17 @@ def houlsby(size: int = 64) -> Design:
 
 def pfeiffer(size: int = 64) -> Design:
     """One sequential adapter a layer, after the FFN's residual and norm (Pfeiffer et al., 2021)."""
-    return Design((_bottleneck(Site.FFN, Insertion.AFTER_RESIDUAL, size),))
+    return Design((parts.bottleneck(Site.FFN, Insertion.AFTER_RESIDUAL, size),))
 
 
 def sequential(size: int = 64, where: str = "ffn") -> Design:
     """Adapters that read the output of the sub-layer that they change."""
-    return Design(tuple(_bottleneck(Site(part), Insertion.SEQUENTIAL, size) for part in _parts(where)))
+    return Design(tuple(parts.bottleneck(Site(s), Insertion.SEQUENTIAL, size) for s in _sub_layers(where)))
 
 
 def parallel(size: int = 64, where: str = "ffn") -> Design:
     """Adapters that read the input of the sub-layer that they change (section 3.3)."""
-    return Design(tuple(_bottleneck(Site(part), Insertion.PARALLEL, size) for part in _parts(where)))
+    return Design(tuple(parts.bottleneck(Site(s), Insertion.PARALLEL, size) for s in _sub_layers(where)))
 
 
 def scaled_parallel(size: int = 512, scale: float = 4.0, trained: bool = False) -> Design:
@@ -97,38 +83,28 @@ def scaled_parallel(size: int = 512, scale: float = 4.0, trained: bool = False) 
 
     With `trained` s is a scalar that training starts from `scale` (Table 5).
     """
-    adapter = _scaled_parallel(size, scale)
+    adapter = parts.bottleneck(Site.FFN, Insertion.PARALLEL, size, scale=scale, init=Init.LORA)
     return Design((replace(adapter, composition=Composition.LEARNED_SCALE) if trained else adapter,))
 
 
 def multihead_parallel(size: int = 30) -> Design:
     """Parallel adapters on each head, which read the frozen query (section 3.3)."""
-    return Design((Modification(form=Form.MULTI_HEAD, site=Site.HEADS, size=size),))
+    return Design((parts.multi_head(size),))
 
 
 def mam(length: int = 30, size: int = 512, scale: float = 4.0) -> Design:
     """Mix-and-match: a short prefix and wide scaled parallel FFN adapters (section 4.6)."""
-    return Design((_prefix(length), _scaled_parallel(size, scale)))
-
-
-def ia3() -> Design:
-    """Learned vectors that rescale keys, values and the FFN's activations (Liu et al., 2022)."""
-    return Design(
-        tuple(
-            Modification(form=Form.RESCALE, site=site, insertion=Insertion.SEQUENTIAL)
-            for site in (Site.KEY, Site.VALUE, Site.FFN_HIDDEN)
-        )
-    )
-
-
-def union(first: Design, second: Design) -> Design:
-    """Both at once, as `+` does in text."""
-    return first | second
+    return prefix(length) | scaled_parallel(size, scale)
 
 
 def prefix_lora(length: int = 30, rank: int = 102, scale: float = 2.0) -> Design:
     """A short prefix and low-rank changes of the FFN linears (Table 6)."""
     return prefix(length) | lora(rank, "ffn", scale)
+
+
+def ia3() -> Design:
+    """Learned vectors that rescale keys, values and the FFN's activations (Liu et al., 2022)."""
+    return Design(tuple(map(parts.rescale, parts.IA3_SITES)))
 
 
 PRESETS: Final[Mapping[str, Callable[..., Design]]] = {
@@ -154,14 +130,22 @@ PRESETS: Final[Mapping[str, Callable[..., Design]]] = {
 
 
 # What any design takes besides its own arguments: the layers, stacks and attentions that it is at, the head.
-EVERYWHERE: Final = ("layers", "stacks", "attentions", "head")
+EVERYWHERE: Final = (*LOCATIONS, "head")
+# What a form takes by its own name: the fields of a modification, each read as a number or a word.
+_FIELDS: Final[Mapping[str, type]] = {
+    field.name: type(field.default) if type(field.default) in (int, float) else str
+    for field in fields(Modification)
+    if field.name not in ("form", *LOCATIONS)
+}
 
 
 def parse(text: str) -> Design:
     """The design that `text` names: `mam:length=30,size=512,scale=4`, unions as `prefix:length=10 + bitfit`.
 
-    Every name also takes `layers` ("top 4", or a list: `lora:layers=0,2,5`), `stacks`, `attentions`
-    and `head=false`, which freezes the task head (in a union: if all its parts say so).
+    A functional form goes by its own name too, with the fields of a modification:
+    `low_rank:site=key,size=4`; its site is by default the first that it allows. Every name also takes
+    `layers` ("top 4", or a list: `lora:layers=0,2,5`), `stacks`, `attentions` and `head=false`, which
+    freezes the task head (in a union: if all its parts say so).
 
     Raises DesignError, listing the names, arguments or choices there are.
     """
@@ -174,24 +158,36 @@ def parse(text: str) -> Design:
 def _parse_one(text: str) -> Design:
     name, _, rest = text.partition(":")
     name = name.strip()
-    preset = PRESETS.get(name)
-    if preset is None:
-        raise DesignError(f"a design is one of {', '.join(PRESETS)}; received {name!r}")
-    parameters = inspect.signature(preset).parameters
-    given: dict[str, object] = {}
+    build: Callable[..., Design]
+    kinds: Mapping[str, type]
+    if name in PRESETS:
+        build = PRESETS[name]
+        kinds = {key: type(parameter.default) for key, parameter in inspect.signature(build).parameters.items()}
+    elif name in FORMS:
+        build, kinds = partial(_of_form, Form(name)), _FIELDS
+    else:
+        forms = [form for form in FORMS if form not in PRESETS]
+        raise DesignError(f"a design is one of {', '.join(PRESETS)}, or a form, {', '.join(forms)}; received {name!r}")
+    arguments: dict[str, Any] = {}
     # A comma separates arguments where another name= follows: layers=0,2,5 is one of them.
     for pair in filter(None, (pair.strip(" ,") for pair in re.split(r",(?=[^,=]*=)", rest))):
         key, equals, value = (piece.strip() for piece in pair.partition("="))
-        if key not in parameters and key not in EVERYWHERE:
-            raise DesignError(f"{name} takes {', '.join((*parameters, *EVERYWHERE))}; received {key!r}")
-        if not equals or key in given:
+        if key not in kinds and key not in EVERYWHERE:
+            raise DesignError(f"{name} takes {', '.join((*kinds, *EVERYWHERE))}; received {key!r}")
+        if not equals or key in arguments:
             raise DesignError(f"arguments are written name=value, each once; received {pair!r}")
-        kind = type(parameters[key].default) if key in parameters else bool if key == "head" else str
-        given[key] = _value(name, key, value, kind)
-    where = {key: str(given.pop(key)) for key in EVERYWHERE[:3] if key in given}
-    head = given.pop("head", True)
-    design = preset(**given).only(**where)
+        kind = bool if key == "head" else kinds.get(key, str)
+        arguments[key] = _value(name, key, value, kind)
+    where = {key: arguments.pop(key) for key in LOCATIONS if key in arguments}
+    head = arguments.pop("head", True)
+    design = build(**arguments).only(**where)
     return design if head else replace(design, head=False)
+
+
+def _of_form(form: Form, **fields: Any) -> Design:
+    rule = FORMS[form]
+    insertion = Insertion.PARALLEL if Insertion.PARALLEL in rule.insertions else rule.insertions[0]
+    return Design((Modification(**{"form": form, "site": rule.sites[0], "insertion": insertion, **fields}),))
 
 
 def _value(name: str, key: str, text: str, kind: type) -> object:
@@ -202,31 +198,8 @@ def _value(name: str, key: str, text: str, kind: type) -> object:
         raise DesignError(f"{key} of {name} is {words[kind]}; received {text!r}") from None
 
 
-def _parts(where: str) -> tuple[str, ...]:
-    parts = {"attention": ("attention",), "ffn": ("ffn",), "both": ("attention", "ffn")}
-    if where not in parts:
-        raise DesignError(f"where is one of {', '.join(parts)}; received {where!r}")
-    return parts[where]
-
-
-def _prefix(length: int, reparameterisation: int = 0, gated: bool = True) -> Modification:
-    return Modification(
-        form=Form.PREFIX,
-        site=Site.HEADS,
-        composition=Composition.GATE if gated else Composition.ADD,
-        size=length,
-        reparameterisation=reparameterisation,
-    )
-
-
-def _bottleneck(site: Site, insertion: Insertion, size: int) -> Modification:
-    norm = LayerNorm.IN if site is Site.ATTENTION else LayerNorm.NONE
-    return Modification(
-        form=Form.BOTTLENECK, site=site, insertion=insertion, size=size, layer_norm=norm, init=Init.BERT
-    )
-
-
-def _scaled_parallel(size: int, scale: float) -> Modification:
-    return Modification(
-        form=Form.BOTTLENECK, site=Site.FFN, size=size, composition=Composition.SCALE, scale=scale, init=Init.LORA
-    )
+def _sub_layers(where: str) -> tuple[str, ...]:
+    choices = {"attention": ("attention",), "ffn": ("ffn",), "both": ("attention", "ffn")}
+    if where not in choices:
+        raise DesignError(f"where is one of {', '.join(choices)}; received {where!r}")
+    return choices[where]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from petl.configuration import Configuration, Training
-from petl.design import Design, Form, Init, LayerNorm, Site
-from spaces import parts
+from petl import parts
+from petl.design import Design, Form, Init, Insertion, LayerNorm, Site
 from spaces.dimensions import (
+    FFN_INSERTIONS,
+    INSERTIONS,
     LEARNING_RATE,
     SCALES,
     SIZES,
@@ -16,25 +17,15 @@ from spaces.dimensions import (
     Dimension,
     Dimensions,
     chosen,
-    of_first_layers,
     of_scales,
     of_sizes,
-    suggest,
 )
-from spaces.training import DEFAULT, of_training, with_training
+from spaces.shipped import ShippedSpace, first_layer, from_layer, of_layers_and_training
 
 if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-
     from petl.backbones.model import Backbone
 
 SITES: Final = (Site.ATTENTION, Site.FFN)
-
-
-def adapter(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, **limits: Any) -> Configuration:
-    """The configuration at the trial's point. `limits` are the keywords of `dimensions`."""
-    values = suggest(trial, dimensions(backbone, **limits))
-    return with_training(build(values, backbone.depth), training, values)
 
 
 def dimensions(
@@ -47,61 +38,59 @@ def dimensions(
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
 ) -> Dimensions:
-    """`SITE.size`, `.insertion` and `.layer_norm` for each of `sites`, `ffn.scale`, `init`, and the common ones.
+    """Return `SITE.size`, `.insertion`, `.layer_norm` for each of `sites`, `ffn.scale`, `init`, and the common ones.
 
-    Raises SpaceError, naming the rule and what it got.
+    Raises SpaceError, naming the rule and the value.
     """
-    on = chosen("sites", sites, SITES)
+    included = chosen("sites", sites, SITES)
     rows: dict[str, Dimension] = {}
-    for site in on:
+    for site in included:
         rows |= {
             f"{site}.size": of_sizes("sizes", sizes, max_size),
-            f"{site}.insertion": Choice(parts.FFN_INSERTIONS if site is Site.FFN else parts.INSERTIONS),
+            f"{site}.insertion": Choice(FFN_INSERTIONS if site is Site.FFN else INSERTIONS),
             f"{site}.layer_norm": Choice(tuple(map(str, LayerNorm))),
         }
-    if Site.FFN in on:
+    if Site.FFN in included:
         rows["ffn.scale"] = of_scales(scales)
     return {
         **rows,
         "init": Choice(tuple(map(str, Init))),
-        "first_layer": of_first_layers(backbone, first_layers),
-        **of_training(learning_rate),
+        **of_layers_and_training(backbone, first_layers, learning_rate),
     }
 
 
 def build(values: Mapping[str, Any], depth: int) -> Design:
-    """The design with these values, in canonical form."""
-    layers = parts.top(values["first_layer"], depth)
-    return Design(
-        tuple(
-            part
-            for site in SITES
-            if values.get(f"{site}.size")
-            for part in parts.bottleneck(
-                site,
-                values[f"{site}.size"],
-                values[f"{site}.insertion"],
-                layers,
-                scale=values.get(f"{site}.scale", 1.0),
-                layer_norm=values[f"{site}.layer_norm"],
-                init=values["init"],
-            )
+    """Return the design with these values."""
+    adapters = [
+        parts.bottleneck(
+            site,
+            Insertion(values[f"{site}.insertion"]),
+            size,
+            scale=values.get(f"{site}.scale", 1.0),
+            layer_norm=LayerNorm(values[f"{site}.layer_norm"]),
+            init=Init(values["init"]),
         )
-    )
+        for site in SITES
+        if (size := values.get(f"{site}.size"))
+    ]
+    return from_layer(values["first_layer"], depth, adapters)
 
 
 def read(design: Design, depth: int) -> dict[str, Any]:
-    """The values from which `build` makes this design, if any do."""
+    """Return the values from which `build` makes this design, if any do."""
     values: dict[str, Any] = {}
-    for part in design.modifications:
-        if part.form is Form.BOTTLENECK:
+    for m in design.modifications:
+        if m.form is Form.BOTTLENECK:
             values |= {
-                f"{part.site}.size": part.size,
-                f"{part.site}.insertion": part.insertion,
-                f"{part.site}.layer_norm": part.layer_norm,
-                "init": part.init,
-                "first_layer": part.layers_of(depth)[0],
+                f"{m.site}.size": m.size,
+                f"{m.site}.insertion": m.insertion,
+                f"{m.site}.layer_norm": m.layer_norm,
+                "init": m.init,
+                **first_layer(m, depth),
             }
-            if part.site is Site.FFN:
-                values["ffn.scale"] = part.scale
+            if m.site is Site.FFN:
+                values["ffn.scale"] = m.scale
     return values
+
+
+adapter = ShippedSpace(dimensions, build, read)

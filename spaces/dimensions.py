@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from petl.design import Insertion
+
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
@@ -20,6 +22,8 @@ SIZES: Final = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS: Final = (0, 1, 2, 4, 8, 16, 32, 64)
 SCALES: Final = (1.0, 2.0, 4.0)
 LEARNING_RATE: Final = (1e-4, 1e-2)
+INSERTIONS: Final = (str(Insertion.SEQUENTIAL), str(Insertion.PARALLEL))
+FFN_INSERTIONS: Final = (*INSERTIONS, str(Insertion.AFTER_RESIDUAL))
 
 _Name = TypeVar("_Name", bound=str)
 

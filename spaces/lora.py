@@ -5,32 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from petl.configuration import Configuration, Training
-from petl.design import LINEARS, Design, Form, Site
-from spaces import parts
-from spaces.dimensions import (
-    LEARNING_RATE,
-    SCALES,
-    SIZES,
-    Dimensions,
-    chosen,
-    of_first_layers,
-    of_scales,
-    of_sizes,
-    suggest,
-)
-from spaces.training import DEFAULT, of_training, with_training
+from petl import parts
+from petl.design import LINEARS, Design, Form
+from spaces.dimensions import LEARNING_RATE, SCALES, SIZES, Dimensions, chosen, of_scales, of_sizes
+from spaces.shipped import ShippedSpace, first_layer, from_layer, of_layers_and_training
 
 if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-
     from petl.backbones.model import Backbone
-
-
-def lora(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, **limits: Any) -> Configuration:
-    """The configuration at the trial's point. `limits` are the keywords of `dimensions`."""
-    values = suggest(trial, dimensions(backbone, **limits))
-    return with_training(build(values, backbone.depth), training, values)
 
 
 def dimensions(
@@ -43,37 +24,33 @@ def dimensions(
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
 ) -> Dimensions:
-    """`SITE.size` for each of `sites` (default: all that the backbone has), `scale`, `first_layer`, `learning_rate`.
+    """Return `SITE.size` for each of `sites` (default: all that the backbone has), `scale`, and the common ones.
 
-    Raises SpaceError, naming the rule and what it got.
+    Raises SpaceError, naming the rule and the value.
     """
-    there = backbone.linears
+    linears = backbone.linears
     size = of_sizes("sizes", sizes, max_size)
     return {
-        **{f"{site}.size": size for site in chosen("sites", sites or there, there)},
+        **{f"{site}.size": size for site in chosen("sites", sites or linears, linears)},
         "scale": of_scales(scales),
-        "first_layer": of_first_layers(backbone, first_layers),
-        **of_training(learning_rate),
+        **of_layers_and_training(backbone, first_layers, learning_rate),
     }
 
 
 def build(values: Mapping[str, Any], depth: int) -> Design:
-    """The design with these values, in canonical form."""
-    layers = parts.top(values["first_layer"], depth)
-    return Design(
-        tuple(
-            part
-            for site in LINEARS
-            for part in parts.low_rank((site,), values.get(f"{site}.size", 0), values["scale"], layers)
-        )
-    )
+    """Return the design with these values."""
+    ranks = {site: values.get(f"{site}.size", 0) for site in LINEARS}
+    changes = [parts.low_rank(site, rank, values["scale"]) for site, rank in ranks.items() if rank]
+    return from_layer(values["first_layer"], depth, changes)
 
 
 def read(design: Design, depth: int) -> dict[str, Any]:
-    """The values from which `build` makes this design, if any do."""
+    """Return the values from which `build` makes this design, if any do."""
     values: dict[str, Any] = {}
-    for part in design.modifications:
-        if part.form is Form.LOW_RANK:
-            values |= {f"{Site(part.site)}.size": part.size, "scale": part.scale}
-            values["first_layer"] = part.layers_of(depth)[0]
+    for m in design.modifications:
+        if m.form is Form.LOW_RANK:
+            values |= {f"{m.site}.size": m.size, "scale": m.scale, **first_layer(m, depth)}
     return values
+
+
+lora = ShippedSpace(dimensions, build, read)

@@ -5,29 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from petl.configuration import Configuration, Training
+from petl import parts
 from petl.design import Design, Form
-from spaces import parts
-from spaces.dimensions import (
-    LEARNING_RATE,
-    LENGTHS,
-    Dimensions,
-    of_first_layers,
-    of_sizes,
-    suggest,
-)
-from spaces.training import DEFAULT, of_training, with_training
+from spaces.dimensions import LEARNING_RATE, LENGTHS, Dimensions, of_sizes
+from spaces.shipped import ShippedSpace, first_layer, from_layer, of_layers_and_training
 
 if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-
     from petl.backbones.model import Backbone
-
-
-def prefix(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, **limits: Any) -> Configuration:
-    """The configuration at the trial's point. `limits` are the keywords of `dimensions`."""
-    values = suggest(trial, dimensions(backbone, **limits))
-    return with_training(build(values, backbone.depth), training, values)
 
 
 def dimensions(
@@ -37,24 +21,23 @@ def dimensions(
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
 ) -> Dimensions:
-    """`length`, `first_layer` and `learning_rate`. Raises SpaceError, naming the rule and what it got."""
-    return {
-        "length": of_sizes("lengths", lengths),
-        "first_layer": of_first_layers(backbone, first_layers),
-        **of_training(learning_rate),
-    }
+    """Return `length`, `first_layer` and `learning_rate`. Raises SpaceError, naming the rule and the value."""
+    return {"length": of_sizes("lengths", lengths), **of_layers_and_training(backbone, first_layers, learning_rate)}
 
 
 def build(values: Mapping[str, Any], depth: int) -> Design:
-    """The design with these values, in canonical form."""
-    return Design(parts.prefix(values["length"], parts.top(values["first_layer"], depth)))
+    """Return the design with these values."""
+    length = values["length"]
+    return from_layer(values["first_layer"], depth, [parts.prefix(length)] if length else [])
 
 
 def read(design: Design, depth: int) -> dict[str, Any]:
-    """The values from which `build` makes this design, if any do."""
-    return {
-        name: value
-        for part in design.modifications
-        if part.form is Form.PREFIX
-        for name, value in (("length", part.size), ("first_layer", part.layers_of(depth)[0]))
-    }
+    """Return the values from which `build` makes this design, if any do."""
+    values: dict[str, Any] = {}
+    for m in design.modifications:
+        if m.form is Form.PREFIX:
+            values |= {"length": m.size, **first_layer(m, depth)}
+    return values
+
+
+prefix = ShippedSpace(dimensions, build, read)

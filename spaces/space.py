@@ -14,8 +14,8 @@ from optuna.trial import FixedTrial
 from petl.configuration import Configuration, Training
 from petl.design import Design
 from spaces import adapter, lora, prefix, unified
-from spaces.dimensions import Dimensions, SpaceError, locate, suggest
-from spaces.training import NAME as LEARNING_RATE
+from spaces.dimensions import SpaceError, locate, suggest
+from spaces.shipped import LEARNING_RATE, ShippedSpace
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -32,21 +32,11 @@ class Space(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Row:
-    """A space of ours: the function, its dimensions (whose keywords are its options), and the way back."""
-
-    sample: Callable[..., Configuration]
-    dimensions: Callable[..., Dimensions]
-    build: Callable[[Mapping[str, Any], int], Design]
-    read: Callable[[Design, int], dict[str, Any]]
-
-
-SPACES: Final[Mapping[str, Row]] = {
-    "unified": Row(unified.unified, unified.dimensions, unified.build, unified.read),
-    "lora": Row(lora.lora, lora.dimensions, lora.build, lora.read),
-    "adapter": Row(adapter.adapter, adapter.dimensions, adapter.build, adapter.read),
-    "prefix": Row(prefix.prefix, prefix.dimensions, prefix.build, prefix.read),
+SPACES: Final[Mapping[str, ShippedSpace]] = {
+    "unified": unified.unified,
+    "lora": lora.lora,
+    "adapter": adapter.adapter,
+    "prefix": prefix.prefix,
 }
 
 
@@ -72,14 +62,14 @@ def resolve(
     Raises SpaceError for what cannot be imported, is no function, or does not take an option.
     """
     options = dict(options or {})
-    row = SPACES.get(name)
-    function = row.sample if row else _imported(name)
-    names, any_keyword = _keywords(row.dimensions if row else function)
+    shipped = SPACES.get(name)
+    function = shipped or _imported(name)
+    names, any_keyword = _keywords(shipped.dimensions if shipped else function)
     unknown = sorted(set(options) - names)
     if unknown and not any_keyword:
         taken = ", ".join(sorted(names - {"training"})) or "none"
         raise SpaceError(f"space {name} takes the options {taken}; received {', '.join(unknown)}")
-    if row or "training" in names or any_keyword:
+    if shipped or "training" in names or any_keyword:
         options["training"] = training or Training()
 
     def space(trial: BaseTrial, backbone: Backbone, /) -> Configuration:
@@ -132,15 +122,15 @@ def encode(
     """
     if name not in SPACES:
         return None
-    row = SPACES[name]
-    dimensions = row.dimensions(backbone, **(options or {}))
-    values = row.read(design, backbone.depth) | {LEARNING_RATE: learning_rate}
+    shipped = SPACES[name]
+    dimensions = shipped.dimensions(backbone, **(options or {}))
+    values = shipped.read(design, backbone.depth) | {LEARNING_RATE: learning_rate}
     coordinates = locate(dimensions, values)
     if coordinates is None:
         return None
     trial = FixedTrial(coordinates)
     values = suggest(trial, dimensions)
-    built = row.build(values, backbone.depth)
+    built = shipped.build(values, backbone.depth)
     return coordinates if built.canonical(backbone.layout) == design.canonical(backbone.layout) else None
 
 

@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from petl.configuration import Configuration, Training
-from petl.design import Design, Form, Init, LayerNorm, Modification, Site
-from spaces import parts
+from petl import parts
+from petl.design import Design, Form, Insertion, Modification, Site
 from spaces.dimensions import (
+    FFN_INSERTIONS,
+    INSERTIONS,
     LEARNING_RATE,
     LENGTHS,
     SCALES,
@@ -40,13 +41,10 @@ from spaces.dimensions import (
     of_first_layers,
     of_scales,
     of_sizes,
-    suggest,
 )
-from spaces.training import DEFAULT, of_training, with_training
+from spaces.shipped import FIRST_LAYER, ShippedSpace, first_layer, from_layer, of_training
 
 if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-
     from petl.backbones.model import Backbone
 
 METHODS: Final = (
@@ -62,15 +60,6 @@ METHODS: Final = (
 )
 _IN_LAYERS: Final = frozenset(METHODS) - {"prompt", "bias"}
 
-_ATTENTION: Final = (Site.QUERY, Site.VALUE)
-_FFN: Final = (Site.FFN_UP, Site.FFN_DOWN)
-
-
-def unified(trial: BaseTrial, backbone: Backbone, *, training: Training = DEFAULT, **limits: Any) -> Configuration:
-    """The configuration at the trial's point. `limits` are the keywords of `dimensions`."""
-    values = suggest(trial, dimensions(backbone, **limits))
-    return with_training(build(values, backbone.depth), training, values)
-
 
 def dimensions(
     backbone: Backbone,
@@ -83,100 +72,95 @@ def dimensions(
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
 ) -> Dimensions:
-    """What may be suggested on this backbone. Methods that are not listed have no dimensions.
+    """Return what may be suggested on this backbone. Methods that are not listed have no dimensions.
 
-    `methods` are by default all that the backbone allows but prompts, which train slowly.
+    `methods` are by default all that the backbone allows without prompts, which train slowly.
     `sizes` are bottleneck widths and ranks, `lengths` prefix lengths; `max_size` cuts both.
-    Raises SpaceError, naming the rule and what it got.
+    Raises SpaceError, naming the rule and the value.
     """
-    there = [method for method in METHODS if method != "bias" or backbone.has_biases]
-    on = chosen("methods", [m for m in there if m != "prompt"] if methods is None else methods, there)
+    available = [method for method in METHODS if method != "bias" or backbone.has_biases]
+    default = [method for method in available if method != "prompt"]
+    included = chosen("methods", default if methods is None else methods, available)
     size = of_sizes("sizes", sizes, max_size)
     scale = of_scales(scales)
     rows: dict[str, Dimension] = {}
-    if "prefix" in on:
+    if "prefix" in included:
         rows["prefix.length"] = of_sizes("lengths", lengths, max_size)
-    if "multi_head" in on:
+    if "multi_head" in included:
         rows["multi_head.size"] = size
-    if "attention" in on:
-        rows |= {"attention.size": size, "attention.insertion": Choice(parts.INSERTIONS)}
-    if "ffn" in on:
-        rows |= {"ffn.size": size, "ffn.insertion": Choice(parts.FFN_INSERTIONS), "ffn.scale": scale}
-    low_rank = [method for method in on if method.startswith("low_rank")]
+    if "attention" in included:
+        rows |= {"attention.size": size, "attention.insertion": Choice(INSERTIONS)}
+    if "ffn" in included:
+        rows |= {"ffn.size": size, "ffn.insertion": Choice(FFN_INSERTIONS), "ffn.scale": scale}
+    low_rank = [method for method in included if method.startswith("low_rank")]
     if low_rank:
         rows |= dict.fromkeys(low_rank, size) | {"low_rank.scale": scale}
-    if "rescale" in on:
+    if "rescale" in included:
         rows["rescale"] = SWITCH
-    if "prompt" in on:
+    if "prompt" in included:
         rows["prompt.length"] = of_sizes("lengths", lengths, max_size)
-    if "bias" in on:
+    if "bias" in included:
         rows["bias"] = SWITCH
-    if _IN_LAYERS.intersection(on):
-        rows["first_layer"] = of_first_layers(backbone, first_layers)
+    if _IN_LAYERS.intersection(included):
+        rows[FIRST_LAYER] = of_first_layers(backbone, first_layers)
     return {**rows, **of_training(learning_rate)}
 
 
 def build(values: Mapping[str, Any], depth: int) -> Design:
-    """The design with these values, in canonical form. What `values` leaves out is absent."""
-    layers = parts.top(values.get("first_layer", 0), depth)
-    low_rank_scale = values.get("low_rank.scale", 1.0)
-    ffn_scale = values.get("ffn.scale", 1.0)
-    return Design(
-        (
-            *parts.prefix(values.get("prefix.length", 0), layers),
-            *parts.multi_head(values.get("multi_head.size", 0), layers),
-            *parts.bottleneck(
-                Site.ATTENTION,
-                values.get("attention.size", 0),
-                values.get("attention.insertion", parts.INSERTIONS[0]),
-                layers,
-                layer_norm=LayerNorm.IN,
-            ),
-            *parts.bottleneck(
-                Site.FFN,
-                values.get("ffn.size", 0),
-                values.get("ffn.insertion", parts.INSERTIONS[0]),
-                layers,
-                scale=ffn_scale,
-                init=Init.LORA if ffn_scale > 1 else Init.BERT,
-            ),
-            *parts.low_rank(_ATTENTION, values.get("low_rank.attention", 0), low_rank_scale, layers),
-            *parts.low_rank(_FFN, values.get("low_rank.ffn", 0), low_rank_scale, layers),
-            *parts.rescale(values.get("rescale", 0), layers),
-            *parts.prompt(values.get("prompt.length", 0)),
-            *parts.bias(values.get("bias", 0)),
-        )
-    )
+    """Return the design with these values; what `values` leaves out is absent."""
+    in_layers: list[Modification] = []
+    if length := values.get("prefix.length"):
+        in_layers.append(parts.prefix(length))
+    if size := values.get("multi_head.size"):
+        in_layers.append(parts.multi_head(size))
+    for site in (Site.ATTENTION, Site.FFN):
+        if size := values.get(f"{site}.size"):
+            insertion = Insertion(values.get(f"{site}.insertion", INSERTIONS[0]))
+            in_layers.append(parts.bottleneck(site, insertion, size, scale=values.get(f"{site}.scale", 1.0)))
+    for sub_layer, sites in parts.LORA_SITES.items():
+        if rank := values.get(f"low_rank.{sub_layer}"):
+            in_layers += [parts.low_rank(site, rank, values.get("low_rank.scale", 1.0)) for site in sites]
+    if values.get("rescale"):
+        in_layers += map(parts.rescale, parts.IA3_SITES)
+    elsewhere: list[Modification] = []
+    if length := values.get("prompt.length"):
+        elsewhere.append(parts.prompt(length))
+    if values.get("bias"):
+        elsewhere.append(parts.bias())
+    return from_layer(values.get(FIRST_LAYER, 0), depth, in_layers) | Design(tuple(elsewhere))
 
 
 def read(design: Design, depth: int) -> dict[str, Any]:
-    """The values from which `build` makes this design, if any do; of absent parts, none."""
+    """Return the values from which `build` makes this design, if any do; of absent parts, none."""
     values: dict[str, Any] = {}
-    for part in design.modifications:
-        values |= _read(part)
-        if part.form not in (Form.BIAS, Form.PROMPT):
-            values["first_layer"] = part.layers_of(depth)[0]
+    for m in design.modifications:
+        values |= _read(m)
+        if m.form not in (Form.BIAS, Form.PROMPT):
+            values |= first_layer(m, depth)
     return values
 
 
-def _read(part: Modification) -> dict[str, Any]:
-    match part.form, part.site:
+def _read(m: Modification) -> dict[str, Any]:
+    match m.form, m.site:
         case Form.PREFIX, _:
-            return {"prefix.length": part.size}
+            return {"prefix.length": m.size}
         case Form.MULTI_HEAD, _:
-            return {"multi_head.size": part.size}
+            return {"multi_head.size": m.size}
         case Form.BOTTLENECK, Site.ATTENTION:
-            return {"attention.size": part.size, "attention.insertion": part.insertion}
+            return {"attention.size": m.size, "attention.insertion": m.insertion}
         case Form.BOTTLENECK, _:
-            return {"ffn.size": part.size, "ffn.insertion": part.insertion, "ffn.scale": part.scale}
+            return {"ffn.size": m.size, "ffn.insertion": m.insertion, "ffn.scale": m.scale}
         case Form.LOW_RANK, Site.FFN_UP | Site.FFN_DOWN:
-            return {"low_rank.ffn": part.size, "low_rank.scale": part.scale}
+            return {"low_rank.ffn": m.size, "low_rank.scale": m.scale}
         case Form.LOW_RANK, _:
-            return {"low_rank.attention": part.size, "low_rank.scale": part.scale}
+            return {"low_rank.attention": m.size, "low_rank.scale": m.scale}
         case Form.RESCALE, _:
             return {"rescale": 1}
         case Form.PROMPT, _:
-            return {"prompt.length": part.size}
+            return {"prompt.length": m.size}
         case Form.BIAS, _:
             return {"bias": 1}
     return {}
+
+
+unified = ShippedSpace(dimensions, build, read)

@@ -7,10 +7,10 @@
 | prompt with shifted or relative positions, on models that generate | PROMPT_TUNING |
 | gated prefix of one length in all layers, on rotary positions | PREFIX_TUNING, its keys turned on by the length |
 
-One PEFT adapter is of one method. What it cannot say is refused with the rule: see `peft_layouts`. Initial
-values have no place in it, nor has whether a stored head was trained. On rotary models PEFT
-counts padding on the left where we do not: to a prefix that makes no difference where position_ids are given,
-as `generate` does; with prompts PEFT leaves them aside.
+One PEFT adapter is of one method. What PEFT cannot say is refused with the rule; rules and layouts are in the files of
+the forms (`petl.forms`). Initial values have no place in an adapter, nor has whether a stored head was trained. On
+rotary models PEFT counts padding on the left where we do not: to a prefix that makes no difference where position_ids
+are given, as `generate` does; with prompts PEFT leaves them aside.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from petl.adapters import storage
-from petl.adapters.peft_layouts import METHODS, PATHS, PROMPT, Method, Target, Tensors, united
+from petl.adapters.peft_target import TargetModel, united
 from petl.adapters.storage import StorageError
 from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.locate import locate
-from petl.backbones.model import parts
+from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Form, Modification, Site
+from petl.forms.exchange import PATHS, PROMPT, Layout, Tensors
+from petl.forms.table import FORMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,12 +43,8 @@ CONFIG: Final = "adapter_config.json"
 TENSORS: Final = "adapter_model.safetensors"
 _PICKLED: Final = "adapter_model.bin"
 _BIASES: Final = Modification(form=Form.BIAS, site=Site.MODEL)
-# Why no method of PEFT has a form.
-_REASONS: Final[Mapping[Form, str]] = {
-    Form.BOTTLENECK: "PEFT has no bottleneck adapters",
-    Form.MULTI_HEAD: "PEFT has no adapters of heads",
-    Form.FULL: "a fully trained model is no adapter: merge() it and save the model",
-}
+# PEFT's name of a method -> its layout.
+METHODS: Final[Mapping[str, Layout]] = {form.peft: form.layout for form in FORMS.values() if form.layout}
 
 
 class PeftMissingError(ImportError):
@@ -61,10 +59,10 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     name that PEFT notes, by default where the model came from. Raises DesignError, listing the rules,
     for a design that PEFT cannot express; PeftMissingError where the library is not installed.
     """
-    peft, target = _library(), Target(attachment.model)
-    kind = _method(attachment.design, target)
+    peft, target = _library(), TargetModel(attachment.model)
+    method = _method(attachment.design, target)
     stored, where = attachment.state_dict(), Path(folder)
-    options, tensors = kind.write(target, attachment.deltas, stored)
+    options, tensors = method.write(target, attachment.deltas, stored)
     if any(m.form is Form.BIAS for m in attachment.design.modifications):
         options["bias"] = "all"
     own = {
@@ -74,7 +72,7 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     for module in target.head:  # whole, what the head shares with the base included
         frozen = target.model.get_submodule(module).state_dict()
         own = {**{f"{module}.{name}": tensor for name, tensor in frozen.items()}, **own}
-    config = getattr(peft, kind.config)(
+    config = getattr(peft, method.config)(
         task_type=target.task or None,
         base_model_name_or_path=base_model or target.model.name_or_path,
         inference_mode=True,
@@ -83,7 +81,7 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     )
     wrapped = set(options.get("target_modules", ()))
     tensors |= {_wrapped(name, wrapped): tensor for name, tensor in own.items()}
-    named = {name if name == PROMPT else kind.prefix + name: tensor for name, tensor in tensors.items()}
+    named = {name if name == PROMPT else method.prefix + name: tensor for name, tensor in tensors.items()}
     where.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(where)
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, where / TENSORS)
@@ -97,29 +95,29 @@ def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
     for files that are missing or damaged or do not fit the model, DesignError for what no design is;
     the model is then as it was.
     """
-    where, target = Path(folder), Target(model)
+    where, target = Path(folder), TargetModel(model)
     config = storage.read_json(where / CONFIG)
     if not (where / TENSORS).exists() and (where / _PICKLED).exists():
         raise StorageError(f"{where} has {_PICKLED}, which would be unpickled; only {TENSORS} is read")
     named = storage.read_tensors(where / TENSORS)
     if not isinstance(config, dict):
         raise StorageError(f"{where / CONFIG} is no configuration of PEFT")
-    kind = METHODS.get(str(config.get("peft_type")))
-    if kind is None:
+    method = METHODS.get(str(config.get("peft_type")))
+    if method is None:
         raise DesignError(f"a design can be one of PEFT's {', '.join(METHODS)}; received {config.get('peft_type')}")
-    strange = [f"{name}={value!r}" for name, value in config.items() if not _understood(kind, name, value)]
+    strange = [f"{name}={value!r}" for name, value in config.items() if not _understood(method, name, value)]
     if strange:
         raise DesignError(f"a design has nothing like PEFT's {', '.join(strange)}")
-    tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, kind))}
-    found = kind.read(target, config, tensors) if kind.prefix == PATHS or PROMPT in tensors else {}
-    if not found:
+    tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, method))}
+    changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT in tensors else {}
+    if not changes:
         raise StorageError(f"{where / TENSORS} holds no tensors of {config['peft_type']}")
-    head = parts(model).head
-    design = replace(united(target, found), head=not head or not head.keys().isdisjoint(tensors))
+    head = parameters_of(model).head
+    design = replace(united(target, changes), head=not head or not head.keys().isdisjoint(tensors))
     if config.get("bias") == "all":
         design |= Design((_BIASES,), head=design.head)
     _method(design, target)  # raises where PEFT's forward pass is none of ours
-    state = {f"{place}.{m.form}.{leaf}": tensor for place, (m, own) in found.items() for leaf, tensor in own.items()}
+    state = {f"{place}.{m.form}.{leaf}": tensor for place, (m, own) in changes.items() for leaf, tensor in own.items()}
     attachment = attach(model, design)
     try:
         _fill(attachment, state, tensors, target)
@@ -155,32 +153,32 @@ def _library() -> Any:
         raise PeftMissingError("writing PEFT adapters needs the library: pip install 'petl-search[peft]'") from error
 
 
-def _method(design: Design, target: Target) -> Method:
-    """PEFT's method for the design. Raises DesignError with every rule that the design breaks."""
+def _method(design: Design, target: TargetModel) -> Layout:
+    """Return the layout of PEFT's method for the design. Raises DesignError with every rule that the design breaks."""
     forms = {m.form for m in design.modifications}
-    kinds = {name: kind for name, kind in METHODS.items() if forms.intersection(kind.forms)}
-    faults = [why for form, why in _REASONS.items() if form in forms]
+    rows = [row for form, row in FORMS.items() if form in forms]
+    methods = [name for name in METHODS if any(row.peft == name for row in rows)]
+    faults = [row.not_in_peft for row in rows if not row.peft]
     if not forms:
         faults.append("PEFT trains a head beside one of its methods only")
-    if len(kinds) > 1:
-        faults.append(f"one PEFT adapter is of one method; received parts of {', '.join(kinds)}")
-    for kind in kinds.values():
-        own = replace(design, modifications=tuple(m for m in design.modifications if m.form in kind.forms))
-        faults += dict.fromkeys(kind.faults(own, target))
+    if len(methods) > 1:
+        faults.append(f"one PEFT adapter is of one method; received parts of {', '.join(methods)}")
+    for name in methods:
+        own = [m for m in design.modifications if m.rule.peft == name]
+        faults += dict.fromkeys(METHODS[name].faults(own, target))
     if faults:
         raise DesignError(f"PEFT cannot express {design.describe()} on this model: {'; '.join(faults)}")
-    (kind,) = kinds.values()
-    return kind
+    return METHODS[methods[0]]
 
 
-def _understood(kind: Method, name: str, value: Any) -> bool:
+def _understood(method: Layout, name: str, value: Any) -> bool:
     """Whether a field of PEFT's configuration says what a design can say, or says nothing."""
-    if name in kind.fields:
-        return not kind.fields[name] or value in kind.fields[name]
+    if name in method.fields:
+        return not method.fields[name] or value in method.fields[name]
     return not value
 
 
-def _full(name: str, target: Target) -> str:
+def _full(name: str, target: TargetModel) -> str:
     """The path from the model of a parameter that is named from the base model, or of the head."""
     inner = f"{target.base}.{name}"
     return inner if target.base and name in target.shapes and inner in target.paths else name
@@ -192,14 +190,14 @@ def _wrapped(name: str, wrapped: set[str]) -> str:
     return f"{module}.base_layer.{leaf}" if module in wrapped else name
 
 
-def _unwrapped(key: str, kind: Method) -> str:
+def _unwrapped(key: str, method: Layout) -> str:
     """A tensor's path from the model, "" for PEFT's second copy of it."""
     if ".original_module." in key or ".modules_to_save." in key:
         return ""
-    return key.removeprefix(kind.prefix).replace(".base_layer.", ".")
+    return key.removeprefix(method.prefix).replace(".base_layer.", ".")
 
 
-def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: Target) -> None:
+def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: TargetModel) -> None:
     """Give the attachment its tensors: the adapter's, and what else the file has of the model's own parameters.
 
     Raises StateError for those that do not fit, DesignError for one of the frozen model's with another value.
@@ -217,7 +215,7 @@ def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: Targ
     frozen = attachment.model.state_dict()
     strange = [name for name, tensor in tensors.items() if not _same(tensor, frozen.get(name))]
     if strange:
-        raise DesignError(f"a design of this kind does not change {', '.join(sorted(strange)[:5])}")
+        raise DesignError(f"a design of this method does not change {', '.join(sorted(strange)[:5])}")
     attachment.load_state_dict(state | owned, heads)
 
 

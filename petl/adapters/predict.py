@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from petl.attach.attachment import Attachment
+from petl.backbones.generation import generate
 from petl.data.tokens import encode_sources, language_tokens
 from petl.tasks import Task
-from petl.training.evaluation import generate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

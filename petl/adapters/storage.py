@@ -26,7 +26,7 @@ from petl import untrusted
 from petl.adapters.predict import AdaptedModel
 from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.count import stored_shapes
-from petl.backbones.model import FAMILIES, Backbone, BackboneError, describe, load, parts
+from petl.backbones.model import FAMILIES, Backbone, BackboneError, describe, load, parameters_of
 from petl.design import Design, DesignError
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
@@ -82,7 +82,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     except (DesignError, TypeError, AttributeError) as error:
         raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
     wanted, _ = _described(where)
-    shapes = {name: tuple(parameter.shape) for name, parameter in parts(model).base.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(model).base.items()}
     differ = sorted(name for name, shape in wanted.shapes.items() if shapes.get(name) != shape)
     if differ:
         raise StorageError(

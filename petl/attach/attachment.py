@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from petl.attach import attention
+from petl.attach.build import build, build_mlp
+from petl.attach.hook_points import HookPoints
 from petl.attach.merge import fold
-from petl.attach.places import Places
-from petl.backbones.model import Parts, family_of, parts
-from petl.backbones.plan import Delta, deltas, reparameterisations, unfrozen
+from petl.backbones.model import ModelParameters, family_of, parameters_of
+from petl.backbones.plan import deltas, unfrozen
 from petl.design import Design, DesignError
-from petl.forms import form as forms
+from petl.forms.modules import Change, Heads
+from petl.forms.prefix import STORED, reparameterisations
+from petl.forms.vocabulary import Delta
 
 HOLDER: Final = "petl"
 
@@ -38,7 +41,7 @@ class StateError(ValueError):
     """Stored tensors that do not fit the design and the model."""
 
 
-class Tree(nn.Module):
+class ModuleTree(nn.Module):
     """Modules at dotted names."""
 
     def place(self, name: str, module: nn.Module) -> None:
@@ -52,19 +55,19 @@ class Tree(nn.Module):
         at.add_module(leaf, module)
 
 
-class Carried(nn.Module):
-    """All that is attached to a model: a `Tree` for each attachment, and what they share.
+class AttachmentHolder(nn.Module):
+    """All that is attached to a model: a `ModuleTree` for each attachment, and what they share.
 
     It is there from the first attachment to the end of the last. `replaced` holds, for the path of
     each parameter of the model that attachments own, the original and then their clones in order.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, points: HookPoints) -> None:
         super().__init__()
         self.count = 0
-        self.places = places
+        self.points = points
         self.replaced: dict[str, list[tuple[int, nn.Parameter]]] = {}
-        self.trained = {name: parameter.requires_grad for name, parameter in places.model.named_parameters()}
+        self.trained = {name: parameter.requires_grad for name, parameter in points.model.named_parameters()}
         self.attention = ""
 
 
@@ -81,9 +84,9 @@ class Attachment:
         self.model = model
         self.design = design
         self.deltas: tuple[Delta, ...] = ()
-        self.forms: dict[str, forms.Change] = {}
+        self.changes: dict[str, Change] = {}
         self._number = number
-        self._tree = Tree()
+        self._tree = ModuleTree()
         self._trained: dict[str, nn.Parameter] = {}
         self._owned: dict[str, nn.Parameter] = {}
         self._head: dict[str, nn.Parameter] = {}
@@ -106,11 +109,11 @@ class Attachment:
         """The adapter's tensors as they are stored, detached, not copied. The head is apart."""
         stored: dict[str, Tensor] = {}
         for delta in self.deltas:
-            form = self.forms[delta.name]
-            tensors = {name: parameter.detach() for name, parameter in form.named_parameters()}
+            change = self.changes[delta.name]
+            tensors = {name: parameter.detach() for name, parameter in change.named_parameters()}
             if delta.modification.reparameterisation:
                 with torch.no_grad():
-                    tensors |= dict(zip(("key", "value"), cast(forms.Heads, form).rows(), strict=True))
+                    tensors |= dict(zip(STORED, cast(Heads, change).rows(), strict=True))
             stored |= {f"{delta.name}.{name}": tensor for name, tensor in tensors.items()}
         return stored | {name: parameter.detach() for name, parameter in self._owned.items()}
 
@@ -138,24 +141,24 @@ class Attachment:
 
     def detach(self) -> None:
         """Give the model back as it was without this design, bit for bit. A second call does nothing."""
-        carried = self._carried()
-        if carried is None:
+        holder = self._holder()
+        if holder is None:
             return
-        carried.places.discard(set(self.forms.values()))
-        for path, clones in list(carried.replaced.items()):
+        holder.points.discard(set(self.changes.values()))
+        for path, clones in list(holder.replaced.items()):
             used = self.model.get_parameter(path)
             clones[:] = [(owner, clone) for owner, clone in clones if owner != self._number]
             _set(self.model, path, _moved(_latest(clones), used))
             if len(clones) == 1:
-                del carried.replaced[path]
-        delattr(carried, _child(self._number))
-        if carried.attention and not carried.places.at_heads:
-            self.model.set_attn_implementation(carried.attention)
-            carried.attention = ""
-        if not any(True for _ in carried.children()):
+                del holder.replaced[path]
+        delattr(holder, _child(self._number))
+        if holder.attention and not holder.points.at_heads:
+            self.model.set_attn_implementation(holder.attention)
+            holder.attention = ""
+        if not any(True for _ in holder.children()):
             delattr(self.model, HOLDER)
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(carried.trained[name])
+                parameter.requires_grad_(holder.trained[name])
 
     def merge(self) -> PreTrainedModel:
         """Fold the design into the model's weights and take it off: a plain model with other parameters.
@@ -167,12 +170,12 @@ class Attachment:
         Raises DesignError where a part cannot be folded in (see `merge.UNMERGEABLE`) or another attachment
         stands in the way, listing all of them; nothing is changed then.
         """
-        carried = self._carried()
-        if carried is None:
+        holder = self._holder()
+        if holder is None:
             raise DesignError(f"{self.design.describe()} is not on the model any more: there is nothing to merge")
-        taken = {p for p, clones in carried.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
-        changed = fold(self.design, self.deltas, self.forms, carried.places, taken)
-        for clones in carried.replaced.values():
+        taken = {p for p, clones in holder.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
+        changed = fold(self.design, self.deltas, self.changes, holder.points, taken)
+        for clones in holder.replaced.values():
             mine = [pair for pair in clones if pair[0] == self._number]
             if mine:
                 # What this one hid stays hidden.
@@ -180,18 +183,18 @@ class Attachment:
                 mine[0][1].requires_grad_(False)
         for path, value in changed.items():
             parameter = nn.Parameter(value, requires_grad=False)
-            if path in carried.replaced:
-                carried.replaced[path] = [(0, parameter)]
+            if path in holder.replaced:
+                holder.replaced[path] = [(0, parameter)]
             _set(self.model, path, parameter)
         self.detach()
         return self.model
 
-    def _carried(self) -> Carried | None:
+    def _holder(self) -> AttachmentHolder | None:
         """What the model carries, as long as this is part of it."""
-        carried = getattr(self.model, HOLDER, None)
+        holder = getattr(self.model, HOLDER, None)
         # By identity: numbers start anew with the first attachment after the last was taken off.
-        there = isinstance(carried, Carried) and getattr(carried, _child(self._number), None) is self._tree
-        return carried if there else None
+        there = isinstance(holder, AttachmentHolder) and getattr(holder, _child(self._number), None) is self._tree
+        return holder if there else None
 
     def __enter__(self) -> Attachment:
         return self
@@ -206,7 +209,7 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
     Other attachments that the model carries stay, and go on training. Raises DesignError for a design
     that does not fit the model, BackboneError for a family without a row; the model is then as it was.
     """
-    family, own = family_of(model), parts(model)
+    family, own = family_of(model), parameters_of(model)
     planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
     mine = unfrozen(design, family, own.base, own.head)
     if not (planned or mine or (design.head and own.head)):
@@ -215,24 +218,24 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
         )
     like = next(iter(own.base.values()))
 
-    carried = getattr(model, HOLDER, None)
-    if carried is None:
-        carried = Carried(Places(model, family, own.prefix))
-        model.add_module(HOLDER, carried)
+    holder = getattr(model, HOLDER, None)
+    if holder is None:
+        holder = AttachmentHolder(HookPoints(model, family, own.prefix))
+        model.add_module(HOLDER, holder)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    carried.count += 1
-    attachment = Attachment(model, design, carried.count)
+    holder.count += 1
+    attachment = Attachment(model, design, holder.count)
     tree = attachment._tree
-    carried.add_module(_child(carried.count), tree)
+    holder.add_module(_child(holder.count), tree)
     try:
         attachment.deltas = planned
         _build(attachment, tree, seed, like)
-        _own(attachment, carried, own, mine)
+        _own(attachment, holder, own, mine)
         for delta in planned:
-            carried.places.insert(delta, attachment.forms[delta.name])
-        if not carried.attention and carried.places.at_heads:
-            carried.attention = attention.switch(model)
+            holder.points.insert(delta, attachment.changes[delta.name])
+        if not holder.attention and holder.points.at_heads:
+            holder.attention = attention.switch(model)
     except BaseException:
         attachment.detach()
         raise
@@ -244,23 +247,23 @@ def _child(number: int) -> str:
     return f"attachment_{number}"
 
 
-def _build(attachment: Attachment, tree: Tree, seed: int, like: Tensor) -> None:
-    def put(name: str, module: forms.Change | forms.PrefixMLP) -> None:
+def _build(attachment: Attachment, tree: ModuleTree, seed: int, like: Tensor) -> None:
+    def put(name: str, module: nn.Module) -> None:
         module.to(like.device, like.dtype)
         tree.place(name, module)
         attachment._trained |= {f"{name}.{leaf}": parameter for leaf, parameter in module.named_parameters()}
 
-    shared: dict[str, tuple[forms.PrefixMLP, int]] = {}
+    shared: dict[str, tuple[nn.Module, int]] = {}
     for plan in reparameterisations(attachment.deltas):
-        mlp = forms.build_mlp(plan, seed)
+        mlp = build_mlp(plan, seed)
         put(plan.name, mlp)
         shared |= {delta.name: (mlp, index) for index, delta in enumerate(plan.deltas)}
     for delta in attachment.deltas:
-        form = attachment.forms[delta.name] = forms.build(delta, seed, *shared.get(delta.name, ()))
-        put(delta.name, form)
+        change = attachment.changes[delta.name] = build(delta, seed, *shared.get(delta.name, ()))
+        put(delta.name, change)
 
 
-def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[str]) -> None:
+def _own(attachment: Attachment, holder: AttachmentHolder, own: ModelParameters, mine: Iterable[str]) -> None:
     """Replace what the attachment owns by trainable clones, one clone for all places of a tied parameter."""
     model, everything = attachment.model, {**own.base, **own.head}
     paths: dict[int, list[str]] = {}
@@ -273,7 +276,7 @@ def _own(attachment: Attachment, carried: Carried, own: Parts, mine: Iterable[st
         clone = nn.Parameter(original.detach().clone(), requires_grad=name in owned or attachment.design.head)
         (attachment._owned if name in owned else attachment._head)[name] = clone
         for path in paths[id(original)]:
-            clones = carried.replaced.setdefault(path, [(0, original)])
+            clones = holder.replaced.setdefault(path, [(0, original)])
             clones.append((attachment._number, clone))
             _set(model, path, _latest(clones))
 

@@ -9,7 +9,7 @@ are never masked, and token positions are not shifted. Ungated prefixes and mult
 added to each head's output.
 
 Each implementation that a model may have gets a twin (`petl_sdpa`, `petl_eager`), which extends keys,
-values and mask and then calls it. Sub-layers without such forms pass through it unchanged. One twin
+values and mask and then calls it. Sub-layers without such changes pass through it unchanged. One twin
 each, rather than one for all, keeps the function free of state: the name says which one to call, also
 where two models share a configuration.
 """
@@ -28,17 +28,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from petl.attach.hooks import Serves
-from petl.backbones.plan import Block
+from petl.attach.hooks import HookGroup
 from petl.design import DesignError
-from petl.forms.form import Heads
+from petl.forms.modules import Heads
+from petl.forms.vocabulary import Block
 
 IMPLEMENTATIONS: Final = ("sdpa", "eager")
-_FORMS: Final = "petl_forms"
+_CHANGES: Final = "petl_changes"
 
 
 def switch(model: PreTrainedModel) -> str:
-    """Let `model` attend through the twin of its implementation, and return the name of that; "" if it does already.
+    """Let `model` attend through the twin of its implementation, and return the name of that; "" if it did already.
 
     Raises DesignError for an implementation that takes no extended mask.
     """
@@ -54,20 +54,20 @@ def switch(model: PreTrainedModel) -> str:
 
 
 @dataclass
-class HeadForms(Serves[Heads]):
-    """The forms of one attention module, which finds them as an attribute.
+class HeadChanges(HookGroup[Heads]):
+    """The changes of one attention module, which finds them as an attribute.
 
-    It does not register them: the model owns them elsewhere.
+    The module does not register them: the model owns them elsewhere.
     """
 
     module: nn.Module
 
     def put(self) -> None:
-        """Let the module find them."""
-        setattr(self.module, _FORMS, self)
+        """Make the module find the changes."""
+        setattr(self.module, _CHANGES, self)
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the module: raises RuntimeError where nothing would look for them."""
+        """Raise RuntimeError where nothing would look for the changes; a forward pre-hook of the module."""
         used: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
         if not used.startswith("petl_"):
             raise RuntimeError(
@@ -76,28 +76,30 @@ class HeadForms(Serves[Heads]):
             )
 
     def remove(self) -> None:
-        """Take them away."""
-        delattr(self.module, _FORMS)
+        """Take the changes away from the module."""
+        delattr(self.module, _CHANGES)
 
 
 @dataclass
-class QueryOfNormed(Serves[Heads]):
-    """Forward hook of a query linear: also computes the query of the normed input, for each form that has a norm."""
+class NormedQuery(HookGroup[Heads]):
+    """Forward hook of a query linear that also computes the query of the normed input, for each change with a norm.
+
+    The queries, (batch, tokens, query width), are left with the changes.
+    """
 
     block: Block | None = None
     inside: bool = False
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Leave the queries, (batch, tokens, query width), with the forms."""
         if self.inside:
             return
         self.inside = True  # the linear is called whole, with its low-rank change, so this hook runs again
         try:
-            for form in self.forms:
-                query = module(form.norm(inputs[0]))
+            for change in self.changes:
+                query = module(change.norm(inputs[0]))
                 if self.block is not None:
                     query = query[..., self.block.start : self.block.start + self.block.width]
-                form.normed_query = query
+                change.normed_query = query
         finally:
             self.inside = False
 
@@ -112,17 +114,16 @@ def attend(
     implementation: str,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention with the module's forms. query, key, value: (batch, heads, tokens, head width)."""
+    """Attend with the module's changes. query, key, value: (batch, heads, tokens, head width)."""
     frozen = _frozen(implementation, module)
-    found: HeadForms | None = getattr(module, _FORMS, None)
-    if found is None:
+    group: HeadChanges | None = getattr(module, _CHANGES, None)
+    if group is None:
         return frozen(module, query, key, value, attention_mask, **arguments)
-    forms = found.forms
     scaling, dropout = arguments.get("scaling"), arguments.get("dropout", 0.0)
     if scaling is None:
         scaling = arguments["scaling"] = query.shape[-1] ** -0.5  # joined queries may be wider
-    changes = [form(query, scaling=scaling, dropout=dropout)[0] for form in forms if not form.joined]
-    joined = [form for form in forms if form.joined]
+    added = [change(query, scaling=scaling, dropout=dropout)[0] for change in group.changes if not change.joined]
+    joined = [change for change in group.changes if change.joined]
     if joined:
         causal = arguments.pop("is_causal", None)
         if causal is None:
@@ -133,8 +134,8 @@ def attend(
             attention_mask = square.tril(key.shape[2] - query.shape[2])[None, None]
         arguments["is_causal"] = False
         tokens = key.shape[2]
-        for form in joined:
-            query, key, value = form(query, key, value)
+        for change in joined:
+            query, key, value = change(query, key, value)
         length = key.shape[2] - tokens
         if attention_mask is not None:
             see = attention_mask.new_full((*attention_mask.shape[:-1], length), attention_mask.dtype == torch.bool)
@@ -143,7 +144,7 @@ def attend(
         if bias is not None:
             arguments["position_bias"] = torch.cat((bias.new_zeros((*bias.shape[:-1], length)), bias), -1)
     output, weights = frozen(module, query, key, value, attention_mask, **arguments)
-    for change in changes:
+    for change in added:
         output = output + change.transpose(1, 2)
     return output, weights
 

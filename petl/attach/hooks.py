@@ -1,8 +1,8 @@
 """The ways in which a Δh reaches a frozen module. All are picklable, and leave the module as it is.
 
-A `Place` holds all deltas of all attachments that land at one point of the forward pass, whoever came
-first. Deltas of one stage all read the same values, and their changes are summed: their order means
-nothing. A later stage reads what the earlier ones have left.
+A `HookPoint` holds all changes, of all attachments, that land at one point of the forward pass. Changes of one stage
+all read the same values and are summed, so their order means nothing. A later stage reads what the earlier ones
+have left.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from petl.backbones.plan import Block
+from petl.forms.vocabulary import Block
 
-F = TypeVar("F", bound=nn.Module)
+C = TypeVar("C", bound=nn.Module)
 
 
 @dataclass(kw_only=True)
-class Serves(Generic[F]):
-    """The forms that one hook, or one group of them, serves."""
+class HookGroup(Generic[C]):
+    """The changes that one hook, or one group of hooks, serves."""
 
-    forms: list[F] = field(default_factory=list)
+    changes: list[C] = field(default_factory=list)
 
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these forms; whether none is left."""
-        self.forms = [form for form in self.forms if form not in gone]
-        return not self.forms
+    def discard(self, removed: Collection[nn.Module]) -> bool:
+        """Forget these changes, and return whether none remains."""
+        self.changes = [change for change in self.changes if change not in removed]
+        return not self.changes
 
 
 class Stage(IntEnum):
-    """The order of changes at one place."""
+    """The order of changes at one point."""
 
     LINEAR = 0  # of the linear: part of it, as after merging
     RESCALE = 1  # of the linear's output
@@ -43,41 +43,40 @@ class Stage(IntEnum):
     AFTER_RESIDUAL = 3
 
 
-class Reads(Enum):
+class Source(Enum):
     """What a Δh is computed from."""
 
     INPUT = "the input of the module hooked"
     VALUE = "the value changed, as the earlier stages left it"
-    TAP = "what the place's tap kept: the input of the sub-layer"
+    TAP = "what the point's tap recorded: the input of the sub-layer"
     DIFFERENCE = "the value less the tap's: the sub-layer's output, where dropout is a function call"
 
 
 @dataclass
-class Tap:
-    """Forward pre-hook: keeps a module's first input until `take` is called, once per forward pass.
+class InputTap:
+    """Forward pre-hook that keeps a module's first input until `take` is called, once per forward pass.
 
-    Where the input is taken outside the layer that holds the module, it waits for `Open`: gradient
-    checkpointing runs the layer's inside again, and what that kept would be held in vain.
+    Where the input is taken outside the layer that holds the module, the tap waits for `OpenTap`: gradient
+    checkpointing runs the layer's inside again, and what the tap kept then would never be taken.
     """
 
     waits: bool = False
     closed: bool = False
     value: Tensor | None = None
-    recorded: bool = True
+    recorded: bool = True  # by autograd
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy keeps nothing of a pass that failed."""
+        """Leave out what a pass that failed has left."""
         return {**vars(self), "value": None}
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Keep the first input."""
         if self.closed:
             return
         self.closed, self.recorded = self.waits, torch.is_grad_enabled()
         self.value = inputs[0] if inputs else named["hidden_states"]
 
     def take(self) -> Tensor:
-        """The kept input, let go of so that no activation outlives the pass."""
+        """Return the input, and let go of it, so that no activation outlives the pass."""
         value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the module that a parallel Δh reads did not run before the one it is added to")
@@ -90,92 +89,88 @@ class Tap:
 
 
 @dataclass(frozen=True, eq=False)
-class Open:
-    """Forward pre-hook of a layer: its tap keeps the next input."""
+class OpenTap:
+    """Forward pre-hook of a layer that lets its tap keep the next input."""
 
-    tap: Tap
+    tap: InputTap
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Open the tap."""
         self.tap.closed = False
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """One Δh at a place; with `block`, it changes that part of a fused linear's output."""
+class HookedChange:
+    """One Δh at a point; with `block`, it changes that part of a fused linear's output."""
 
-    delta: nn.Module
+    change: nn.Module
     stage: Stage
-    reads: Reads
+    source: Source
     block: Block | None = None
 
-    def change(self, source: Tensor) -> Tensor:
-        """Δh, as wide as the value that it is added to."""
+    def __call__(self, source: Tensor) -> Tensor:
+        """Return Δh, as wide as the value that it is added to."""
         block = self.block
         if block is None:
-            return self.delta(source)  # type: ignore[no-any-return]
-        if self.reads is Reads.VALUE:
+            return self.change(source)  # type: ignore[no-any-return]
+        if self.source is Source.VALUE:
             source = source[..., block.start : block.start + block.width]
-        return functional.pad(self.delta(source), (block.start, block.total - block.start - block.width))
+        return functional.pad(self.change(source), (block.start, block.total - block.start - block.width))
 
 
 @dataclass
-class Place:
-    """The deltas at one point, and the tap that feeds the parallel ones of a sub-layer."""
+class HookPoint:
+    """The changes at one point of the forward pass, and the tap that feeds the parallel ones of a sub-layer."""
 
-    tap: Tap | None = None
-    entries: list[Entry] = field(default_factory=list)
+    tap: InputTap | None = None
+    changes: list[HookedChange] = field(default_factory=list)
 
-    def discard(self, gone: Collection[nn.Module]) -> bool:
-        """Forget these deltas; whether none is left."""
-        self.entries = [entry for entry in self.entries if entry.delta not in gone]
-        return not self.entries
+    def discard(self, removed: Collection[nn.Module]) -> bool:
+        """Forget these changes, and return whether none remains."""
+        self.changes = [hooked for hooked in self.changes if hooked.change not in removed]
+        return not self.changes
 
-    def apply(self, value: Tensor, given: Tensor) -> Tensor:
-        """The value with all changes; `given` is the input of the module hooked."""
-        tapped = self.tap.take() if self.tap else given
-        for _, stage in groupby(sorted(self.entries, key=lambda entry: entry.stage), key=lambda entry: entry.stage):
+    def apply(self, value: Tensor, module_input: Tensor) -> Tensor:
+        """Return the value with all changes; `module_input` is that of the module hooked."""
+        tapped = self.tap.take() if self.tap else module_input
+        for _, stage in groupby(sorted(self.changes, key=lambda hooked: hooked.stage), key=lambda hooked: hooked.stage):
             before = value
-            for entry in stage:
-                if entry.reads is Reads.DIFFERENCE:
+            for hooked in stage:
+                if hooked.source is Source.DIFFERENCE:
                     source = before - tapped
                 else:
-                    source = {Reads.INPUT: given, Reads.VALUE: before, Reads.TAP: tapped}[entry.reads]
-                value = value + entry.change(source)
+                    source = {Source.INPUT: module_input, Source.VALUE: before, Source.TAP: tapped}[hooked.source]
+                value = value + hooked(source)
         return value
 
 
 @dataclass(frozen=True, eq=False)
-class AtInput:
-    """Forward pre-hook: changes a module's first input."""
+class ChangeInput:
+    """Forward pre-hook that changes a module's first input."""
 
-    place: Place
+    point: HookPoint
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The changed inputs."""
-        return (self.place.apply(inputs[0], inputs[0]), *inputs[1:])
+        return (self.point.apply(inputs[0], inputs[0]), *inputs[1:])
 
 
 @dataclass(frozen=True, eq=False)
-class AtOutput:
-    """Forward hook: changes a module's output."""
+class ChangeOutput:
+    """Forward hook that changes a module's output."""
 
-    place: Place
+    point: HookPoint
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The changed output."""
-        return self.place.apply(output, inputs[0])
+        return self.point.apply(output, inputs[0])
 
 
 @dataclass(frozen=True, eq=False)
-class AfterNorm:
+class ChangeInNorm:
     """Forward hook of a norm: N(z + Σ Δh(N(z))), the norm used twice (Pfeiffer adapters in post-norm models)."""
 
-    place: Place
+    point: HookPoint
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The changed output."""
-        changes: Sequence[Tensor] = [entry.change(output) for entry in self.place.entries]
+        changes: Sequence[Tensor] = [hooked(output) for hooked in self.point.changes]
         # Not by calling the module, whose hooks have run.
         changed: Tensor = module.forward(inputs[0] + sum(changes[1:], changes[0]))
         return changed

@@ -9,8 +9,11 @@ from math import prod
 from typing import Any, Final
 
 from petl.backbones.model import Backbone
-from petl.backbones.plan import Delta, Shapes, deltas, reparameterisations, unfrozen
-from petl.design import Design, Form, Modification
+from petl.backbones.plan import deltas, unfrozen
+from petl.design import Design, Modification
+from petl.forms import table
+from petl.forms.prefix import STORED, reparameterisations
+from petl.forms.vocabulary import Delta, Settings, Shapes
 
 # Denominators that the paper's percentages fit, where it printed any: (family, base) -> its size. It is
 # BART-large's even for mBART; that model has 406.29 M, yet l = 200 at 3.6 % needs 409.6 M.
@@ -21,7 +24,7 @@ PAPER_BASE: Final[Mapping[tuple[str, int], int]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class ModificationCounts:
     """The parameters of one modification of a design."""
 
     modification: Modification
@@ -48,7 +51,7 @@ class Counts:
     paper: int
     head: int
     paper_base: int
-    parts: tuple[Part, ...]
+    parts: tuple[ModificationCounts, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the percentages and the share of each modification."""
@@ -108,7 +111,7 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     canonical = design.canonical(backbone.layout)
     found = deltas(canonical, backbone.row, backbone.shapes)
     owned = _owned(canonical, backbone, labels)
-    by_part: defaultdict[Modification, list[Delta]] = defaultdict(list)
+    by_part: defaultdict[Settings, list[Delta]] = defaultdict(list)
     for delta in found:
         by_part[delta.modification].append(delta)
     parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
@@ -125,24 +128,24 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     )
 
 
-def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> Part:
-    if m.form in (Form.BIAS, Form.FULL):
+def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> ModificationCounts:
+    if m.rule.owns:
         size = _size(owned.values())
-        return Part(m, size, size, size)
+        return ModificationCounts(m, size, size, size)
     stored, direct = _added(found), [delta for delta in found if not m.reparameterisation]
     mlps = [shape for mlp in reparameterisations(found) for shape in mlp.shapes().values()]
     # Beside its MLP, such a prefix may have a norm or a scale of its own.
-    rest = {name: shape for name, shape in stored.items() if direct or not name.endswith((".key", ".value"))}
-    return Part(
+    rest = {name: shape for name, shape in stored.items() if direct or name.rpartition(".")[2] not in STORED}
+    return ModificationCounts(
         m,
         trained=_size(mlps) + _size(rest.values()),
         stored=_size(stored.values()),
-        paper=_size(shape for shape in stored.values() if len(shape) > 1 or m.form is Form.RESCALE),
+        paper=_size(shape for shape in stored.values() if len(shape) > 1 or m.rule.counts_vectors),
     )
 
 
 def _added(found: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
-    return {f"{delta.name}.{name}": shape for delta in found for name, shape in delta.shapes().items()}
+    return {f"{delta.name}.{name}": shape for delta in found for name, shape in table.stored_shapes(delta).items()}
 
 
 def _owned(design: Design, backbone: Backbone, labels: int) -> dict[str, tuple[int, ...]]:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from petl.design import Site
+from petl.forms.vocabulary import Delta, Site
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearRow:
     """A linear of a layer: the first of `paths`, from the layer, that the model has.
 
     With `parts` above 1 it is the `part`-th of that many equal blocks of a fused linear's output.
@@ -26,8 +26,8 @@ class Linear:
     parts: int = 1
 
 
-def _linear(*paths: str) -> Linear:
-    return Linear(paths)
+def _linear(*paths: str) -> LinearRow:
+    return LinearRow(paths)
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Attention:
     """
 
     module: str
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
+    query: LinearRow
+    key: LinearRow
+    value: LinearRow
+    out: LinearRow
     rotary: bool = False
 
     @property
-    def linears(self) -> Mapping[Site, Linear]:
+    def linears(self) -> Mapping[Site, LinearRow]:
         """The linears that a design can name."""
         return {Site.QUERY: self.query, Site.KEY: self.key, Site.VALUE: self.value, Site.ATTENTION_OUT: self.out}
 
@@ -62,16 +62,16 @@ class FeedForward:
     input of that module, the layer's last norm, in post-norm families, its output in pre-norm ones.
     """
 
-    up: Linear
-    down: Linear
+    up: LinearRow
+    down: LinearRow
     stream: str
     end: str
     total: str
     post_norm: bool
-    gate: Linear = Linear(())
+    gate: LinearRow = LinearRow(())
 
     @property
-    def linears(self) -> Mapping[Site, Linear]:
+    def linears(self) -> Mapping[Site, LinearRow]:
         """The linears that a design can name; the activations are the input of `down`."""
         return {
             Site.FFN_UP: self.up,
@@ -126,6 +126,14 @@ class Family:
     reserved: int = 0
     counts_tokens: bool = False
     transposed: bool = False
+
+    def stack(self, name: str) -> Stack:
+        """Return the stack of that name."""
+        return next(stack for stack in self.stacks if stack.name == name)
+
+    def attention(self, delta: Delta) -> Attention:
+        """Return the row of the attention that a delta is in."""
+        return self.stack(delta.stack).attentions[delta.attention]
 
     def in_pooler(self, name: str) -> bool:
         """Whether the parameter, named from the base model, is the pooler's."""
@@ -244,9 +252,9 @@ _GPT2: Final = Stack(
     attentions={
         "self": Attention(
             "attn",
-            query=Linear(("attn.c_attn",), 0, 3),
-            key=Linear(("attn.c_attn",), 1, 3),
-            value=Linear(("attn.c_attn",), 2, 3),
+            query=LinearRow(("attn.c_attn",), 0, 3),
+            key=LinearRow(("attn.c_attn",), 1, 3),
+            value=LinearRow(("attn.c_attn",), 2, 3),
             out=_linear("attn.c_proj"),
         )
     },

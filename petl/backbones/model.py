@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petl.backbones.families import FAMILIES, Family
 from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate, weight_files
-from petl.backbones.plan import is_bias, layout, linears
+from petl.backbones.plan import layout, linears
 from petl.design import Layout, Site
+from petl.forms.bias import is_bias
 from petl.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -26,20 +27,22 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "Family",
-    "Parts",
+    "ModelParameters",
     "describe",
     "draw_head",
     "family_of",
     "load",
     "load_tokenizer",
     "locate",
-    "parts",
+    "parameters_of",
 ]
 
 # A width that no model has: where it shows up in a shape, the number of labels stands.
 _LABELS: Final = 1009
 _PEFT: Final = "adapter_config.json"
 _ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# Fields of a backbone in studies and adapters that ba3158e stored; the shapes say the same.
+_AT_BA3158E: Final = ("width", "ffn_width", "heads")
 _TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
@@ -59,9 +62,6 @@ class Backbone:
     revision: str
     fingerprint: str
     depth: int
-    width: int
-    ffn_width: int
-    heads: int
     shapes: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
     head: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
 
@@ -109,11 +109,12 @@ class Backbone:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Backbone:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` writes, and what it wrote at ba3158e."""
         tables = {
             name: {key: tuple(map(int, shape)) for key, shape in data[name].items()} for name in ("shapes", "head")
         }
-        return cls(**{**data, **tables})
+        facts = {name: value for name, value in data.items() if name not in _AT_BA3158E}
+        return cls(**{**facts, **tables})
 
 
 def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbone:
@@ -127,9 +128,8 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     config = _config(folder, model)
     family = _family(str(config.model_type))
     config.num_labels = _LABELS
-    own = parts(_empty(config))
+    own = parameters_of(_empty(config))
     shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
-    up = tuple(f".{path}.weight" for path in family.stacks[0].ffn.up.paths)
     bare = not weights or Path(place).name == CONFIG
     return Backbone(
         model=model,
@@ -137,9 +137,6 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
         revision=commit,
         fingerprint=commit[:16] or ("" if bare else fingerprint(folder)),
         depth=max(stack.depth for stack in layout(family, shapes).values()),
-        width=int(config.hidden_size),
-        ffn_width=next(max(shape) for name, shape in shapes.items() if name.endswith(up)),
-        heads=int(config.num_attention_heads),
         shapes=shapes,
         head={
             name: tuple(0 if size == _LABELS else size for size in parameter.shape)
@@ -184,7 +181,7 @@ def load(
         config.label2id = {label: index for index, label in enumerate(labels)}
         if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
             config.pad_token_id = _first(config.eos_token_id)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
             folder,
             config=config,
@@ -195,7 +192,7 @@ def load(
             ignore_mismatched_sizes=True,  # a checkpoint's own head for other labels; the base is checked below
             output_loading_info=True,
         )
-    own = parts(loaded)
+    own = parameters_of(loaded)
     pretrained = {f"{own.prefix}.{name}" if own.prefix else name for name in own.base}
     if labels is None:
         pretrained |= own.head.keys()
@@ -234,7 +231,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelParameters:
     """A model's own parameters, tied ones once.
 
     `prefix` is the path of the base model, "" where it is the model itself. `base` are those of the
@@ -247,7 +244,7 @@ class Parts:
     head: Mapping[str, nn.Parameter]
 
 
-def parts(model: PreTrainedModel) -> Parts:
+def parameters_of(model: PreTrainedModel) -> ModelParameters:
     """The parameters of a model, whatever head it has, without what is attached to it."""
     from torch.nn import Linear
 
@@ -266,7 +263,7 @@ def parts(model: PreTrainedModel) -> Parts:
             base[name] = parameter
         else:
             head[name] = parameter
-    return Parts(prefix, base, head)
+    return ModelParameters(prefix, base, head)
 
 
 def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any:
@@ -315,8 +312,8 @@ def _first(token: int | Sequence[int] | None) -> int | None:
 def _family(name: str) -> Family:
     if name not in FAMILIES:
         raise BackboneError(
-            f"families supported: {', '.join(FAMILIES)}; received {name!r}. "
-            "One row of FAMILIES (petl/backbones/families.py) and one configuration in tests/helpers/tiny.py"
+            f"families supported: {', '.join(FAMILIES)}; received {name!r}: a family is one row of FAMILIES "
+            "(petl/backbones/families.py) and one configuration in tests/helpers/tiny.py"
         )
     return FAMILIES[name]
 
@@ -353,7 +350,7 @@ def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
     """
     import torch
 
-    before = [(parameter, parameter.detach().clone()) for parameter in parts(model).head.values()]
+    before = [(parameter, parameter.detach().clone()) for parameter in parameters_of(model).head.values()]
     generator = torch.Generator().manual_seed(seed)
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     with torch.no_grad():
@@ -372,8 +369,8 @@ def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its report that the head is new, which is intended."""
+def quiet() -> Iterator[None]:
+    """Silence transformers within the context: its progress bar, and its reports of what is intended (a new head)."""
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging  # its functions are not annotated

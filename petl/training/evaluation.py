@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -15,15 +14,15 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
+from petl.backbones.generation import generate
+from petl.backbones.model import quiet
 from petl.data.tokens import IGNORED, TaskData, sorted_batches
 from petl.tasks import KINDS
 from petl.training import metrics
 from petl.training.engine import autocast, device, place, share, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from petl.tasks import Task
+    from transformers import PreTrainedModel
 
 
 Progress = Callable[[str, int, int], None]
@@ -159,8 +158,10 @@ def generate_split(
         done = 0
         for index in sorted_batches(part.lengths, _GENERATED_ROWS):
             mine = share(index)
-            inputs = data.prompts(split, mine if len(mine) else index[:1])
-            generated = generate(model, data.tokenizer, inputs, data.task, data.start, data.first)
+            prompts = data.prompts(split, mine if len(mine) else index[:1])
+            inputs = {name: value.to(device()) for name, value in prompts.items()}
+            several = world_size() > 1
+            generated = generate(model, data.tokenizer, inputs, data.task, data.start, data.first, synced=several)
             texts.update(zip(mine.tolist(), generated, strict=False))  # a rank without rows generates for the others
             done += len(index)
             progress(f"{split} text", done, len(part))
@@ -169,41 +170,6 @@ def generate_split(
         distributed.all_gather_object(everyone, texts)
         texts = {row: text for own in everyone for row, text in own.items()}
     return [texts[row] for row in range(len(part))]
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Mapping[str, Tensor],
-    task: Task,
-    start: int | None = None,
-    first: int | None = None,
-) -> list[str]:
-    """The texts that the model generates for a batch of prompts, by beam search as `task.decoding` says.
-
-    Lengths are of the decoder's tokens for encoder-decoders, its start included, and of new tokens for others.
-    `start` and `first` are those of `TaskData`, where the target's language has them.
-    """
-    decoding, whole = task.decoding, model.config.is_encoder_decoder
-    lengths = ("max_length", "min_length") if whole else ("max_new_tokens", "min_new_tokens")
-    settings: dict[str, Any] = dict(zip(lengths, (decoding.max_length, decoding.min_length), strict=True))
-    named = {"decoder_start_token_id": start, "forced_bos_token_id": first}
-    settings |= {name: token for name, token in named.items() if token is not None}
-    call: Any = model.generate  # torch's stubs take a method of a module for a tensor
-    with _quiet_generation():
-        tokens = call(
-            **{name: value.to(device()) for name, value in inputs.items()},
-            **settings,
-            do_sample=False,
-            num_beams=decoding.beams,
-            length_penalty=decoding.length_penalty,
-            no_repeat_ngram_size=decoding.no_repeat_ngram,
-            pad_token_id=tokenizer.pad_token_id,
-            synced_gpus=world_size() > 1,
-        )
-    if not whole:
-        tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
@@ -220,7 +186,7 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
             model(**inputs).logits.cpu()
         else:
             tokens = {"max_new_tokens": _LATENCY_TOKENS, "min_new_tokens": _LATENCY_TOKENS}
-            with _quiet_generation():
+            with quiet():
                 padding = data.tokenizer.pad_token_id
                 cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=padding)
         return 1e3 * (time.perf_counter() - began)
@@ -234,17 +200,3 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
 def _decoder_inputs(model: Any, labels: Tensor) -> Tensor:
     inputs: Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
     return inputs
-
-
-@contextlib.contextmanager
-def _quiet_generation() -> Iterator[None]:
-    """Without the library's advice about settings of the checkpoint that this decoding does not use."""
-    from transformers.utils import logging as library_logging
-
-    logging: Any = library_logging  # its functions are not annotated
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

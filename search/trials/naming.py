@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from petl.configuration import Configuration
-from petl.design import RULES, Composition, Form, Modification
+from petl.design import Composition, Modification
 from search.trials.record import TrialRecord
 
 
@@ -44,7 +44,7 @@ def flat_parameters(configuration: Configuration) -> dict[str, str]:
     """
     design = configuration.design
     flat: dict[str, str] = {}
-    placed = {m.layers for m in design.modifications if "layers" in RULES[m.form].options}
+    placed = {m.layers for m in design.modifications if "layers" in m.rule.options}
     if len(placed) == 1:
         flat["layers"] = placed.pop()
     seen: dict[str, int] = {}
@@ -72,19 +72,14 @@ def curve(points: Iterable[Mapping[str, float]], validations: Iterable[Mapping[s
 
 
 def _part(modification: Modification) -> str:
-    if modification.form in (Form.BOTTLENECK, Form.LOW_RANK):
-        return str(modification.site)
-    if modification.form is Form.RESCALE:
-        return f"{modification.form}.{modification.site}"
-    return str(modification.form)
+    return modification.rule.label.format(form=modification.form, site=modification.site)
 
 
 def _fields(modification: Modification) -> dict[str, Any]:
-    rule = RULES[modification.form]
+    rule = modification.rule
     if not rule.sized:
         return {"": True}  # bias, full: there or not
-    sizes = {Form.PREFIX: "length", Form.PROMPT: "length", Form.LOW_RANK: "rank"}
-    chosen: dict[str, Any] = {sizes.get(modification.form, "size"): modification.size}
+    chosen: dict[str, Any] = {rule.size_name: modification.size}
     if len(rule.insertions) > 1:
         chosen["insertion"] = modification.insertion
     if Composition.GATE in rule.compositions and modification.composition is not Composition.GATE:

@@ -48,9 +48,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 
-from petl.attach.attachment import HOLDER, Carried, attach
+from petl.attach.attachment import HOLDER, AttachmentHolder, attach
 from petl.backbones.count import count
-from petl.backbones.model import describe, family_of, parts
+from petl.backbones.model import describe, family_of, parameters_of
 from petl.backbones.plan import deltas
 from petl.design import Design, DesignError, Form
 from petl.presets import PRESETS, parse
@@ -165,7 +165,7 @@ class Candidate:
         """Bytes that the model holds."""
         held = [*self.model.parameters(), *self.model.buffers()]
         carried = getattr(self.model, HOLDER, None)
-        if isinstance(carried, Carried):
+        if isinstance(carried, AttachmentHolder):
             held += [tensor for owners in carried.replaced.values() for _, tensor in owners]
         return sum(
             storage.nbytes() for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in held}.values()
@@ -174,14 +174,14 @@ class Candidate:
 
 def fresh(base: PreTrainedModel) -> PreTrainedModel:
     """A copy that shares the pretrained parameters, which all candidates keep frozen, and has a head of its own."""
-    own = parts(base)
+    own = parameters_of(base)
     return copy.deepcopy(base, {id(parameter): parameter for parameter in own.base.values()})
 
 
 def bare(base: PreTrainedModel) -> PreTrainedModel:
     """Transformers' own model with a trained head."""
     model = fresh(base)
-    for parameter in parts(model).base.values():
+    for parameter in parameters_of(model).base.values():
         parameter.requires_grad_(False)
     return model
 
@@ -208,7 +208,7 @@ def in_peft(base: PreTrainedModel, design: Design) -> nn.Module:
 
 def lora_settings(model: PreTrainedModel, design: Design) -> peft.LoraConfig:
     """peft's form of one LoRA: full names of the linears, alpha = s r, the head saved beside it."""
-    family, own = family_of(model), parts(model)
+    family, own = family_of(model), parameters_of(model)
     found = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
     kinds = {(d.modification.form, d.modification.size, d.modification.scale) for d in found}
     if len(kinds) != 1 or any(d.modification.form is not Form.LOW_RANK or d.block for d in found):

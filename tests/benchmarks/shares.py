@@ -30,7 +30,7 @@ from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
 
-_NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; no table has a model
+_NOWHERE: Final = Backbone("table", "bert", "", "", 1, {}, {})  # a plan names one; no table has a model
 
 
 @dataclass(frozen=True)

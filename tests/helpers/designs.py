@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tiny
@@ -12,7 +12,6 @@ from scope import sampled
 
 from petl import presets
 from petl.design import (
-    RULES,
     Composition,
     Design,
     DesignError,
@@ -23,10 +22,31 @@ from petl.design import (
     Modification,
     Site,
 )
+from petl.forms import table
 from petl.presets import PRESETS, parse
 
+
+@dataclass(frozen=True)
+class FormRow:
+    """A functional form: designs that have it, which run on every kind of family, and whether it can be merged."""
+
+    designs: tuple[str, ...]
+    merges: bool = False
+
+
+FORMS = {
+    "bottleneck": FormRow(("houlsby", "pfeiffer")),
+    "low_rank": FormRow(("lora",), merges=True),
+    "prefix": FormRow(("mam",)),
+    "multi_head": FormRow(("multihead_parallel",)),
+    "rescale": FormRow(("ia3",), merges=True),
+    "bias": FormRow(("bitfit",), merges=True),
+    "prompt": FormRow(("prompt",)),
+    "full": FormRow(("full",), merges=True),
+}
+OF_FORMS = ["head_only", *(text for row in FORMS.values() for text in row.designs)]
 NAMED = (
-    *PRESETS,
+    *dict.fromkeys((*PRESETS, *OF_FORMS)),
     "lora:where=ffn",
     "lora:rank=2,where=both",
     "sequential:where=attention,size=16",
@@ -39,13 +59,11 @@ NAMED = (
     "sequential:size=16+parallel:size=16+scaled_parallel:size=16+pfeiffer:size=16",
     "prompt:length=3+prefix:length=2+ia3",
 )
-# Each form, and each place of a bottleneck, once.
-FORMS = ("full", "head_only", "bitfit", "prompt", "lora", "houlsby", "pfeiffer", "multihead_parallel", "mam", "ia3")
 PAIRS = sampled(
     "designs on families",
     [(family, text) for family in tiny.FAMILIES for text in NAMED],
     # every design on one family, every form on one family of each kind, and one design of several forms on every family
-    lambda pair: pair[0] == "bert" or pair[1] == "mam" or (pair[0] in tiny.KINDS and pair[1] in FORMS),
+    lambda pair: pair[0] == "bert" or pair[1] == "mam" or (pair[0] in tiny.KINDS and pair[1] in OF_FORMS),
 )
 
 
@@ -62,7 +80,7 @@ def random_design(seed: int, *, biases: bool = True, rotary: bool = False, gate:
 
 def _part(rng: random.Random, biases: bool, rotary: bool, gate: bool) -> Modification:
     form = rng.choice([form for form in Form if form is not Form.FULL and (biases or form is not Form.BIAS)])
-    rule = RULES[form]
+    rule = table.FORMS[form]
     sites = [site for site in rule.sites if gate or site is not Site.FFN_GATE]
     site, insertion = rng.choice(sites), rng.choice(rule.insertions)
     if site is Site.ATTENTION and insertion is Insertion.AFTER_RESIDUAL:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from petl import presets
-from petl.design import Composition, DesignError, Form, Init, Insertion, LayerNorm, Site
+from petl.design import Composition, Design, DesignError, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.presets import PRESETS, parse
 
 
@@ -26,7 +26,17 @@ from petl.presets import PRESETS, parse
         ("mam:attentions=cross", presets.prefix(30).only(attentions="cross") | presets.scaled_parallel(512)),
         ("bitfit:head=false", replace(presets.bitfit(), head=False)),
         ("prefix:gated=false,reparameterisation=8", presets.prefix(30, 8, False)),
-        ("ia3+bitfit", presets.union(presets.ia3(), presets.bitfit())),
+        ("low_rank:site=key,size=4", Design((Modification(form=Form.LOW_RANK, site=Site.KEY, size=4),))),
+        (
+            "rescale:layers=0 + multi_head:size=3,composition=scale,scale=2",
+            Design(
+                (
+                    Modification(form=Form.RESCALE, site=Site.QUERY, insertion=Insertion.SEQUENTIAL, layers="0"),
+                    Modification(form=Form.MULTI_HEAD, site=Site.HEADS, size=3, composition=Composition.SCALE, scale=2),
+                )
+            ),
+        ),
+        ("ia3+bitfit", presets.ia3() | presets.bitfit()),
     ],
 )
 def test_text_form(text: str, design: object) -> None:
@@ -36,7 +46,7 @@ def test_text_form(text: str, design: object) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lroa", "one of full, head_only"),
+        ("lroa", "one of full, head_only, .*, or a form, bottleneck, low_rank"),
         ("", "one of full, head_only"),
         ("mam+", "one of full, head_only"),
         ("mam:l=3", "takes length, size, scale, layers, stacks, attentions, head; received 'l'"),
@@ -56,6 +66,10 @@ def test_text_form(text: str, design: object) -> None:
         ("lora:where=heads", "where is one of attention, ffn, both"),
         ("prefix:length=0", "at least 1"),
         ("mam+mam", "twice"),
+        ("low_rank:rank=4", "low_rank takes site, insertion, .* received 'rank'"),
+        ("low_rank:size=4,site=ffn", "low_rank takes site query or"),
+        ("low_rank:size=four", "size of low_rank is a whole number; received 'four'"),
+        ("low_rank", "the size of low_rank is at least 1"),
     ],
 )
 def test_errors_name_what_there_is(text: str, says: str) -> None:

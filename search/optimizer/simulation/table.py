@@ -38,7 +38,7 @@ from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 
 _FORMAT: Final = 1
-_NOWHERE: Final = Backbone("table", "bert", "", "", 1, 1, 1, 1, {}, {})  # a plan names one; a table trains none
+_NOWHERE: Final = Backbone("table", "bert", "", "", 1, {}, {})  # a plan names one; a table trains none
 
 
 class TableError(ValueError):

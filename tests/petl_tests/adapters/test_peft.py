@@ -28,10 +28,10 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from petl.adapters.peft import CONFIG, TENSORS, PeftMissingError, convert, from_peft, to_peft
-from petl.adapters.peft_layouts import spelled
+from petl.adapters.peft_target import spelled
 from petl.adapters.storage import StorageError, save
 from petl.attach.attachment import HOLDER, Attachment, attach
-from petl.backbones.model import describe, family_of, load, parts
+from petl.backbones.model import describe, family_of, load, parameters_of
 from petl.backbones.plan import layout
 from petl.design import Composition, Design, DesignError, Form, Modification, Site, StackShape
 from petl.presets import parse
@@ -91,7 +91,7 @@ def deviation(one: Tensor, other: Tensor) -> float:
 
 
 def canonical(design: Design, model: PreTrainedModel) -> Design:
-    shapes = {name: tuple(parameter.shape) for name, parameter in parts(model).base.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(model).base.items()}
     return design.canonical(layout(family_of(model), shapes))
 
 

@@ -16,12 +16,14 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from petl import presets
 from petl.attach.attachment import HOLDER, StateError, attach
-from petl.attach.attention import HeadForms, attend
+from petl.attach.attention import HeadChanges, attend
+from petl.attach.build import build
 from petl.backbones.families import FAMILIES
 from petl.backbones.model import BackboneError
-from petl.backbones.plan import Delta, deltas
+from petl.backbones.plan import deltas
 from petl.design import Composition, Design, DesignError, Form, Init, LayerNorm, Modification, Site
-from petl.forms.form import Heads, build
+from petl.forms.modules import Heads
+from petl.forms.vocabulary import Delta
 from petl.presets import parse
 
 
@@ -221,7 +223,7 @@ def test_prefixes_are_seen_by_all_and_hide_nothing(implementation: str, seen: st
     prefix = build(delta, 0)
     assert isinstance(prefix, Heads)
     module = Attending(seen == "causal")
-    HeadForms(module, forms=[prefix]).put()
+    HeadChanges(module, forms=[prefix]).put()
     query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     mask = None if given is None else given[None, None]
     ours, _ = attend(module, query, key, value, mask, implementation=implementation, scaling=0.5)

@@ -10,14 +10,14 @@ import pytest
 import tiny
 import torch
 from attached import logits, look, randomise
-from designs import PAIRS
+from designs import FORMS, PAIRS
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from petl.adapters.storage import load_adapter, save
 from petl.attach.attachment import attach
 from petl.backbones.count import stored_shapes
-from petl.backbones.model import describe, load, parts
+from petl.backbones.model import describe, load, parameters_of
 from petl.configuration import Training
 from petl.design import DesignError, Form
 from petl.presets import parse
@@ -33,7 +33,6 @@ GREEDY: dict[str, Any] = {
     "forced_bos_token_id": None,
 }
 EVERY_PAIR = pytest.mark.parametrize(("family", "text"), PAIRS, indirect=["family"], scope="module")
-MERGED = (Form.LOW_RANK, Form.RESCALE, Form.BIAS, Form.FULL)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_merge_or_its_refusal(family: str, text: str) -> None:
     attachment = attach(model, design)
     randomise(attachment)
     expected = logits(model).detach()
-    if all(m.form in MERGED for m in design.modifications):
+    if all(FORMS[m.form].merges for m in design.modifications):
         attachment.merge()
         assert {name: look(model)[name] for name in ("modules", "hooks", "attributes", "attention")} == {
             name: before[name] for name in ("modules", "hooks", "attributes", "attention")
@@ -142,7 +141,7 @@ def test_generation_is_that_of_the_full_forward(family: str, text: str) -> None:
     design, model = parse(text), tiny.model(family, generates=True)
     if any(m.form is Form.BIAS for m in design.modifications) and family not in tiny.BIASED:
         return
-    assert not parts(model).head
+    assert not parameters_of(model).head
     if design == parse("head_only"):
         with pytest.raises(DesignError, match="has no task head"):
             attach(model, design)

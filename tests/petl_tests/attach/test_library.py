@@ -27,10 +27,10 @@ from transformers import PreTrainedModel
 
 from petl import presets
 from petl.attach.attachment import HOLDER, Attachment, attach
-from petl.attach.places import Places
+from petl.attach.hook_points import HookPoints
 from petl.backbones.families import FAMILIES
-from petl.backbones.plan import Delta
 from petl.design import Design, DesignError, LayerNorm, Modification
+from petl.forms.vocabulary import Delta
 from petl.presets import parse
 
 ROTARY = ("llama", "qwen2", "qwen3")
@@ -522,14 +522,14 @@ def place(delta: Delta) -> tuple[str, str, Modification]:
 
 def load_union(whole: Attachment, parts: list[Attachment]) -> None:
     """The tensors of all parts; of what several own, those of the last that trains it."""
-    theirs = {place(delta): part.forms[delta.name] for part in parts for delta in part.deltas}
+    theirs = {place(delta): part.changes[delta.name] for part in parts for delta in part.deltas}
     own: dict[str, Tensor] = {}
     for part in parts:
         own |= dict(part._head) if part.design.head or not own else {}
         own |= dict(part.owned_parameters())
     with torch.no_grad():
         for delta in whole.deltas:
-            whole.forms[delta.name].load_state_dict(theirs.pop(place(delta)).state_dict())
+            whole.changes[delta.name].load_state_dict(theirs.pop(place(delta)).state_dict())
         for key, parameter in {**whole._head, **whole.owned_parameters()}.items():
             parameter.copy_(own[key])
     assert not theirs
@@ -622,15 +622,15 @@ def test_a_failure_leaves_the_other_attachment_alone(monkeypatch: pytest.MonkeyP
         with pytest.raises(DesignError, match="the stack has 3 layers"):
             attach(model, parse("lora:layers=top 9"))
         assert look(model) == carried
-        insert, calls = Places.insert, []
+        insert, calls = HookPoints.insert, []
 
-        def interrupted(self: Places, *arguments: Any) -> None:
+        def interrupted(self: HookPoints, *arguments: Any) -> None:
             calls.append(arguments)
             if len(calls) == 7:
                 raise KeyboardInterrupt
             insert(self, *arguments)
 
-        monkeypatch.setattr(Places, "insert", interrupted)
+        monkeypatch.setattr(HookPoints, "insert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             attach(model, parse("mam:length=2,size=2 + bitfit + prompt:length=2 + lora"))
         monkeypatch.undo()

@@ -15,7 +15,7 @@ from transformers import BertConfig, RobertaConfig
 from petl import presets
 from petl.attach.attachment import attach
 from petl.backbones.count import count, stored_shapes
-from petl.backbones.model import Backbone, describe, parts
+from petl.backbones.model import Backbone, describe, parameters_of
 from petl.design import Design, DesignError, Form, LayerNorm, Modification, Site
 from petl.presets import parse
 
@@ -46,7 +46,7 @@ def designs(family: str, backbone: Backbone) -> list[Design]:
 
 def test_counts_equal_what_is_built_and_saved(family: str, backbone: Backbone, tmp_path: Path) -> None:
     model = tiny.model(family)
-    own = parts(model)
+    own = parameters_of(model)
     base = sum(p.numel() for p in own.base.values())
     head = sum(p.numel() for p in own.head.values())
     for design in designs(family, backbone):
@@ -113,6 +113,13 @@ def test_backbone_survives_json(backbone: Backbone) -> None:
     assert hash(backbone)
 
 
+def test_a_backbone_that_ba3158e_stored_is_read(backbone: Backbone) -> None:
+    stored = backbone.to_dict()
+    assert Backbone.from_dict({**stored, "width": 32, "ffn_width": 64, "heads": 4}) == backbone
+    with pytest.raises(TypeError, match="depths"):
+        Backbone.from_dict({**stored, "depths": 3})
+
+
 def _described(config: BertConfig | RobertaConfig, folder: Path) -> Backbone:
     config.save_pretrained(folder)
     return describe(str(folder / "config.json"))
@@ -121,7 +128,7 @@ def _described(config: BertConfig | RobertaConfig, folder: Path) -> Backbone:
 def test_the_papers_numbers(tmp_path: Path) -> None:
     """RoBERTa-base, Table 2: 0.5 % for all of MAM 16/16, LoRA 16, prefix 32; BitFit 0.1 %."""
     roberta = _described(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1), tmp_path)
-    assert (roberta.depth, roberta.width, roberta.ffn_width, roberta.heads) == (12, 768, 3072, 12)
+    assert (roberta.depth, roberta.shapes["encoder.layer.0.output.dense.weight"]) == (12, (768, 3072))
     for design in (presets.mam(16, 16), presets.lora(16), presets.prefix(32), presets.parallel(32)):
         assert count(design, roberta).paper == 589_824
     counts = count(presets.mam(16, 16), roberta, labels=3)
