@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from petl.errors import UserError, faults
+
 SPLITS: Final = ("train", "validation", "test")
 
 
-class TaskError(ValueError):
+class TaskError(UserError, ValueError):
     """A task that is not known, or whose data is not what it says."""
 
 
@@ -181,7 +183,7 @@ class Task:
         try:
             return _ADAPTER.validate_python(dict(data))
         except ValidationError as error:
-            raise TaskError("; ".join(map(_fault, error.errors()))) from None
+            raise TaskError("; ".join(faults(error, "task"))) from None
 
 
 FACTS: Final = ("name", "kind", "max_length", "max_target_length", "prompt", "languages", "decoding")
@@ -282,9 +284,3 @@ def _known(data: Mapping[str, Any], what: type[Task] | type[Decoding], rule: str
     unknown = set(data) - names
     if unknown:
         raise TaskError(f"{rule} {', '.join(sorted(map(str, unknown)))}; it has {', '.join(sorted(names))}")
-
-
-def _fault(fault: Any) -> str:
-    where = ".".join(("task", *map(str, fault["loc"])))
-    rule: str = fault["msg"].removeprefix("Value error, ")
-    return rule if fault["type"] == "value_error" else f"{where}: {rule}; received {fault['input']!r}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.storage.studies import open_study
+from petl.errors import UserError, UserNotice
 
 if TYPE_CHECKING:
     from search.jobs.client import Cluster, Sent
@@ -24,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_PACKAGES = ("petl", "spaces", "search")
 
 
 class Format(StrEnum):
@@ -382,6 +381,7 @@ def export_table(
     from search.optimizer.simulation.table import Table
     from search.results.replays import write_table
     from search.storage.locations import database_url
+    from search.storage.studies import open_study
 
     table = Table.of(name, open_study(database_url(), name, writes=False))
     write_table(table, file)
@@ -535,28 +535,24 @@ def _import_from_here() -> None:
 
 
 def main() -> None:
-    """The entry point. An exception of our own is a message for the user: one place turns it into a line.
-
-    Any other exception is a fault of ours and keeps its traceback, without passwords.
-    """
-    warnings.showwarning = _warned  # type: ignore[assignment]
+    """Run a command: a UserError is printed in one line, any other exception as a traceback without passwords."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _PACKAGES:
-            sys.excepthook = _told  # here, since typer sets one of its own
-            raise
+    except UserError as error:
         from petl.untrusted import printable
         from search.storage.address import redacted
 
         typer.echo(f"petl-search: {printable(redacted(error))}", err=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(error.exit_code)
+    except Exception:
+        sys.excepthook = _show_traceback  # here, since typer sets one of its own
+        raise
 
 
-def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The traceback of a fault of ours."""
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     import traceback
 
     from petl.untrusted import printable
@@ -565,9 +561,8 @@ def _told(kind: type[BaseException], error: BaseException, trace: TracebackType 
     typer.echo(printable(redacted("".join(traceback.format_exception(kind, error, trace)))), err=True, nl=False)
 
 
-def _warned(message: Warning | str, kind: type[Warning], file: str, line: int, *_: object) -> None:
-    """A warning of our own in one line, as an error of the user's."""
-    ours = kind.__module__.partition(".")[0] in _PACKAGES
+def _show_warning(message: Warning | str, kind: type[Warning], file: str, line: int, *_: object) -> None:
+    ours = issubclass(kind, UserNotice)
     typer.echo(f"petl-search: {message}" if ours else warnings.formatwarning(message, kind, file, line), err=True)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from petl.design import Insertion
+from petl.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -28,7 +29,7 @@ FFN_INSERTIONS: Final = (*INSERTIONS, str(Insertion.AFTER_RESIDUAL))
 _Name = TypeVar("_Name", bound=str)
 
 
-class SpaceError(ValueError):
+class SpaceError(UserError, ValueError):
     """A space that does not exist, or limits that leave nothing of it."""
 
 

@@ -32,6 +32,7 @@ from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Form, Modification, Site
+from petl.errors import UserError
 from petl.forms.exchange import PATHS, PROMPT, Layout, Tensors
 from petl.forms.table import FORMS
 
@@ -47,7 +48,7 @@ _BIASES: Final = Modification(form=Form.BIAS, site=Site.MODEL)
 METHODS: Final[Mapping[str, Layout]] = {form.peft: form.layout for form in FORMS.values() if form.layout}
 
 
-class PeftMissingError(ImportError):
+class PeftMissingError(UserError, ImportError):
     """Hugging Face PEFT, an optional library, is not installed."""
 
 

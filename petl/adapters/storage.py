@@ -28,6 +28,7 @@ from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.count import stored_shapes
 from petl.backbones.model import FAMILIES, Backbone, BackboneError, describe, load, parameters_of
 from petl.design import Design, DesignError
+from petl.errors import UserError
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ TOKENIZER: Final = "tokenizer"
 _VERSIONS: Final = ("petl-search", "torch", "transformers")
 
 
-class StorageError(ValueError):
+class StorageError(UserError, ValueError):
     """An adapter directory that is incomplete, damaged, or made for another model."""
 
 

@@ -30,6 +30,7 @@ from petl.attach.merge import fold
 from petl.backbones.model import ModelParameters, family_of, parameters_of
 from petl.backbones.plan import deltas, unfrozen
 from petl.design import Design, DesignError
+from petl.errors import UserError
 from petl.forms.modules import Change, Heads
 from petl.forms.prefix import STORED, reparameterisations
 from petl.forms.vocabulary import Delta
@@ -37,7 +38,7 @@ from petl.forms.vocabulary import Delta
 HOLDER: Final = "petl"
 
 
-class StateError(ValueError):
+class StateError(UserError, ValueError):
     """Stored tensors that do not fit the design and the model."""
 
 

@@ -11,13 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from petl.errors import UserError
 from petl.hashing import sha256
 
 CONFIG: Final = "config.json"
 _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """A pretrained model that cannot be found, reached, or used."""
 
 

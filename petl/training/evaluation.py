@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from petl.backbones.generation import generate
 from petl.backbones.model import quiet
 from petl.data.tokens import IGNORED, TaskData, sorted_batches
+from petl.errors import UserError
 from petl.tasks import KINDS
 from petl.training import metrics
 from petl.training.engine import autocast, device, place, share, sum_over_ranks, world_size
@@ -35,7 +36,7 @@ _LATENCY_CALLS: Final = 9
 _LATENCY_TOKENS: Final = 16
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(UserError, ArithmeticError):
     """The loss or the predictions of a run are no longer numbers."""
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from petl import presets, tasks
 from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
 from petl.design import DesignError
+from petl.errors import UserError, faults
 from petl.paper.results import TABLES, results
 from petl.tasks import Task
 from search.config.sections import (
@@ -70,7 +71,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A study file with faults: all of them, one a line."""
 
 
@@ -401,8 +402,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         where = "the study" if isinstance(source, Mapping) else str(source)
-        faults = [f"  {_fault(fault)}" for fault in error.errors()]
-        raise ConfigError(f"{where} has {len(faults)} fault(s):\n" + "\n".join(faults)) from None
+        found = faults(error, redact=address.redacted)
+        raise ConfigError("\n  ".join([f"{where} has {len(found)} fault(s):", *found])) from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -420,18 +421,6 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(address.redacted(f"--set {override}: {text!r} is no YAML value")) from None
 
 
-def _fault(fault: Any) -> str:
-    where = "".join(f"{part}." for part in fault["loc"]).rstrip(".")
-    rule = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "missing":
-        rule = "is required; received nothing"
-    elif fault["type"] == "extra_forbidden":
-        rule = "no such key"
-    # our own rules quote what they received where it is not the whole section
-    received = "" if "received" in rule else address.redacted(f"; received {fault['input']!r}")
-    return f"{where}: {rule}{received}" if where else f"{rule}{received}"
-
-
 def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings with their types; together with the study's they keep the rules. Raises ValueError."""
     if "epochs" in settings:
@@ -442,7 +431,7 @@ def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | No
     try:
         training = TypeAdapter(Training).validate_python({**(study or {}), **settings})
     except ValidationError as error:
-        raise ValueError("; ".join(map(_fault, error.errors()))) from None
+        raise ValueError("; ".join(faults(error))) from None
     return {name: getattr(training, name) for name in settings}
 
 

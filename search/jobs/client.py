@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from petl.errors import UserError
 from search.config.study import StudyConfig, load_config
 from search.jobs import entrypoint as arrival
 from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
@@ -57,7 +58,7 @@ _ENDS: Final[Mapping[JobStatus, str]] = {
 }
 
 
-class JobError(ValueError):
+class JobError(UserError):
     """A job that cannot be sent, or is not there; a cluster that does not answer."""
 
 
@@ -69,7 +70,7 @@ class AwayError(JobError):
     """The cluster does not answer."""
 
 
-class LeftJob(Exception):  # noqa: N818 (no error: the user asked for it)
+class LeftJob(UserError):  # noqa: N818 (no error: the user asked for it)
     """Watching ended, the job goes on."""
 
     exit_code = 130

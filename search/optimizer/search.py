@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from petl.configuration import Configuration
 from petl.design import Design
+from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
@@ -43,7 +44,7 @@ PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are d
 DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
 
 
-class SearchError(ValueError):
+class SearchError(UserError, ValueError):
     """A search that cannot go on as it was asked for. The message says what to change."""
 
 

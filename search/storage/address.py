@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+from petl.errors import UserError
+
 POSTGRESQL: Final = "postgresql+psycopg"
 _FILES: Final = ("sqlite", "file")  # a path follows, in which an @ is part of a folder's name
 REFERENCE: Final = re.compile(r"\$\{(\w+)\}")
@@ -25,7 +27,7 @@ _SECRET: Final = re.compile(
 )
 
 
-class AddressError(ValueError):
+class AddressError(UserError, ValueError):
     """The address of a store is malformed, or names a variable that the environment does not have."""
 
 

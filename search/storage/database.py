@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from petl.errors import UserError
 from search.storage.address import POSTGRESQL, one_line, redacted
 from search.storage.locations import FullDiskError, StoreError, is_full
 
@@ -37,7 +38,7 @@ _SECRETS: Final = ("password", "sslpassword", "oauth_client_secret")
 T = TypeVar("T")
 
 
-class ConnectionLostError(ConnectionError):
+class ConnectionLostError(UserError, ConnectionError):
     """The database did not answer: whether it did what it was asked is not known."""
 
 

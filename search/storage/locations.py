@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from petl.errors import UserError
 from search.storage.address import AddressError, database, expand_env, sqlite_file, without_password
 
 STUDY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A store, study, trial or adapter is missing, or a name is taken."""
 
 

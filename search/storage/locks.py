@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from petl.errors import UserError
 from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
 
@@ -122,7 +123,7 @@ _ORPHANED: Final = 180.0  # seconds: Ray's nodes take up to 130 to notice that t
 _SOON: Final = 1.0
 
 
-class StudyBusyError(RuntimeError):
+class StudyBusyError(UserError):
     """Another process drives the study, or its workers have not gone yet."""
 
 

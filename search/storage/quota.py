@@ -23,6 +23,7 @@ from petl.backbones.count import count, stored_shapes
 from petl.backbones.model import Backbone
 from petl.configuration import LAST, Configuration
 from petl.design import Design
+from petl.errors import UserError
 from search.storage.folder import TrialFolder, files_in, trial_files
 from search.trials import pareto
 from search.trials.naming import in_words
@@ -48,7 +49,7 @@ SPARE: Final = 4_000_000
 _BRIEFLY: Final = 2.0  # seconds in which the driver hears of no trial
 
 
-class DiskError(ValueError):
+class DiskError(UserError):
     """A study that cannot be within its limit on the disk. The message has the numbers, and what to change."""
 
 

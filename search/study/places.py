@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
+from petl.errors import UserError
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.database import is_postgresql
@@ -21,17 +22,17 @@ from search.tracking.client import discard, has_trials
 from search.trials.records import Records
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that exists already, does not exist, or no longer fits its backbone or data."""
 
 
-class InterruptedStudy(Exception):  # noqa: N818 (no error: the user asked for it)
+class InterruptedStudy(UserError):  # noqa: N818 (no error: the user asked for it)
     """The run was interrupted; nothing that was finished is lost."""
 
     exit_code = 130  # as shells have it for SIGINT
 
 
-class UndeliveredStudy(Exception):  # noqa: N818 (no error of the study's: it is done)
+class UndeliveredStudy(UserError):  # noqa: N818 (no error of the study's: it is done)
     """The trials are done, and MLflow, which is away, has not received all of them yet."""
 
     exit_code = 75  # as sendmail has it for what is to be tried again later

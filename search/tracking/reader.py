@@ -19,6 +19,7 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # type: ignore[attr-defined]
 
+from petl.errors import UserNotice
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
 from search.storage.locations import StoreError
@@ -34,7 +35,7 @@ _ADAPTER_FILE: Final = re.compile(
 _PIECE: Final = 2**20
 
 
-class LeftOutWarning(UserWarning):
+class LeftOutWarning(UserNotice):
     """A run, or a study, that is not shown since it makes no sense."""
 
 

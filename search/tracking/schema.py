@@ -12,6 +12,7 @@ from typing import Any, Final
 from mlflow.entities import Experiment, Run
 from pydantic import TypeAdapter, ValidationError
 
+from petl.errors import faults
 from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
 from search.storage.locations import STUDY_NAME, StoreError
@@ -165,15 +166,9 @@ def _sense(run: Run) -> Iterator[None]:
     try:
         yield
     except _NONSENSE as error:
-        reason = (
-            "; ".join(_fault(fault) for fault in error.errors()[:3]) if isinstance(error, ValidationError) else error
-        )
+        reason = "; ".join(faults(error)[:3]) if isinstance(error, ValidationError) else error
         text = " ".join(f"{type(error).__name__}: {reason}".split())
         raise StoreError(printable(f"run {run.info.run_id} makes no sense ({text[:300]})")) from None
-
-
-def _fault(fault: Any) -> str:
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 def _parsed(run: Run, name: str) -> dict[str, Any]:

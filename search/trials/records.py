@@ -30,6 +30,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from petl.configuration import Configuration
+from petl.errors import UserError
 from petl.measurements import Measurements
 from search.trials.objectives import Objectives
 from search.trials.objectives import objectives as by_names
@@ -51,7 +52,7 @@ _OUTCOME: Final = ("state", "measurements", "failure")
 T = TypeVar("T")
 
 
-class RecordsError(ValueError):
+class RecordsError(UserError, ValueError):
     """A study that exists already or does not, or a trial that cannot end like that."""
 
 

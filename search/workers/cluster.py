@@ -23,6 +23,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from petl.errors import UserError
 from search.storage.locks import StudyLock
 from search.workers.training import StudyContext, WarmModel
 
@@ -35,7 +36,7 @@ _TESTS: Final = 3  # attempts at scoring a trial, where the process dies
 _SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """A study asks for resources that the cluster does not have."""
 
 

@@ -39,7 +39,7 @@ ROOMS = {  # what a room may import beside itself
     | {"search.trials", "search.optimizer", "search.storage", "search.config"},
     "search.results": PETL
     | {"petl.paper", "petl.adapters", "search.trials", "search.storage", "search.tracking", "search.optimizer"},
-    "search.jobs": {"spaces", "search.trials", "search.storage", "search.config", "search.workers"},
+    "search.jobs": {"petl", "spaces", "search.trials", "search.storage", "search.config", "search.workers"},
     "search.study": PETL
     | {"petl.data", "petl.training", "spaces", "search.trials", "search.optimizer", "search.storage"}
     | {"search.config", "search.tracking", "search.workers", "search.results"},

@@ -26,6 +26,7 @@ from optuna.distributions import (
 
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration
+from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget
 from search.optimizer.front.encoding import Encoding
@@ -41,7 +42,7 @@ _FORMAT: Final = 1
 _NOWHERE: Final = Backbone("table", "bert", "", "", 1, {}, {})  # a plan names one; a table trains none
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """A table that cannot be made, or read. The message says what to do."""
 
 

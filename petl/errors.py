@@ -1,0 +1,43 @@
+"""The base of every error that is the user's to mend, and of every warning that is meant for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class UserError(Exception):
+    """An error that a user can mend; its message says the rule, the value received and what to do.
+
+    A command prints the message in one line and ends with `exit_code`. Every other exception is a fault of the
+    program and keeps its traceback. A rule that pydantic checks is a ValueError as well: of those pydantic collects
+    all faults of a file.
+    """
+
+    exit_code = 2
+
+
+class UserNotice(UserWarning):
+    """A warning that a command prints in one line, without the line of code that it comes from."""
+
+
+def faults(error: ValidationError, section: str = "", redact: Callable[[str], str] = str) -> list[str]:
+    """Return every fault that pydantic found in `section`, each as its place, the rule, and the value received.
+
+    A rule of our own says the value itself where it is only a part of what was checked. `redact` is applied to values.
+    """
+    texts = []
+    for fault in error.errors():
+        where = ".".join(map(str, (section, *fault["loc"]) if section else fault["loc"]))
+        rule = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "missing":
+            rule = "is required; received nothing"
+        elif fault["type"] == "extra_forbidden":
+            rule = "no such key"
+        received = "" if "received" in rule else redact(f"; received {fault['input']!r}")
+        named = not where or rule.startswith(f"{where}.")  # by the rule itself
+        texts.append(f"{rule}{received}" if named else f"{where}: {rule}{received}")
+    return texts
