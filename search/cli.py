@@ -7,9 +7,10 @@ import warnings
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from petl.errors import UserError, UserNotice
 
@@ -17,7 +18,24 @@ if TYPE_CHECKING:
     from search.jobs.client import Cluster, Sent
     from search.results.query import Study
 
+
+class _Commands(TyperGroup):
+    """The commands. An option that has a new name is refused with it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from search.trials.upgrade import OPTIONS
+
+            option = getattr(error, "option_name", "")  # of click's NoSuchOption; typer has a copy of click
+            if option not in OPTIONS:
+                raise
+            raise UserError(f"the option {option} is called {OPTIONS[option]} now") from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Search the design space of parameter-efficient transfer learning, and read what was found.",
     no_args_is_help=True,
     add_completion=False,
@@ -302,7 +320,7 @@ def front(
         str | None,
         typer.Option(help="At most this many stored parameters: 200000, or 1% of the model.", metavar="N|P%"),
     ] = None,
-    most_false: Annotated[
+    fdr: Annotated[
         str | None,
         typer.Option(
             help="Those that replicates show to be on the front of true means, with at most this expected share of "
@@ -324,11 +342,11 @@ def front(
     from search.results.query import load_study
 
     study = load_study(name, uri)
-    found = study.front(max_parameters, most_false=most_false)
-    if format is Format.TABLE and most_false and not len(found):
+    found = study.front(max_parameters, fdr=fdr)
+    if format is Format.TABLE and fdr and not len(found):
         typer.echo(
-            f"No trial of {name} can be said to be on the true front with at most {most_false} false ones expected. "
-            "Allow more, or train more seeds: petl-search resume with a larger replicates.seeds or replicates.extra"
+            f"No trial of {name} can be said to be on the true front with at most {fdr} false ones expected. "
+            "Allow more, or train more seeds: petl-search resume with a larger replicates.per_trial or replicates.extra"
         )
     elif format is Format.TABLE:
         tables.print_front(study, found)
@@ -405,9 +423,11 @@ def replay(
     workers: Annotated[int, typer.Option(help="Simulated ones.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.", min=1)] = 5,
     eta: Annotated[float | None, typer.Option(help="Of the schedulers that have rungs.")] = None,
-    first: Annotated[float | None, typer.Option(help="Their first rung, in epochs.")] = None,
+    first_rung: Annotated[float | None, typer.Option(help="Their first rung, in epochs.")] = None,
     waves: Annotated[int | None, typer.Option(help="Of halving: in how many its rungs are filled.")] = None,
-    least: Annotated[int | None, typer.Option(help="Of halving: how many trials at least are trained in full.")] = None,
+    min_full: Annotated[
+        int | None, typer.Option(help="Of halving: how many trials at least are trained in full.")
+    ] = None,
     format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
 ) -> None:
     """Compare settings on what a finished study has shown, without training.
@@ -420,7 +440,7 @@ def replay(
     from search.results.replays import compare, print_compared, read_table
 
     table = read_table(file)
-    given = {"eta": eta, "first": first, "waves": waves, "least": least}
+    given = {"eta": eta, "first_rung": first_rung, "waves": waves, "min_full": min_full}
     options = {name: value for name, value in given.items() if value is not None}
     rows = compare(
         table,

@@ -23,7 +23,7 @@ from petl import presets
 from petl.configuration import check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.rungs import Halving, Rule, rule
-from search.optimizer.samplers import NAMES, TEACHING, TEACHINGS
+from search.optimizer.samplers import DEFAULT_UNFINISHED, NAMES, UNFINISHED
 from search.storage import address
 from search.trials.objectives import COSTS, SCORES
 
@@ -85,18 +85,19 @@ class ObjectivesConfig(_Section):
 
 
 class SamplerConfig(_Section):
-    """`auto` is front; with a second cost gp up to 300 finished trials and tpe beyond. `teaching`: what Optuna's
-    samplers are told of trials that are not finished, model, raw, pruned or corrected; `front` has a model of its own.
+    """`auto` is front; with a second cost gp up to 300 finished trials and tpe beyond. `unfinished`: the
+    score that Optuna's samplers learn of a trial that did not train in full: predicted (by the model of `front`), last
+    (measured), extrapolated, or ignored.
     """
 
     name: str = "auto"
     seed: NonNegativeInt = 0
-    teaching: str = TEACHING
+    unfinished: str = DEFAULT_UNFINISHED
 
-    @field_validator("teaching")
+    @field_validator("unfinished")
     @classmethod
-    def _taught(cls, value: str) -> str:
-        return _one_of(TEACHINGS, value)
+    def _unfinished(cls, value: str) -> str:
+        return _one_of(UNFINISHED, value)
 
     @field_validator("name")
     @classmethod
@@ -105,17 +106,17 @@ class SamplerConfig(_Section):
 
 
 class SchedulerConfig(_Section):
-    """The rung rule: one in `eta` goes on, decided first at `first` epochs.
+    """The rung rule: one in `eta` goes on, decided first at `first_rung` epochs.
 
     none, asha, pareto-asha, dominated, halving. halving: a trial that does not go on waits;
-    it trains at least `least` trials in full, and fills its rungs in so many `waves`.
+    it trains at least `min_full` trials in full, and fills its rungs in so many `waves`.
     """
 
     name: str = "halving"
     eta: float | None = None
-    first: float | None = None
+    first_rung: float | None = None
     waves: int | None = None
-    least: int | None = None
+    min_full: int | None = None
 
     @model_validator(mode="after")
     def _known(self) -> SchedulerConfig:
@@ -292,11 +293,11 @@ class StorageConfig(_Section):
 
 
 class ReplicatesConfig(_Section):
-    """When a search is over, trials that are contested, on the front or off it, train again with up to `seeds` fresh
-    seeds each; all together for at most `extra` of the epochs that the search took. 0 seeds: none do.
+    """When a search is over, trials that are contested, on the front or off it, train again with up to
+    `per_trial` fresh seeds each; all together for at most `extra` of the epochs that the search took. 0: none do.
     """
 
-    seeds: NonNegativeInt = 0
+    per_trial: NonNegativeInt = 0
     extra: float = Field(default=0.2, gt=0, allow_inf_nan=False)
 
 

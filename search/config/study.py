@@ -42,10 +42,11 @@ from search.config.sections import (
     _Section,
 )
 from search.optimizer.rungs import Halving, Rule, suited
-from search.optimizer.samplers import TEACHING, is_taught, require_fit
+from search.optimizer.samplers import require_fit
 from search.storage import address
 from search.storage.locations import STUDY_NAME
 from search.trials.objectives import COUNTS
+from search.trials.upgrade import renamed, upgraded, versioned
 from spaces.space import resolve as resolve_space
 
 CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
@@ -78,7 +79,7 @@ class ConfigError(UserError):
 _SHORT: Final[Mapping[str, tuple[type, Callable[[Any], Any]]]] = {  # what a field may be instead of a section or list
     "sampler": (str, lambda name: {"name": name}),
     "scheduler": (str, lambda name: {"name": name}),
-    "replicates": (int, lambda seeds: {"seeds": seeds}),
+    "replicates": (int, lambda per_trial: {"per_trial": per_trial}),
     "warm_start": (str, lambda study: [study]),
 }
 
@@ -87,7 +88,7 @@ class StudyConfig(_Section):
     """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
     `seed` is the training seed of all trials of a search; a list trains each design with each of `seeds`.
-    A sampler or scheduler may be its name alone, replicates their seeds, `warm_start` one study.
+    A sampler or scheduler may be its name alone, replicates their number a trial, `warm_start` one study.
     """
 
     # in this order: a field's rules look at the fields before it, so that every fault is found in one go
@@ -303,10 +304,7 @@ class StudyConfig(_Section):
     @classmethod
     def _sampler(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
         if objectives := info.data.get("objectives"):
-            if value.teaching == "raw" and not is_taught(value.name, len(objectives.names)):
-                # studies have it on record from when it was everybody's default, and are resumed
-                value = value.model_copy(update={"teaching": TEACHING})
-            require_fit(value.name, len(objectives.names), value.teaching)
+            require_fit(value.name, len(objectives.names), value.unfinished)
         return value
 
     @field_validator("scheduler")
@@ -321,8 +319,10 @@ class StudyConfig(_Section):
     @field_validator("replicates")
     @classmethod
     def _replicates(cls, value: ReplicatesConfig, info: Any) -> ReplicatesConfig:
-        if info.data.get("designs") and value.seeds:
-            raise ValueError(f"a list names its seeds itself, by seeds; received replicates of {value.seeds}")
+        if info.data.get("designs") and value.per_trial:
+            raise ValueError(
+                f"a list names its seeds itself, by seeds; received replicates.per_trial {value.per_trial}"
+            )
         return value
 
     @property
@@ -372,6 +372,10 @@ class StudyConfig(_Section):
         """The same with its budget in epochs, once it is known how many its steps are."""
         return self.model_copy(update={"budget": self.budget.model_copy(update={"epochs": epochs})})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON value that `load_stored` reads, without passwords."""
+        return versioned(self.model_dump(mode="json"))
+
     def _trained(self, settings: Mapping[str, Any]) -> Training:
         if self.budget.epochs is None:
             raise ValueError("how many epochs budget.steps are is known with the data: see with_epochs")
@@ -402,8 +406,16 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         where = "the study" if isinstance(source, Mapping) else str(source)
-        found = faults(error, redact=address.redacted)
+        found = faults(error, redact=address.redacted, renamed=renamed)
         raise ConfigError("\n  ".join([f"{where} has {len(found)} fault(s):", *found])) from None
+
+
+def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
+    """Return the configuration that `StudyConfig.to_dict` gave, of this version or an earlier one.
+
+    Raises VersionError for a later one, and ConfigError as `load_config` does.
+    """
+    return load_config(upgraded(stored), overrides)
 
 
 def _override(data: dict[str, Any], override: str) -> None:

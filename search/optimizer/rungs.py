@@ -86,25 +86,25 @@ class Never:
 
 @dataclass(frozen=True)
 class _Geometric:
-    """Rungs at first, first x eta, first x eta² ... Raises ValueError, naming the rule and the value."""
+    """Rungs at first_rung, first_rung x eta, first_rung x eta² ... Raises ValueError, naming the rule and the value."""
 
     epochs: float
     eta: float = 3.0
-    first: float = 1.0
+    first_rung: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ValueError(f"epochs is positive; received {self.epochs}")
         if not _LEAST_ETA <= self.eta < math.inf:
             raise ValueError(f"eta is at least {_LEAST_ETA}; received {self.eta}")
-        if not 0 < self.first < math.inf:
-            raise ValueError(f"first, the first rung in epochs, is positive; received {self.first}")
+        if not 0 < self.first_rung < math.inf:
+            raise ValueError(f"first_rung, in epochs, is positive; received {self.first_rung}")
 
     @cached_property
     def rungs(self) -> tuple[float, ...]:
         """The first rung and its multiples by eta."""
         levels: list[float] = []
-        level = float(self.first)
+        level = float(self.first_rung)
         while level < self.epochs * (1 - 1e-9):  # 0.1 x 3 x 10 must not become a rung below 3
             levels.append(level)
             level *= self.eta
@@ -163,7 +163,7 @@ class Dominated(_Geometric):
 class Halving(_Geometric):
     """Pareto halving by promotion: one in eta goes on from each rung, the others wait.
 
-    It knows the budget: of `trials` so many are trained to each rung as `quotas` says, and at least `least`
+    It knows the budget: of `trials` so many are trained to each rung as `quotas` says, and at least `min_full`
     in full, or all where there are fewer. The quotas are filled in `waves`: with one wave every trial reaches
     the first rung before any goes beyond, which is synchronous halving; with many, full scores are known early,
     from which a sampler learns. None: as many as have eta^rungs trials each. Where there are several, a small one
@@ -172,11 +172,11 @@ class Halving(_Geometric):
 
     trials: int = 0
     waves: int | None = None
-    least: int = 8
+    min_full: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("trials", self.trials), ("least", self.least)):
+        for name, value in (("trials", self.trials), ("min_full", self.min_full)):
             if value < 0:
                 raise ValueError(f"{name} is at least 0; received {value}")
         if self.waves is not None and self.waves < 1:
@@ -186,7 +186,7 @@ class Halving(_Geometric):
     def quotas(self) -> tuple[int, ...]:
         """How many trials are trained at all, beyond the first rung, the second ..., and so in full."""
         kept = (round(self.trials / self.eta**level) for level in range(len(self.rungs) + 1))
-        return tuple(max(quota, min(self.least, self.trials), 0) for quota in kept)
+        return tuple(max(quota, min(self.min_full, self.trials), 0) for quota in kept)
 
     @cached_property
     def targets(self) -> tuple[tuple[int, int, int], ...]:

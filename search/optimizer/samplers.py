@@ -41,8 +41,8 @@ ASIDES: Final = 100  # the latest, that a sampler is told: enough to learn a lim
 COVERING: Final = 8  # points that are tried for one of the first proposals of `front`
 REACHING: Final = 30  # points at random that tell how far the space reaches
 DRAWN: Final = 200  # at random for one proposal of `front`, before one outside the limits is proposed
-TEACHINGS: Final = ("raw", "pruned", "corrected", "model")
-TEACHING: Final = "model"  # the best on LCBench: `tests/benchmarks/lcbench.py`
+UNFINISHED: Final = ("last", "ignored", "extrapolated", "predicted")
+DEFAULT_UNFINISHED: Final = "predicted"  # the best on LCBench: `tests/benchmarks/lcbench.py`
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
 
@@ -71,7 +71,7 @@ NAMES: Final = (*SAMPLERS, FRONT)
 class Proposer:
     """Asks a sampler for points of a space, in view of the records.
 
-    `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's; `teaching`
+    `limits` are upper limits on values known before training, which `count` gives. `seed` is the study's; `unfinished`
     is what Optuna's samplers are told of trials that are not finished: see UNFINISHED;
     `rungs` are the rule's, None for whatever epochs there are scores of.
     Raises ValueError for a sampler that does not exist, or cannot have these objectives.
@@ -84,16 +84,16 @@ class Proposer:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"  # `front` where it can have these objectives
     seed: int = 0
-    teaching: str = TEACHING
+    unfinished: str = DEFAULT_UNFINISHED
     rungs: Collection[float] | None = None
     _latest: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sampler not in NAMES:
             raise ValueError(f"a sampler is one of {', '.join(NAMES)}; received {self.sampler!r}")
-        if self.teaching not in TEACHINGS:
-            raise ValueError(f"a teaching is one of {', '.join(TEACHINGS)}; received {self.teaching!r}")
-        require_fit(self.sampler, len(self.objectives), self.teaching)
+        if self.unfinished not in UNFINISHED:
+            raise ValueError(f"unfinished is one of {', '.join(UNFINISHED)}; received {self.unfinished!r}")
+        require_fit(self.sampler, len(self.objectives), self.unfinished)
 
     def ask(self, records: Records, origin: Proposal) -> Point:
         """The sampler's next point, after the records and the asides of the trial that is sought."""
@@ -101,7 +101,7 @@ class Proposer:
             return self._of_front(records, origin)
         told = []
         if self.sampler != "random":  # telling costs about a millisecond a trial, and that one does not listen
-            told = tell(records, origin, self.objectives, self.limits, self.teaching, self.rungs)
+            told = tell(records, origin, self.objectives, self.limits, self.unfinished, self.rungs)
         with quiet():
             study = optuna.create_study(
                 directions=[objective.direction for objective in self.objectives],
@@ -240,15 +240,15 @@ def is_front(sampler: str, objectives: int) -> bool:
     return sampler == FRONT or (sampler == "auto" and objectives == 2)
 
 
-def is_taught(sampler: str, objectives: int) -> bool:
+def uses_unfinished(sampler: str, objectives: int) -> bool:
     """Whether it makes a difference to the sampler what it is told of trials that are not finished."""
     return sampler != "random" and not is_front(sampler, objectives)
 
 
-def require_fit(sampler: str, objectives: int, teaching: str = TEACHING) -> None:
-    """Raises ValueError for a sampler that cannot have so many objectives, or makes nothing of the teaching."""
-    if teaching != TEACHING and not is_taught(sampler, objectives):
-        raise ValueError(f"a teaching is for tpe, nsga2 and gp; received {sampler!r} with {teaching!r}")
+def require_fit(sampler: str, objectives: int, unfinished: str = DEFAULT_UNFINISHED) -> None:
+    """Raises ValueError for a sampler that cannot have so many objectives, or makes nothing of `unfinished`."""
+    if unfinished != DEFAULT_UNFINISHED and not uses_unfinished(sampler, objectives):
+        raise ValueError(f"unfinished is for tpe, nsga2 and gp; received {sampler!r} with {unfinished!r}")
     if sampler == FRONT and objectives > 2:
         others = ", ".join(SAMPLERS)
         raise ValueError(f"the sampler {FRONT} models a score and counts one cost; with a second cost take {others}")
@@ -259,22 +259,22 @@ def tell(
     origin: Proposal,
     objectives: Objectives,
     limits: Mapping[str, float],
-    teaching: str = TEACHING,
+    unfinished: str = DEFAULT_UNFINISHED,
     rungs: Collection[float] | None = None,
 ) -> list[Told]:
     """What a sampler is told of a study, in the order of its trials, each after its asides.
 
-    A complete trial has its values. A stopped or waiting one has the score of its `teaching` and the median of each
-    cost that was not known before training. A failed one has the study's worst score and the worst of such costs,
+    A complete trial has its values. A stopped or waiting one has the score that `unfinished` names and the median of
+    each cost that was not known before training. A failed one has the study's worst score and the worst of such costs,
     and so has a proposal outside the limits, with how far it is outside. An aside that means what another trial
     means has that trial's values. References, and trials that were stopped before their first rung, are not told,
     nor any but the latest ASIDES asides.
     """
     score, *costs = objectives
     all_records = records.all()
-    expected = expected_scores(records, teaching, rungs)
+    expected = expected_scores(records, unfinished, rungs)
     scores = {
-        record.number: expected.get(record.number) if unfinished(record) else _score(record, score)
+        record.number: expected.get(record.number) if is_unfinished(record) else _score(record, score)
         for record in all_records
         if not record.reference
     }
@@ -355,23 +355,23 @@ def _frozen(told: Told, index: int) -> FrozenTrial:
     )
 
 
-def unfinished(record: TrialRecord) -> bool:
+def is_unfinished(record: TrialRecord) -> bool:
     """Whether a trial was stopped or waits with a score."""
     return record.state in (State.PRUNED, State.PAUSED) and bool(record.rungs)
 
 
-def expected_scores(records: Records, teaching: str, rungs: Collection[float] | None = None) -> dict[int, float]:
+def expected_scores(records: Records, unfinished: str, rungs: Collection[float] | None = None) -> dict[int, float]:
     """The score to be told for each unfinished trial; those that are not to be told of are missing.
 
     `rungs` are what the model learns from, as `front.believe` has them.
     """
     trials = [record for record in records.all() if not record.reference]
-    last = {record.number: record.rungs[max(record.rungs)] for record in trials if unfinished(record)}
-    if teaching == "raw":
+    last = {record.number: record.rungs[max(record.rungs)] for record in trials if is_unfinished(record)}
+    if unfinished == "last":
         return last
-    if teaching == "pruned":
+    if unfinished == "ignored":
         return {}
-    if teaching == "model":
+    if unfinished == "predicted":
         believed = beliefs.losses(records, rungs)
         of_loss = records.objectives[0].of_loss
         return {number: of_loss(believed[number]) if number in believed else score for number, score in last.items()}

@@ -28,7 +28,7 @@ from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
-from search.optimizer.samplers import TEACHING, Proposer, excess
+from search.optimizer.samplers import DEFAULT_UNFINISHED, Proposer, excess
 from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Idle, Resume, Start, Step
 from search.trials.objectives import ruling
 from search.trials.record import Proposal, Rejected, State, TrialRecord
@@ -65,7 +65,7 @@ class Plan:
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
-    teaching: str = TEACHING
+    unfinished: str = DEFAULT_UNFINISHED
     references: Mapping[str, Configuration | None] = field(default_factory=dict)
     enqueued: Sequence[Enqueued] = ()
 
@@ -113,7 +113,7 @@ class Search:
             limits=plan.limits,
             sampler=plan.sampler,
             seed=plan.seed,
-            teaching=plan.teaching,
+            unfinished=plan.unfinished,
             rungs=plan.rule.rungs,
         )
         self._check_limits()

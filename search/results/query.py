@@ -291,21 +291,21 @@ class Study:
         raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
 
     def front(
-        self, max_parameters: Budget = None, cost: str | None = None, most_false: float | str | None = None
+        self, max_parameters: Budget = None, cost: str | None = None, fdr: float | str | None = None
     ) -> ParetoFront:
         """The front among trials that are complete and within the study's limits; references stay outside.
 
         `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
         as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
 
-        A front of single scores has members by luck. With `most_false`, a share such as 0.05 or "5%", it is those
+        A front of single scores has members by luck. With `fdr`, a share such as 0.05 or "5%", it is those
         trials instead that replicates have shown to be on the front of true means, as many as can be named with at
         most this expected share of false ones.
 
-        Raises StoreError for a bound that is neither, for `most_false` where the study had no replicates or with a
+        Raises StoreError for a bound that is neither, for `fdr` where the study had no replicates or with a
         `cost` of its own; ValueError for an unknown cost.
         """
-        sure = None if most_false is None else self._named(_share(most_false), cost)
+        sure = None if fdr is None else self._named(_share(fdr), cost)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
         candidates = [
@@ -323,16 +323,16 @@ class Study:
         members.sort(key=lambda trial: _values(trial)[1:])
         return ParetoFront(tuple(members), searched, self.base_parameters)
 
-    def _named(self, most_false: float, cost: str | None) -> set[int]:
+    def _named(self, fdr: float, cost: str | None) -> set[int]:
         beliefs = {trial.trial: trial.believed for trial in self.trials if trial.believed}
         if not beliefs:
             raise StoreError(
-                f"most_false needs replicates, of which study {self.name!r} had none: "
-                f"petl-search resume {self.name} --set replicates.seeds=5"
+                f"fdr needs replicates, of which study {self.name!r} had none: "
+                f"petl-search resume {self.name} --set replicates.per_trial=5"
             )
         if cost not in (None, *(each.name for each in self.objectives[1:2])) or (cost and len(self.objectives) > 2):
             raise StoreError(f"what replicates say is of the study's own objectives; received cost {cost!r}")
-        return discoveries(beliefs, most_false)
+        return discoveries(beliefs, fdr)
 
     @property
     def complete_references(self) -> tuple[Trial, ...]:
@@ -390,7 +390,7 @@ def _share(share: float | str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise StoreError(f"most_false is a share like 0.05 or 5%, below 1; received {share!r}")
+        raise StoreError(f"fdr is a share like 0.05 or 5%, below 1; received {share!r}")
     return value
 
 

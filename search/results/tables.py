@@ -135,11 +135,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
             f"front {study.name} --max-parameters 1%": "the front under a limit",
             **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
             f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
-            **(
-                {f"front {study.name} --most-false 5%": "what replicates have shown to be on it"}
-                if front[0].believed
-                else {}
-            ),
+            **({f"front {study.name} --fdr 5%": "what replicates have shown to be on it"} if front[0].believed else {}),
             f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
         }
         if not study.uri.startswith(("http://", "https://")):

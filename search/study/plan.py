@@ -40,7 +40,7 @@ def replication(
         records,
         plan.budget,
         meter or Meter(plan.budget, records),
-        seeds=config.replicates.seeds,
+        seeds=config.replicates.per_trial,
         extra=config.replicates.extra,
         rungs=plan.rule.rungs,
         seed=config.sampler.seed,
@@ -111,7 +111,7 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
         limits=config.constraints,
         sampler=config.sampler.name,
         seed=config.sampler.seed,
-        teaching=config.sampler.teaching,
+        unfinished=config.sampler.unfinished,
         references=config.reference_configurations(),
         enqueued=enqueued,
     )

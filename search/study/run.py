@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from search.config.study import StudyConfig, load_config
+from search.config.study import StudyConfig, load_config, load_stored
 from search.results.console import console as terminal
 from search.results.query import Study
 from search.storage.address import redacted
@@ -83,7 +83,7 @@ def run(
         with cluster.joined(config.resources, places.shared_folder, address, console.print):
             delete(places)  # also what a driver left that died in the next lines
             records = create_study(places.database, config.study, config.objectives.names, guard)
-            records.config = config.model_dump(mode="json")
+            records.config = config.to_dict()
             records.resolved = resolved  # from here on the study exists
             return Runner(known, records, console).run()
 
@@ -112,12 +112,12 @@ def resume(
     console = console or terminal()
     with driving(StudyHome(name), console) as guard:
         records = open_study(database, name, guard)
-        return _resume(load_config(records.config, overrides), records, address, console)
+        return _resume(load_stored(records.config, overrides), records, address, console)
 
 
 def _resume(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resume with what may change taken from `config`. Raises StudyError where more than that differs."""
-    _require_same(config, load_config(records.config))  # with the defaults of newer sections
+    _require_same(config, load_stored(records.config))  # with the defaults of newer sections
     places, started = home_of(config), records.resolved
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
     resolved = resolve(config, started.backbone.revision, started.task)
@@ -138,7 +138,7 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
         ray = cluster.joined(config.resources, places.shared_folder, address, console.print)
     with ray:
         # A configuration that no cluster takes must not be on record: every later resume would begin with it.
-        records.config = config.model_dump(mode="json")
+        records.config = config.to_dict()
         return Runner(known, records, console).run()
 
 

@@ -85,7 +85,7 @@ class Runner:
         """
         resolved = self.resolved.to_dict()
         published = {key: resolved[key] for key in _PUBLISHED}
-        info = {**self.config.model_dump(mode="json"), "resolved": published}
+        info = {**self.config.to_dict(), "resolved": published}
         root = artifact_root(self.places.uri)
         connect = partial(Tracker.open, self.places.uri, self.config.study, root, info)
         tracker = None if self.records.all() else connect()  # a resumed study does without MLflow, if need be
@@ -165,7 +165,7 @@ class Runner:
     def _replicate(self, search: Search) -> None:
         replicates = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
         self.publisher.believed(replicates.conclude())
-        if not self.config.replicates.seeds:
+        if not self.config.replicates.per_trial:
             return
         if search.meter.spent():
             self.display.say(
@@ -174,7 +174,7 @@ class Runner:
             return
         if not replicates.done:
             self.display.say(
-                f"replicates: up to {self.config.replicates.seeds} fresh seeds for trials that are contested, "
+                f"replicates: up to {self.config.replicates.per_trial} fresh seeds for trials that are contested, "
                 f"{replicates.left:.3g} epochs together at most"
             )
             with self.display.replicating(lambda: replicates.runs):

@@ -18,6 +18,7 @@ from petl.untrusted import parse, printable
 from search.storage.locations import STUDY_NAME, StoreError
 from search.trials.objectives import objectives
 from search.trials.record import SeedSummary, State, TrialRecord
+from search.trials.upgrade import upgraded
 
 STATUS: Final[Mapping[State, str]] = {
     State.RUNNING: "RUNNING",
@@ -123,7 +124,6 @@ def _row(run: Run) -> TrialRow:
     """Raises StoreError for a run whose tags are not as this module writes them."""
     with _sense(run):
         final = _parsed(run, _FINAL)
-        final = final or {"test": _parsed(run, "test")}  # as earlier releases have it
         row = TrialRow(
             record=_record(_parsed(run, "record")),
             run_id=run.info.run_id,
@@ -141,7 +141,7 @@ def _row(run: Run) -> TrialRow:
 def _summary(experiment: Experiment, parent: Run) -> StudySummary:
     """Raises StoreError for an experiment, or a parent run, that is not as this module writes it."""
     with _sense(parent):
-        name, info = experiment.tags[_STUDY_TAG], _parsed(parent, "info")
+        name, info = experiment.tags[_STUDY_TAG], upgraded(_parsed(parent, "info"))
         if name != experiment.name or not STUDY_NAME.fullmatch(name):
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
         _INFO.validate_python(info)

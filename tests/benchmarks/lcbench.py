@@ -36,7 +36,7 @@ FILES: Final = ("model.onnx", "encoding.json", "config_space.json")
 EPOCHS, POOL, FIRST = 52, 243, 2
 LEFT_OUT: Final = ("3945", "167083")
 NAMES: Final = ("batch_size", "learning_rate", "momentum", "weight_decay", "num_layers", "max_units", "max_dropout")
-RUNGS: Final = {"eta": 3, "first": FIRST}
+RUNGS: Final = {"eta": 3, "first_rung": FIRST}
 SYNCHRONOUS: Final = "synchronous"
 
 METHODS: Final = {
@@ -49,10 +49,10 @@ METHODS: Final = {
     "dominated": Method(scheduler="dominated", trials=POOL, options=RUNGS),
     "halving": Method(scheduler="halving", trials=POOL, options={**RUNGS, "waves": 1}),
     "front": Method("front", trials=27),
-    "halving+front": Method("front", "halving", 150, {**RUNGS, "least": 20}),
+    "halving+front": Method("front", "halving", 150, {**RUNGS, "min_full": 20}),
     **{
-        f"halving+tpe {teaching}": Method("tpe", "halving", POOL, RUNGS, teaching)
-        for teaching in ("raw", "pruned", "corrected", "model")
+        f"halving+tpe {unfinished}": Method("tpe", "halving", POOL, RUNGS, unfinished)
+        for unfinished in ("last", "ignored", "extrapolated", "predicted")
     },
 }
 ALL: Final = (SYNCHRONOUS, *METHODS, *PEERS)

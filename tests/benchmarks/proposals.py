@@ -70,7 +70,7 @@ class Trainings:
             backbone=self.backbone,
             count=self.count,
             budget=Budget(trials=trials),
-            rule=rule("halving", EPOCHS, trials, eta=3, first=1),
+            rule=rule("halving", EPOCHS, trials, eta=3, first_rung=1),
             limits=self.limits,
             sampler="random",
         )

@@ -36,7 +36,7 @@ def score(point: tuple[float, ...], epoch: float) -> float:
 
 def measure(trials: int, workers: int, scheduler: str) -> dict[str, Any]:
     """One search of so many trials."""
-    options = {"none": {}}.get(scheduler, {"eta": 3, "first": 1})
+    options = {"none": {}}.get(scheduler, {"eta": 3, "first_rung": 1})
     problem = Problem(suggest, size, score, 27, "accuracy")
     began = time.perf_counter()
     records, ms = problem.search(Method("random", scheduler, trials, options), 0, workers, math.inf)

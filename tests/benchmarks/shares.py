@@ -22,7 +22,7 @@ from petl.measurements import Measurements
 from petl.presets import lora
 from search.optimizer.budget import Budget
 from search.optimizer.rungs import rule
-from search.optimizer.samplers import TEACHING
+from search.optimizer.samplers import DEFAULT_UNFINISHED
 from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, replay
 from search.optimizer.steps import Start, Step
@@ -41,7 +41,7 @@ class Method:
     scheduler: str = "none"
     trials: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    teaching: str = TEACHING
+    unfinished: str = DEFAULT_UNFINISHED
 
 
 class Outcome(Protocol):
@@ -152,7 +152,7 @@ class Problem:
             rule=rule(method.scheduler, self.epochs, method.trials, **method.options),
             sampler=method.sampler or "random",
             seed=seed,
-            teaching=method.teaching,
+            unfinished=method.unfinished,
             enqueued=[Enqueued(str(index), self.configuration(point)) for index, point in enumerate(listed)],
         )
         search = Timed(records, plan, clock)

@@ -87,7 +87,7 @@ class Setting:
                 "seed": seed,
                 "references": [],
                 "sampler": {"name": sampler, "seed": seed},
-                "scheduler": {"name": scheduler, **({} if scheduler == "none" else {"eta": ETA, "first": 1})},
+                "scheduler": {"name": scheduler, **({} if scheduler == "none" else {"eta": ETA, "first_rung": 1})},
                 "budget": {"trials": TRIALS, "epochs": EPOCHS, "device_hours": self.device_seconds / 3600},
                 "resources": {"concurrent": self.workers, "cpus_per_trial": 1},
             }

@@ -36,7 +36,13 @@ from search.workers.tune import Bridge
 from spaces.space import resolve
 
 TRIALS = 6
-HALVING = {"name": "halving", "eta": 2, "first": 0.5, "waves": 1, "least": 1}  # 6 - 3 - 2 of 0.5, 1 and 2 epochs
+HALVING = {
+    "name": "halving",
+    "eta": 2,
+    "first_rung": 0.5,
+    "waves": 1,
+    "min_full": 1,
+}  # 6 - 3 - 2 of 0.5, 1 and 2 epochs
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +142,7 @@ def test_what_waits_is_there_after_an_interruption(
 def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
     """One of three goes on, the first, rather than to leave its worker idle; the others end as they report."""
     listener, records = Mock(), Records.in_memory()
-    rule = Halving(epochs=3, eta=3, first=1, trials=3, waves=1, least=0)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=3, waves=1, min_full=0)
     search = Search(records, plan(rule=rule, budget=Budget(trials=3, concurrent=3)))
     bridge = Bridge(search, [listener], "accuracy")
     for tune_id in "abc":
@@ -155,7 +161,7 @@ def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
 def test_one_that_its_patience_ended_at_a_rung_is_finished() -> None:
     """Its last report has that rung's score and the measurements: nothing is to be decided any more."""
     records = Records.in_memory()
-    rule = Halving(epochs=9, eta=3, first=1, trials=9, waves=1, least=1)
+    rule = Halving(epochs=9, eta=3, first_rung=1, trials=9, waves=1, min_full=1)
     space = resolve("unified", OPTIONS, replace(TRAINING, epochs=9))
     bridge = Bridge(Search(records, plan(space=space, rule=rule, budget=Budget(trials=9))), [], "accuracy")
     for tune_id in map(str, range(30)):

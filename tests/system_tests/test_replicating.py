@@ -105,17 +105,17 @@ def test_the_front_that_is_sure(replicated: tuple[Study, str]) -> None:
     for most in (0.0, 0.05, 0.5):
         chances = sorted(by.values(), reverse=True)
         count = max(n for n in range(len(chances) + 1) if sum(1 - p for p in chances[:n]) <= most * n + 1e-12)
-        members = study.front(most_false=most)
+        members = study.front(fdr=most)
         assert len(members) == count
         assert all(by[trial.trial] >= chances[count - 1] for trial in members)
         costs = [trial.cost for trial in members]
         assert costs == sorted(costs)
-    assert [t.trial for t in study.front(most_false="50%")] == [t.trial for t in study.front(most_false=0.5)]
+    assert [t.trial for t in study.front(fdr="50%")] == [t.trial for t in study.front(fdr=0.5)]
     console = Console(record=True, width=250, file=io.StringIO())
     report.print_ending(study, console)
     said = console.export_text()
     assert "mean ± spread" in said
-    assert "petl-search front replicated --most-false 5%" in said
+    assert "petl-search front replicated --fdr 5%" in said
 
 
 def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path) -> None:
@@ -124,10 +124,10 @@ def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path
     rows = list(csv.DictReader((home / "studies/replicated/front.csv").open()))
     assert [float(row["believed_mean"]) for row in rows] == pytest.approx([t.believed.mean for t in front])
     assert (home / "studies/replicated/front.png").stat().st_size > 10_000
-    result = CliRunner().invoke(app, ["front", "replicated", "--most-false", "50%", "--format", "json"])
+    result = CliRunner().invoke(app, ["front", "replicated", "--fdr", "50%", "--format", "json"])
     assert result.exit_code == 0, result.output
-    assert f'"trial": {study.front(most_false=0.5)[0].trial}' in result.output
-    result = CliRunner().invoke(app, ["front", "replicated", "--most-false", "0%", "--max-parameters", "1"])
+    assert f'"trial": {study.front(fdr=0.5)[0].trial}' in result.output
+    result = CliRunner().invoke(app, ["front", "replicated", "--fdr", "0%", "--max-parameters", "1"])
     assert (result.exit_code, "No trial of replicated can be said" in result.output) == (0, True)
     console = Console(record=True, width=250, file=io.StringIO())
     report.print_trial(front[0], console)
@@ -182,20 +182,20 @@ def test_a_replicate_trains_as_a_study_of_its_seed_does(replicated: tuple[Study,
 def test_a_finished_study_may_ask_for_replicates(replicated: tuple[Study, str], plain: Study) -> None:
     assert all(trial.believed is None for trial in plain.trials)
     assert "believed_mean" not in plain.front().to_frame().columns
-    with pytest.raises(StoreError, match=r"most_false needs replicates.*--set replicates.seeds=5"):
-        plain.front(most_false=0.05)
-    overrides = ["replicates.seeds=2", "replicates.extra=1"]
+    with pytest.raises(StoreError, match=r"fdr needs replicates.*--set replicates.per_trial=5"):
+        plain.front(fdr=0.05)
+    overrides = ["replicates.per_trial=2", "replicates.extra=1"]
     study = resume("plain", overrides=overrides, console=Console(quiet=True))
     found, others = scores("plain"), scores("replicated")
     assert {seed for _, seed in found} <= {2, 3}
     assert found
     assert all(found[key] == others[key] for key in found.keys() & others.keys())
-    assert len(study.front(most_false=0.5)) > 0
+    assert len(study.front(fdr=0.5)) > 0
 
 
 def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plain: Study) -> None:
     """A study with replicates that goes on without more of them."""
-    overrides = ["budget.trials=9", "replicates.seeds=0"]
+    overrides = ["budget.trials=9", "replicates.per_trial=0"]
     before = load_study("plain")
     study = resume("plain", overrides=overrides, console=Console(quiet=True))
     assert len(study.trials) == 9
@@ -213,13 +213,13 @@ def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plai
 
 @pytest.mark.parametrize("share", ["a few", "-1%", "100%", 1.5])
 def test_a_share_is_a_share(replicated: tuple[Study, str], share: Any) -> None:
-    with pytest.raises(StoreError, match=r"most_false is a share like 0.05 or 5%"):
-        replicated[0].front(most_false=share)
+    with pytest.raises(StoreError, match=r"fdr is a share like 0.05 or 5%"):
+        replicated[0].front(fdr=share)
 
 
 def test_replicates_are_of_the_studys_own_objectives(replicated: tuple[Study, str]) -> None:
     with pytest.raises(StoreError, match="own objectives; received cost 'latency_ms'"):
-        replicated[0].front(cost="latency_ms", most_false=0.05)
+        replicated[0].front(cost="latency_ms", fdr=0.05)
 
 
 def test_a_list_names_its_seeds_itself(content: dict[str, Any]) -> None:

@@ -107,8 +107,8 @@ def test_the_headline_says_where_trials_are_compared(finished: tuple[Study, str]
 @pytest.mark.parametrize(
     ("scheduler", "words"),
     [
-        ({"name": "halving", "first": 0.5}, "of 2 epochs, halving at 0.5 and 1.5, 2 at once"),
-        ({"name": "halving", "first": 2}, "of 2 epochs, halving without a rung below that, 2 at once"),
+        ({"name": "halving", "first_rung": 0.5}, "of 2 epochs, halving at 0.5 and 1.5, 2 at once"),
+        ({"name": "halving", "first_rung": 2}, "of 2 epochs, halving without a rung below that, 2 at once"),
         ({"name": "none"}, "of 2 epochs, 2 at once"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_section_may_be_what_matters_of_it(tmp_path: Path) -> None:
     short = load_config({**study(tmp_path), "sampler": "tpe", "scheduler": "none", "replicates": 3, "warm_start": "b"})
     assert short.sampler.name == "tpe"
     assert short.scheduler.name == "none"
-    assert short.replicates.seeds == 3
+    assert short.replicates.per_trial == 3
     assert short.warm_start == ("b",)
     with pytest.raises(ConfigError, match="a scheduler is one of none"):
         load_config({**study(tmp_path), "scheduler": "hyperband"})
@@ -344,13 +344,15 @@ def test_plausible_slips_of_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["auto", "front", "random"])
-def test_what_learns_nothing_from_a_teaching_is_refused_one(tmp_path: Path, sampler: str) -> None:
-    with pytest.raises(ConfigError, match=rf"teaching is for tpe, nsga2 and gp; received '{sampler}' with 'corrected'"):
-        load_config(study(tmp_path, sampler={"name": sampler, "teaching": "corrected"}))
-    earlier = load_config(study(tmp_path, sampler={"name": sampler, "teaching": "raw"}))  # the default, once
-    assert earlier.sampler == load_config(study(tmp_path, sampler={"name": sampler})).sampler
+def test_what_learns_nothing_from_unfinished_trials_is_refused_an_option(tmp_path: Path, sampler: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"unfinished is for tpe, nsga2 and gp; received '{sampler}' with 'extrapolated'"
+    ):
+        load_config(study(tmp_path, sampler={"name": sampler, "unfinished": "extrapolated"}))
     three = {"score": "accuracy", "cost": "stored_parameters", "second_cost": "seconds"}
-    load_config(study(tmp_path, sampler={"name": "auto", "teaching": "corrected"}, objectives=three))  # gp and tpe then
+    load_config(
+        study(tmp_path, sampler={"name": "auto", "unfinished": "extrapolated"}, objectives=three)
+    )  # gp and tpe then
 
 
 def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_nothing(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_halving_knows_the_trials_and_has_no_waves_for_a_sampler_that_learns_not
     rules = [load_config(study(tmp_path, **given, sampler={"name": name})).rule for name in ("random", "tpe")]
     assert all(isinstance(rule, Halving) and rule.quotas == (60, 20, 8) for rule in rules)
     assert [getattr(rule, "waves", 0) for rule in rules] == [1, None]
-    asked = load_config(study(tmp_path, **{**given, "scheduler": {"name": "halving", "waves": 3, "least": 2}}))
+    asked = load_config(study(tmp_path, **{**given, "scheduler": {"name": "halving", "waves": 3, "min_full": 2}}))
     assert isinstance(asked.rule, Halving)
     assert (asked.rule.waves, asked.rule.quotas) == (3, (60, 20, 7))
 

@@ -155,7 +155,7 @@ def test_beyond_the_reference_nothing_is_gained() -> None:
 
 def test_the_model_foresees_what_waiting_trials_come_to() -> None:
     """From 12 trials in full and 24 that wait at the first rung: their order, and about their values."""
-    rule = Halving(epochs=3, eta=3, first=1, trials=36, waves=1)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=36, waves=1)
     records = searched(36, rule=rule)
     belief = believe(records, records.proposal(0).distributions)
     assert belief is not None
@@ -320,7 +320,7 @@ def test_a_limit_is_learned_where_the_cost_is_measured(monkeypatch: pytest.Monke
 def test_whom_the_model_names_is_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the newest, which the scores alone would not."""
     monkeypatch.setattr(beliefs.Belief, "most_promising", lambda self, waiting, taken, first: max(waiting))
-    rule = Halving(epochs=3, eta=3, first=1, trials=12, waves=1, least=0)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=12, waves=1, min_full=0)
     records = searched(12, sampler="front", rule=rule)
     assert [record.number for record in records.all() if record.state is State.COMPLETE] == [8, 9, 10, 11]
 
@@ -342,7 +342,7 @@ def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
 
 def test_validations_between_the_rungs_do_not_crowd_out_trials() -> None:
     """81 trials of 27 epochs, validated at each: the model stands on what it would of their rungs alone."""
-    rule = Halving(epochs=27, eta=3, first=1, trials=81, waves=1)
+    rule = Halving(epochs=27, eta=3, first_rung=1, trials=81, waves=1)
     space = resolve("unified", OPTIONS, replace(TRAINING, epochs=27))
 
     def known(every: bool) -> list[Any]:
@@ -382,7 +382,7 @@ def test_a_search_learns_from_the_rungs_of_its_rule(sampler: str, monkeypatch: p
 
     known = beliefs._known
     monkeypatch.setattr(beliefs, "_known", spy)
-    searched(12, sampler=sampler, rule=Halving(epochs=3, eta=3, first=1, trials=12))
+    searched(12, sampler=sampler, rule=Halving(epochs=3, eta=3, first_rung=1, trials=12))
     assert given
     assert all(rungs == (1.0,) for rungs in given)
 
@@ -418,7 +418,7 @@ def test_scores_that_differ_by_rounding_are_equal() -> None:
 
 def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting() -> None:
     other = Enqueued("houlsby:size=10", Configuration(parse("houlsby:size=10"), TRAINING))
-    rule = Halving(epochs=3, eta=3, first=1, trials=36, waves=1)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=36, waves=1)
     records = searched(36, rule=rule, enqueued=[other])
     belief = believe(records, beliefs.dimensions(records))
     assert belief is not None

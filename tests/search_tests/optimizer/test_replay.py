@@ -24,7 +24,7 @@ RULES = (
     Asha(epochs=3, eta=2),
     ParetoAsha(epochs=3, eta=2),
     Dominated(epochs=3, eta=2),
-    Halving(epochs=3, eta=2, trials=8, least=2),
+    Halving(epochs=3, eta=2, trials=8, min_full=2),
 )
 NAMES = ("none", "asha", "pareto-asha", "dominated", "halving")
 
@@ -132,7 +132,7 @@ def test_it_is_a_function_of_seed_and_workers_and_survives_restarts(rule: Rule |
 
 def test_a_trial_that_waited_is_charged_for_what_it_trains_only() -> None:
     """Quotas 8 - 4 - 2 of 1, 2 and 3 epochs: 8 + 4 + 2."""
-    records, events, _ = replayed(budget=Budget(trials=8), rule=Halving(epochs=3, eta=2, trials=8, least=2, waves=1))
+    records, events, _ = replayed(budget=Budget(trials=8), rule=Halving(epochs=3, eta=2, trials=8, min_full=2, waves=1))
     assert events[-1].epochs == 8 + 4 + 2
     assert [event.decision for event in events].count(Decision.PAUSE) > 0
     assert sum(record.state is State.COMPLETE for record in records.all()) == 2

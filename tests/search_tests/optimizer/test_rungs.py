@@ -30,7 +30,7 @@ from search.trials.pareto import ranks
 def test_rungs_are_geometric_and_below_the_full_budget(
     epochs: float, eta: float, first: float, rungs: tuple[float, ...]
 ) -> None:
-    assert Asha(epochs=epochs, eta=eta, first=first).rungs == pytest.approx(rungs)
+    assert Asha(epochs=epochs, eta=eta, first_rung=first).rungs == pytest.approx(rungs)
 
 
 @pytest.mark.parametrize(
@@ -164,18 +164,18 @@ def synchronous(standings: Sequence[Standing], keep: Sequence[int]) -> set[int]:
 
 def test_quotas_know_the_budget() -> None:
     """243 - 81 - 27 - 9 of 2, 6, 18 and 52 epochs: 1,440."""
-    chosen = Halving(epochs=52, first=2, trials=243)
+    chosen = Halving(epochs=52, first_rung=2, trials=243)
     assert chosen.quotas == (243, 81, 27, 9)
     assert chosen.total == 1_440
-    assert Halving(epochs=52, first=2, trials=24).quotas == (24, 8, 8, 8)
-    assert Halving(epochs=52, first=2, trials=5).quotas == (5, 5, 5, 5)
-    assert Halving(epochs=52, first=2, trials=0).quotas == (0, 0, 0, 0)
-    assert Halving(epochs=1, first=2, trials=24).quotas == (24,)
+    assert Halving(epochs=52, first_rung=2, trials=24).quotas == (24, 8, 8, 8)
+    assert Halving(epochs=52, first_rung=2, trials=5).quotas == (5, 5, 5, 5)
+    assert Halving(epochs=52, first_rung=2, trials=0).quotas == (0, 0, 0, 0)
+    assert Halving(epochs=1, first_rung=2, trials=24).quotas == (24,)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_worker_and_one_wave_are_the_synchronous_rule(seed: int) -> None:
-    race = Race(Halving(epochs=52, first=2, trials=243, waves=1), continuous(243, seed))
+    race = Race(Halving(epochs=52, first_rung=2, trials=243, waves=1), continuous(243, seed))
     assert set(race.full) == synchronous(race.standings, (81, 27, 9))
     assert race.epochs == 1_440
 
@@ -183,7 +183,7 @@ def test_one_worker_and_one_wave_are_the_synchronous_rule(seed: int) -> None:
 @pytest.mark.parametrize("workers", [1, 4, 16])
 @pytest.mark.parametrize("waves", [1, 3, None])
 def test_any_number_of_workers_spends_the_budget_to_the_epoch(workers: int, waves: int | None) -> None:
-    race = Race(Halving(epochs=52, first=2, trials=243, waves=waves), continuous(243, 7), workers)
+    race = Race(Halving(epochs=52, first_rung=2, trials=243, waves=waves), continuous(243, 7), workers)
     assert race.epochs == 1_440
     assert len(race.full) == 9
     assert race.ladder.hopeless == sorted(set(range(243)) - set(race.full))
@@ -193,7 +193,7 @@ def test_any_number_of_workers_spends_the_budget_to_the_epoch(workers: int, wave
 
 def test_in_waves_the_first_full_score_comes_early() -> None:
     """Of three trials the best is at once trained in full, and then a ninth of all begins, for nine waves."""
-    ladder = Ladder(Halving(epochs=52, first=2, trials=243))
+    ladder = Ladder(Halving(epochs=52, first_rung=2, trials=243))
     assert sum(ladder_step(ladder, number) for number in range(243)) == 3
     for level in (1, 2, 3):
         assert ladder.next(fresh=True) == 0
@@ -210,7 +210,7 @@ def ladder_step(ladder: Ladder, number: int) -> bool:
 
 
 def test_failures_hold_nobody_up() -> None:
-    race = Race(Halving(epochs=52, first=2, trials=60), continuous(60, 3), workers=4, fails=set(range(0, 60, 3)))
+    race = Race(Halving(epochs=52, first_rung=2, trials=60), continuous(60, 3), workers=4, fails=set(range(0, 60, 3)))
     assert len(race.reached) == 60
     assert race.ladder.next(fresh=False) is None
     assert 4 <= len(race.full) <= 8
@@ -218,14 +218,14 @@ def test_failures_hold_nobody_up() -> None:
 
 
 def test_a_space_that_ends_early_is_trained_as_far_as_quotas_go() -> None:
-    race = Race(Halving(epochs=52, first=2, trials=243), continuous(20, 3))
+    race = Race(Halving(epochs=52, first_rung=2, trials=243), continuous(20, 3))
     assert len(race.full) == 9
     assert len([level for level in race.reached.values() if level >= 2]) == 20
 
 
 def test_no_worker_idles_while_something_may_be_done() -> None:
     """One wave: the last trials are still on their way to the rung, and the best so far is promoted."""
-    ladder = Ladder(Halving(epochs=9, first=3, trials=3, waves=1, least=1))
+    ladder = Ladder(Halving(epochs=9, first_rung=3, trials=3, waves=1, min_full=1))
     for number, score in enumerate((0.5, 0.4)):
         ladder.know(number, [score], 0.0, level=0, waits=True)
     ladder.know(2, [], 0.0, level=0, runs=True)
@@ -240,7 +240,7 @@ def test_no_worker_idles_while_something_may_be_done() -> None:
 
 def test_who_fails_makes_way() -> None:
     """At each of two levels that take one of three: for one that waits where it began, or where it was."""
-    ladder = Ladder(Halving(epochs=9, first=1, trials=3, waves=1, least=1))
+    ladder = Ladder(Halving(epochs=9, first_rung=1, trials=3, waves=1, min_full=1))
     assert ladder.rule.quotas == (3, 1, 1)
     for number in range(3):
         ladder.know(number, [float(number)], 0.0, level=0, waits=True)
@@ -266,11 +266,11 @@ def test_none_has_no_rungs() -> None:
     ("name", "options", "message"),
     [
         ("halving", {"waves": 0}, "waves is at least 1; received 0"),
-        ("halving", {"least": -1}, "least is at least 0; received -1"),
+        ("halving", {"min_full": -1}, "min_full is at least 0; received -1"),
         ("hyperband", {}, "one of none, asha, .*; received 'hyperband'"),
         ("asha", {"eta": 1}, "eta is at least 1.1; received 1"),
         ("halving", {"eta": math.nan}, "eta is at least 1.1; received nan"),
-        ("asha", {"first": 0}, "first rung in epochs, is positive; received 0"),
+        ("asha", {"first_rung": 0}, "first_rung, in epochs, is positive; received 0"),
         ("asha", {"grace": 2, "waves": 3}, "scheduler asha takes eta, first; received grace, waves"),
         ("none", {"eta": 3}, "scheduler none takes no options; received eta"),
     ],

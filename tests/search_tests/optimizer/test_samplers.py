@@ -16,7 +16,7 @@ from petl.design import Design
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.optimizer import samplers
-from search.optimizer.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, TEACHINGS, Proposer, Told, tell
+from search.optimizer.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, UNFINISHED, Proposer, Told, tell
 from search.trials.objectives import objectives
 from search.trials.record import Proposal, Rejected, State
 from search.trials.records import Records
@@ -297,11 +297,11 @@ def test_every_sampler_of_optunas_takes_three_objectives(name: str) -> None:
     assert replace(asking, seed=1).ask(records, Proposal(rejected=[aside(found(90), 1e7)])) != point
 
 
-@pytest.mark.parametrize("teaching", TEACHINGS)
-def test_every_teaching_is_of_the_score(teaching: str) -> None:
+@pytest.mark.parametrize("unfinished", UNFINISHED)
+def test_unfinished_trials_have_a_value_of_the_score(unfinished: str) -> None:
     """Of the two stopped trials; their costs are what they would be without it."""
-    told = [row.values for row in tell(finished_by_three(12), Proposal(), THREE, {}, teaching) if row.values]
-    assert [values[2] for values in told[12:]] == ([6] if teaching == "pruned" else [3.5, 3.5, 6])
+    told = [row.values for row in tell(finished_by_three(12), Proposal(), THREE, {}, unfinished) if row.values]
+    assert [values[2] for values in told[12:]] == ([6] if unfinished == "ignored" else [3.5, 3.5, 6])
     assert all(math.isfinite(value) for values in told for value in values)
 
 

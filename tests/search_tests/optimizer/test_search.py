@@ -80,7 +80,7 @@ def test_no_trial_lies_outside_the_limits(sampler: str) -> None:
 
 def test_references_are_exempt_from_limits_and_rungs() -> None:
     full = Configuration(parse("lora:rank=512"), TRAINING)
-    chosen = plan(references={"full": full}, limits={"stored_percent": 0.5}, rule=Asha(epochs=3, first=1))
+    chosen = plan(references={"full": full}, limits={"stored_percent": 0.5}, rule=Asha(epochs=3, first_rung=1))
     done = run(Search(Records.in_memory(), chosen))
     assert done[0].reference == "full"
     assert done[0].state is State.COMPLETE
@@ -296,7 +296,7 @@ def test_asha_stops_what_is_not_among_the_best_third() -> None:
 
 def test_halving_lets_trials_wait_promotes_the_best_and_closes_the_rest() -> None:
     """Four trials, two beyond epoch 1, in two waves."""
-    rule = Halving(epochs=2, eta=2, first=1, trials=4, least=1)
+    rule = Halving(epochs=2, eta=2, first_rung=1, trials=4, min_full=1)
     search = Search(Records.in_memory(), plan(rule=rule, budget=Budget(trials=4)))
     for number, reached in enumerate((0.5, 0.6)):
         step = search.next(1)
@@ -325,7 +325,7 @@ def test_halving_lets_trials_wait_promotes_the_best_and_closes_the_rest() -> Non
 def test_what_waits_when_the_hours_are_over_goes_on_when_there_are_more() -> None:
     now = [0.0]
     records = Records.in_memory()
-    rule = Halving(epochs=3, eta=2, first=1, trials=4, waves=1, least=1)
+    rule = Halving(epochs=3, eta=2, first_rung=1, trials=4, waves=1, min_full=1)
     chosen = plan(rule=rule, budget=Budget(trials=4, hours=1.0))
     search = Search(records, chosen, clock=lambda: now[0])
     for number in range(2):
@@ -341,7 +341,7 @@ def test_what_waits_when_the_hours_are_over_goes_on_when_there_are_more() -> Non
 
 def test_where_there_is_no_room_the_worst_that_wait_are_given_up() -> None:
     room = [""]
-    rule = Halving(epochs=3, eta=3, first=1, trials=6, waves=1, least=1)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=6, waves=1, min_full=1)
     search = Search(Records.in_memory(), plan(rule=rule, budget=Budget(trials=6)), lacking=lambda *asked: room[0])
     for number, reached in enumerate((0.5, 0.1, 0.6)):
         assert isinstance(search.next(1), Start)
@@ -358,7 +358,7 @@ def test_where_there_is_no_room_the_worst_that_wait_are_given_up() -> None:
 
 def test_where_a_new_one_has_no_room_those_that_wait_go_on() -> None:
     """What goes on has its state on the disk already; nothing is given up that may be trained to its end."""
-    rule = Halving(epochs=3, eta=3, first=1, trials=12, waves=1, least=4)
+    rule = Halving(epochs=3, eta=3, first_rung=1, trials=12, waves=1, min_full=4)
     records = Records.in_memory()
 
     def lacking(configuration: Configuration | None, active: Collection[int], number: int | None) -> str:
@@ -376,7 +376,7 @@ def test_where_a_new_one_has_no_room_those_that_wait_go_on() -> None:
 def test_one_that_fails_after_its_promotion_makes_way_for_another(last: bool) -> None:
     """Eight of 24 are trained in full, also where the first seven that go on, or are nearly through, do fail."""
     epochs = 9.0 if last else 3.0
-    rule = Halving(epochs=epochs, eta=3, first=1, trials=24)
+    rule = Halving(epochs=epochs, eta=3, first_rung=1, trials=24)
     assert rule.quotas == ((24, 8, 8) if last else (24, 8))
     space = resolve("unified", OPTIONS, replace(TRAINING, epochs=epochs))
     search = Search(Records.in_memory(), plan(space=space, rule=rule, budget=Budget(trials=24, concurrent=3)))
@@ -413,7 +413,7 @@ def test_one_that_its_patience_ended_is_finished_though_the_hours_are_over() -> 
 
 
 def test_a_rung_is_recognised_by_its_value() -> None:
-    search = Search(Records.in_memory(), plan(rule=Asha(epochs=1, eta=3, first=1 / 9)))
+    search = Search(Records.in_memory(), plan(rule=Asha(epochs=1, eta=3, first_rung=1 / 9)))
     assert isinstance(search.next(1), Start)
     first, second = search.rungs(0)
     search.report(0, first + 1e-12, 0.5)
@@ -454,10 +454,10 @@ def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tup
 
 
 RULES = (
-    Asha(epochs=3, eta=2, first=0.75),
-    ParetoAsha(epochs=3, eta=2, first=0.75),
-    Dominated(epochs=3, eta=2, first=0.75),
-    Halving(epochs=3, eta=2, first=0.75, trials=14, least=2),
+    Asha(epochs=3, eta=2, first_rung=0.75),
+    ParetoAsha(epochs=3, eta=2, first_rung=0.75),
+    Dominated(epochs=3, eta=2, first_rung=0.75),
+    Halving(epochs=3, eta=2, first_rung=0.75, trials=14, min_full=2),
 )
 
 
@@ -627,7 +627,7 @@ def test_rules_go_by_the_cost_that_is_known(name: str) -> None:
     """Of two trials at a rung the better one dominates another only where it is also smaller."""
 
     def decided(*objectives: str) -> list[Decision]:
-        chosen = plan(rule=Dominated(3, eta=3, first=1), enqueued=items, budget=Budget(trials=2, concurrent=2))
+        chosen = plan(rule=Dominated(3, eta=3, first_rung=1), enqueued=items, budget=Budget(trials=2, concurrent=2))
         search = Search(Records.in_memory(objectives), chosen)
         found = []
         for accuracy in (0.6, 0.5):
@@ -647,7 +647,7 @@ def test_rules_go_by_the_cost_that_is_known(name: str) -> None:
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp"])
 def test_a_search_with_a_second_cost_goes_on_after_every_restart(sampler: str) -> None:
     def trained(records: Records, every: bool) -> Records:
-        chosen = plan(sampler=sampler, budget=Budget(trials=12), rule=Asha(3, eta=3, first=1))
+        chosen = plan(sampler=sampler, budget=Budget(trials=12), rule=Asha(3, eta=3, first_rung=1))
         search = Search(records, chosen)
         while isinstance(step := search.next(1), Start | Resume):
             record, configuration = step.record, step.record.configuration

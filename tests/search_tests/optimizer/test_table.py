@@ -163,7 +163,7 @@ def test_tables_that_no_search_could_use_are_refused(
         ("--sampler grid", "a sampler is one of random"),
         ("--eta 0.5", "eta is at least 1.1; received 0.5"),
         ("--eta nan", "eta is at least 1.1; received nan"),
-        ("--first 0", "is positive; received 0"),
+        ("--first-rung 0", "is positive; received 0"),
         ("--waves 0", "waves is at least 1; received 0"),
         ("--scheduler none --scheduler asha --waves 2", "no scheduler of none, asha takes waves"),
     ],
@@ -183,7 +183,7 @@ def test_options_of_halving_are_replayed(table: Table, tmp_path: Path) -> None:
     asked += ["--scheduler", "halving", "--scheduler", "none"]
     full = [
         {row["scheduler"]: row["full"] for row in json.loads(CliRunner().invoke(app, [*asked, *more]).output)}
-        for more in (["--least", "2"], ["--least", "9"])
+        for more in (["--min-full", "2"], ["--min-full", "9"])
     ]
     assert full == [{"halving": 4, "none": 12}, {"halving": 9, "none": 12}]
 

@@ -11,7 +11,7 @@ from petl.presets import lora
 from search.optimizer.budget import Budget
 from search.optimizer.front.belief import gains
 from search.optimizer.rungs import Halving
-from search.optimizer.samplers import TEACHINGS, expected_scores, tell
+from search.optimizer.samplers import UNFINISHED, expected_scores, tell
 from search.optimizer.search import Search
 from search.optimizer.steps import Start
 from search.trials.record import Proposal, State
@@ -45,38 +45,43 @@ def test_gains_are_those_of_trials_that_went_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("teaching", "told"),
-    [("raw", {2: 0.5, 3: 0.6}), ("pruned", {}), ("corrected", {2: 0.575, 3: 0.875}), ("model", {2: 0.5, 3: 0.6})],
+    ("unfinished", "told"),
+    [
+        ("last", {2: 0.5, 3: 0.6}),
+        ("ignored", {}),
+        ("extrapolated", {2: 0.575, 3: 0.875}),
+        ("predicted", {2: 0.5, 3: 0.6}),
+    ],
 )
-def test_what_is_told(records: Records, teaching: str, told: dict[int, float]) -> None:
+def test_what_is_told(records: Records, unfinished: str, told: dict[int, float]) -> None:
     """Five trials are no model yet: the score as it is."""
-    assert expected_scores(records, teaching) == pytest.approx(told)
+    assert expected_scores(records, unfinished) == pytest.approx(told)
 
 
 def test_the_model_knows_more_than_the_last_score() -> None:
     """Closer to what the trials would have come to than their scores at the first rung, by far."""
-    records = searched(36, rule=Halving(epochs=3, eta=3, first=1, trials=36, waves=1))
+    records = searched(36, rule=Halving(epochs=3, eta=3, first_rung=1, trials=36, waves=1))
     errors = {}
-    for teaching in ("raw", "corrected", "model"):
-        told = expected_scores(records, teaching)
+    for unfinished in ("last", "extrapolated", "predicted"):
+        told = expected_scores(records, unfinished)
         assert len(told) == 24
-        errors[teaching] = max(
+        errors[unfinished] = max(
             abs(value - score(configuration, 3))
             for number, value in told.items()
             if (configuration := records.get(number).configuration)
         )
-    assert errors["model"] < 0.25 * errors["raw"]
-    assert errors["corrected"] < 0.25 * errors["raw"]
+    assert errors["predicted"] < 0.25 * errors["last"]
+    assert errors["extrapolated"] < 0.25 * errors["last"]
 
 
-@pytest.mark.parametrize("teaching", TEACHINGS)
-def test_a_sampler_is_told_so(teaching: str) -> None:
-    records = searched(16, rule=Halving(epochs=3, eta=2, first=1, trials=16, waves=1, least=2))
-    values = expected_scores(records, teaching)
-    rows = tell(records, Proposal(), records.objectives, {}, teaching)
+@pytest.mark.parametrize("unfinished", UNFINISHED)
+def test_a_sampler_is_told_so(unfinished: str) -> None:
+    records = searched(16, rule=Halving(epochs=3, eta=2, first_rung=1, trials=16, waves=1, min_full=2))
+    values = expected_scores(records, unfinished)
+    rows = tell(records, Proposal(), records.objectives, {}, unfinished)
     complete = sum(record.state is State.COMPLETE for record in records.all())
     assert len(rows) == complete + len(values)
     told = [row.values[0] for row in rows if row.values]
     assert set(values.values()) <= set(told)
-    chosen = plan(sampler="tpe", teaching=teaching, budget=Budget(trials=17))
+    chosen = plan(sampler="tpe", unfinished=unfinished, budget=Budget(trials=17))
     assert isinstance(Search(records, chosen).next(1), Start)

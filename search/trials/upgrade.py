@@ -1,0 +1,73 @@
+"""Names of earlier versions: refused where a user writes them, and read where a study is stored.
+
+A stored configuration has a `version`; what has none is of version 0, as commit ba3158e wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from petl.errors import UserError
+
+KEYS: Final[Mapping[str, str]] = {  # of a study file
+    "sampler.teaching": "sampler.unfinished",
+    "scheduler.first": "scheduler.first_rung",
+    "scheduler.least": "scheduler.min_full",
+    "replicates.seeds": "replicates.per_trial",
+}
+VALUES: Final[Mapping[str, Mapping[str, str]]] = {  # of a key that has its new name
+    "sampler.unfinished": {"raw": "last", "corrected": "extrapolated", "pruned": "ignored", "model": "predicted"},
+}
+OPTIONS: Final[Mapping[str, str]] = {  # of commands
+    "--most-false": "--fdr",
+    "--first": "--first-rung",
+    "--least": "--min-full",
+}
+
+
+class VersionError(UserError, ValueError):
+    """A study that was stored by a later version."""
+
+
+def renamed(key: str, value: Any = None) -> str:
+    """Return what is said of an old key, "" for any other."""
+    if (name := KEYS.get(key)) is None:
+        return ""
+    values = VALUES.get(name, {})
+    now = f": {values[value]}" if isinstance(value, str) and value in values else ""
+    return f"is called {name}{now} now"
+
+
+def _names_of_version_1(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of version 0 with the names of version 1."""
+    config = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
+    for old, new in KEYS.items():
+        section, key = old.split(".")
+        if isinstance(config.get(section), dict) and key in config[section]:
+            value = config[section].pop(key)
+            config[section][new.split(".")[1]] = VALUES.get(new, {}).get(value, value)
+    return config
+
+
+_UPGRADES: Final[tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = (_names_of_version_1,)  # from 0 to 1, ...
+VERSION: Final = len(_UPGRADES)
+
+
+def versioned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as it is stored."""
+    return {"version": VERSION, **config}
+
+
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with today's names, without its version. Raises VersionError for a later one."""
+    config = dict(stored)
+    version = config.pop("version", 0)
+    if version not in range(VERSION + 1):
+        raise VersionError(
+            f"this petl-search reads studies of version {VERSION} and earlier; received one of version {version!r}. "
+            "Read it with the petl-search that wrote it, or a later one"
+        )
+    for upgrade in _UPGRADES[version:]:
+        config = upgrade(config)
+    return config
