@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import (
     NonNegativeInt,
     PositiveFloat,
@@ -21,7 +19,7 @@ from pydantic import (
 from petl import presets, tasks
 from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
 from petl.design import DesignError
-from petl.errors import UserError, faults
+from petl.errors import faults
 from petl.paper.results import TABLES, results
 from petl.tasks import Task
 from search.config.sections import (
@@ -41,6 +39,7 @@ from search.config.sections import (
     _one_of,
     _Section,
 )
+from search.config.text import ConfigError, parse
 from search.optimizer.rungs import Halving, Rule, suited
 from search.optimizer.samplers import require_fit
 from search.storage import address
@@ -63,25 +62,18 @@ _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of 
 _TRIALS: Final = 24
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-3 is one, which PyYAML takes for a word."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
-class ConfigError(UserError):
-    """A study file with faults: all of them, one a line."""
-
-
 _SHORT: Final[Mapping[str, tuple[type, Callable[[Any], Any]]]] = {  # what a field may be instead of a section or list
     "sampler": (str, lambda name: {"name": name}),
     "scheduler": (str, lambda name: {"name": name}),
     "replicates": (int, lambda per_trial: {"per_trial": per_trial}),
     "warm_start": (str, lambda study: [study]),
 }
+
+
+def _long_form(name: str, value: Any) -> Any:
+    """Return what a field's short form stands for; any other value as it is."""
+    kind, written_out = _SHORT[name]
+    return written_out(value) if isinstance(value, kind) and not isinstance(value, bool) else value
 
 
 class StudyConfig(_Section):
@@ -125,9 +117,8 @@ class StudyConfig(_Section):
         except (KeyError, TypeError, ValueError):  # a fault that the field tells of
             task = None
         data, listed = dict(data), bool(data.get("designs"))
-        for name, (kind, whole) in _SHORT.items():
-            if isinstance(data.get(name), kind) and not isinstance(data[name], bool):
-                data[name] = whole(data[name])
+        for name in _SHORT.keys() & data.keys():
+            data[name] = _long_form(name, data[name])
         if task is not None and isinstance(data.get("objectives", {}), Mapping):
             data["objectives"] = {"score": task.scores[0], **data.get("objectives", {})}
         if listed:
@@ -392,11 +383,11 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         data: Any = _deep_copy(source)
     else:
         try:
-            data = yaml.load(Path(source).read_text(), _Loader)  # a safe loader
+            data = parse(Path(source).read_text(encoding="utf-8"), str(source))
         except OSError as error:
             raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source} is no YAML file: {address.redacted(error)}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
     if not isinstance(data, dict):
         received = address.redacted(repr(data))
         raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
@@ -419,18 +410,22 @@ def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Stu
 
 
 def _override(data: dict[str, Any], override: str) -> None:
+    """Set a key of the data. A section that has its short form gets the long one first."""
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
     if not equals or not all((*sections, key)):
         raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {address.redacted(override)!r}")
+    top = data
     for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
+        value = data.get(section)
+        if data is top and section in _SHORT:
+            value = _long_form(section, value)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
             raise ConfigError(f"--set {address.redacted(override)}: {section} is a value, not a section")
-    try:
-        data[key] = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(address.redacted(f"--set {override}: {text!r} is no YAML value")) from None
+        data[section] = data = value
+    data[key] = parse(text, f"--set {override}")
 
 
 def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Model(BaseModel):
     @field_validator("name", "path")
     @classmethod
     def _refuse(cls, value: str) -> str:
-        raise ValueError(f"is short; received {value!r}" if len(value) < 4 else "task.path is relative")
+        raise ValueError(f"is short; received {value!r}" if len(value) < 4 else "task.path.train is relative")
 
 
 def test_faults_have_their_place_the_rule_and_the_value() -> None:
@@ -63,6 +63,6 @@ def test_faults_have_their_place_the_rule_and_the_value() -> None:
     assert faults(caught.value, "task", redact=lambda text: text.replace("word", "...")) == [
         "task.layers: is required; received nothing",
         "task.name: is short; received 'abc'",
-        "task.path is relative; received 'pass=...'",
+        "task.path.train is relative; received 'pass=...'",
         "task.more: no such key; received 1",
     ]

@@ -537,7 +537,9 @@ def faults(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
             yield from (
-                f"imports {name}" for name in names if name in ("pickle", "dill", "joblib", "cloudpickle", "shelve")
+                f"imports {name}"
+                for name in names
+                if name in ("pickle", "dill", "joblib", "cloudpickle", "shelve", "yaml")
             )
         if not isinstance(node, ast.Call):
             continue
@@ -545,8 +547,8 @@ def faults(tree: ast.AST) -> Iterator[str]:
         name = f"builtins.{name}" if name in ("eval", "exec") else name
         words = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         yield from (f"{name} {why}" for call, why in UNSAFE.items() if name == call or name.endswith(f".{call}"))
-        if name == "yaml.load" and [ast.unparse(word) for word in node.args[1:]] != ["_Loader"]:
-            yield "yaml.load without the safe loader"
+        if name.split(".")[-1] == "YAML" and words.get("typ") != "'safe'":
+            yield f"{name} that is not safe"
         if words.get("shell", "False") != "False" or words.get("allow_pickle", "False") != "False":
             yield f"{name} {words}"
         automatic = name.split(".")[-1] == "from_pretrained" and not name.startswith("cls")
@@ -558,7 +560,14 @@ def test_nothing_is_read_but_data() -> None:
     found = {str(file): list(faults(tree)) for file, tree in sources()}
     assert len(found) > 60
     assert {file: said for file, said in found.items() if said} == {}
-    for bad in ("torch.load(f)", "yaml.load(t, yaml.Loader)", "import pickle", "AutoModel.from_pretrained(x)"):
+    for bad in (
+        "torch.load(f)",
+        "import yaml",
+        "YAML(typ='unsafe')",
+        "YAML()",
+        "import pickle",
+        "AutoModel.from_pretrained(x)",
+    ):
         assert list(faults(ast.parse(bad))), bad
 
 
@@ -566,7 +575,7 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     for tag in ("!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system"):
         (tmp_path / "study.yaml").write_text(f"study: {tag} ['touch {mark}']\n")
-        with pytest.raises(ConfigError, match="is no YAML file"):
+        with pytest.raises(ConfigError, match="is no YAML"):
             load_config(tmp_path / "study.yaml")
         with pytest.raises(ConfigError):
             load_config(studies.study(tmp_path), [f"study={tag} ['touch {mark}']"])

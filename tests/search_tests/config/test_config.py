@@ -197,10 +197,10 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("study: [a\n")
-    with pytest.raises(ConfigError, match="no YAML file"):
+    with pytest.raises(ConfigError, match="is no YAML"):
         load_config(tmp_path / "torn.yaml")
     (tmp_path / "code.yaml").write_text("study: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(ConfigError, match="no YAML file"):
+    with pytest.raises(ConfigError, match="is no YAML"):
         load_config(tmp_path / "code.yaml")
 
 
