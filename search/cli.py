@@ -127,7 +127,6 @@ def run(
     from search.study.run import run as run_study
 
     _require_no_password(overrides)
-    _import_from_here()
     _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
 
 
@@ -161,7 +160,6 @@ def resume(
     from search.study.run import resume as resume_study
 
     _require_no_password(overrides)
-    _import_from_here()
     _end(resume_study(name, overrides=overrides or (), address=address))
 
 
@@ -193,7 +191,6 @@ def submit(
 
     if fresh and or_resume:
         raise JobError("--fresh and --or-resume contradict each other; give one")
-    _import_from_here()
     flags = [flag for flag, given in (("--fresh", fresh), ("--or-resume", or_resume)) if given]
     sent = pack(
         study,
@@ -547,11 +544,6 @@ def _watch(cluster: Cluster, job: str, sent: Sent | None = None) -> None:
     typer.echo(message, err=bool(code))
     if code:
         raise typer.Exit(code)
-
-
-def _import_from_here() -> None:
-    """A space of the user's own, `my_space:function`, lies in the current folder."""
-    sys.path.insert(0, "")
 
 
 def main() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from optuna.trial import FixedTrial
@@ -58,7 +60,8 @@ def resolve(
 ) -> Space:
     """The space of this name with its options, the study's training and the study's one training seed.
 
-    A user's function gets `training` if its signature names it.
+    A user's function, `package.module:function`, may lie in the current folder. It gets `training` if its signature
+    names it.
     Raises SpaceError for what cannot be imported, is no function, or does not take an option.
     """
     options = dict(options or {})
@@ -138,6 +141,8 @@ def _imported(name: str) -> Callable[..., Any]:
     module, separator, attribute = name.partition(":")
     if not (separator and module and attribute):
         raise SpaceError(f"a space is one of {', '.join(SPACES)}, or package.module:function; received {name!r}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # the last: a queue.py there must not take the place of Python's
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a module of the user's own raises while it is imported

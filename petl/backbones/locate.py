@@ -22,6 +22,13 @@ class BackboneError(UserError, ValueError):
     """A pretrained model that cannot be found, reached, or used."""
 
 
+def is_hub_id(model: str) -> bool:
+    """Return whether `model` is the hub's: it is spelled as an id, and no model lies in a folder of that name here."""
+    path = Path(model).expanduser()
+    spelled = bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
+    return spelled and not path.is_file() and not (path / CONFIG).is_file()
+
+
 def locate(model: str) -> str:
     """The folder or `config.json` that `model` names as an absolute path, or a hub id as it is.
 
@@ -31,6 +38,8 @@ def locate(model: str) -> str:
     """
     if model.startswith("package:"):
         return str(_in_package(model))
+    if is_hub_id(model):
+        return model
     path = Path(model).expanduser()
     if path.is_file() and path.name != CONFIG:
         raise BackboneError(f"a model is a folder, a {CONFIG}, package:NAME/path or a hub id; received the file {path}")
@@ -38,9 +47,7 @@ def locate(model: str) -> str:
         raise BackboneError(f"the folder {path} holds no {CONFIG}")
     if path.exists():
         return str(path.resolve())
-    if not _HUB_ID.fullmatch(model) or model.startswith("."):
-        raise BackboneError(f"there is no folder or {CONFIG} at {path}, and {model!r} is no hub id")
-    return model
+    raise BackboneError(f"there is no folder or {CONFIG} at {path}, and {model!r} is no hub id")
 
 
 def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:

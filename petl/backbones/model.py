@@ -123,7 +123,7 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     With `weights`, local weight files are hashed into the fingerprint (0.13 s for 90 MB); a hub
     model's is that of its commit, so that none is downloaded. Raises BackboneError.
     """
-    place = locate(model)
+    place = model if revision else locate(model)  # the hub's alone have revisions
     folder, commit = fetch(place, revision, weights=False)
     config = _config(folder, model)
     family = _family(str(config.model_type))
@@ -165,7 +165,7 @@ def load(
     """
     import torch
 
-    place = locate(model)
+    place = model if revision else locate(model)  # the hub's alone have revisions
     if Path(place).name == CONFIG:
         raise BackboneError(f"{model} is a bare configuration: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
@@ -212,7 +212,7 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
     """
     from transformers import AutoTokenizer
 
-    folder, _ = fetch(locate(model), revision, weights=False)
+    folder, _ = fetch(model if revision else locate(model), revision, weights=False)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

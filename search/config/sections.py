@@ -15,11 +15,13 @@ from pydantic import (
     NonNegativeInt,
     PlainSerializer,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from petl import presets
+from petl.backbones.locate import is_hub_id
 from petl.configuration import check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.rungs import Halving, Rule, rule
@@ -30,6 +32,9 @@ from search.trials.objectives import COSTS, SCORES
 _KEYS: Final = re.compile(  # in the address of a store: a secret may have slashes, and Azure's containers an @ behind
     r"(?i)^(?!abfss?://[^:@/?]+@[^@?]+(\?|$))[^?]*@|[?&]\w*(access_?key|secret|token|credential|password)\w*="
 )
+
+
+STORED: Final = "stored"  # the context of a validation of what a study has on record
 
 
 class _Section(BaseModel):
@@ -52,8 +57,9 @@ class BackboneConfig(_Section):
 
     @field_validator("model")
     @classmethod
-    def _anchored(cls, value: str) -> str:
-        return _anchored(value) if Path(value).expanduser().exists() else value
+    def _anchored(cls, value: str, info: ValidationInfo) -> str:
+        # What is stored was anchored when its study began: a folder that has the name of a hub id now is another thing.
+        return value if info.context == STORED or is_hub_id(value) else _anchored(value)
 
 
 class ObjectivesConfig(_Section):

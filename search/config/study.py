@@ -23,6 +23,7 @@ from petl.errors import faults
 from petl.paper.results import TABLES, results
 from petl.tasks import Task
 from search.config.sections import (
+    STORED,
     BackboneConfig,
     BudgetConfig,
     DesignConfig,
@@ -375,30 +376,19 @@ class StudyConfig(_Section):
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
-    """A study file (YAML), or the same as a mapping, with `key.key=value` overrides.
+    """Return the study of a file (YAML), or of the same as a mapping, with `key.key=value` overrides.
 
     Raises ConfigError with every fault: where, the rule, and the value received.
     """
     if isinstance(source, Mapping):
-        data: Any = _deep_copy(source)
-    else:
-        try:
-            data = parse(Path(source).read_text(encoding="utf-8"), str(source))
-        except OSError as error:
-            raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
-    if not isinstance(data, dict):
-        received = address.redacted(repr(data))
-        raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
-    for override in overrides:
-        _override(data, override)
+        return _validated(source, overrides, "the study")
     try:
-        return StudyConfig.model_validate(data)
-    except ValidationError as error:
-        where = "the study" if isinstance(source, Mapping) else str(source)
-        found = faults(error, redact=address.redacted, renamed=renamed)
-        raise ConfigError("\n  ".join([f"{where} has {len(found)} fault(s):", *found])) from None
+        text = Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
+    return _validated(parse(text, str(source)), overrides, str(source))
 
 
 def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
@@ -406,7 +396,21 @@ def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> Stu
 
     Raises VersionError for a later one, and ConfigError as `load_config` does.
     """
-    return load_config(upgraded(stored), overrides)
+    return _validated(upgraded(stored), overrides, "the study", STORED)
+
+
+def _validated(data: Any, overrides: Sequence[str], name: str, context: str | None = None) -> StudyConfig:
+    if not isinstance(data, Mapping):
+        received = address.redacted(repr(data))
+        raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
+    data = _deep_copy(data)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return StudyConfig.model_validate(data, context=context)
+    except ValidationError as error:
+        found = faults(error, redact=address.redacted, renamed=renamed)
+        raise ConfigError("\n  ".join([f"{name} has {len(found)} fault(s):", *found])) from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:

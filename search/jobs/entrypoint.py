@@ -140,5 +140,6 @@ if __name__ == "__main__":
     except SystemExit as error:
         print(f"petl-search: {error}", flush=True)
         sys.exit(2)
-    # the same process: it is the one that Ray asks to end
-    os.execv(sys.executable, [sys.executable, "-m", "search.cli", *arguments])
+    # The same process, since Ray asks this one to end; -P, since files of the user's lie in the current folder, which
+    # would else be searched before the installed packages.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "search.cli", *arguments])

@@ -39,7 +39,8 @@ from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
 from search.config.sections import SamplerConfig, SchedulerConfig
-from search.config.study import ConfigError, StudyConfig, load_config
+from search.config.study import StudyConfig, load_config
+from search.config.text import ConfigError
 from search.trials.objectives import objectives, reference_point
 from search.trials.pareto import hypervolume
 from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel

@@ -26,7 +26,8 @@ from petl.data.tokens import load_data
 from petl.presets import parse
 from petl.training.run import TrainingRun
 from search.config.sections import ResourcesConfig
-from search.config.study import ConfigError, load_config
+from search.config.study import load_config
+from search.config.text import ConfigError
 from search.storage.locks import StudyLock
 from search.study.places import StudyError
 from search.study.run import resume, run

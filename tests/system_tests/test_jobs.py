@@ -24,7 +24,7 @@ import studies
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from search.config.study import ConfigError
+from search.config.text import ConfigError
 from search.jobs.client import AwayError, Cluster, JobError, Sent, outcome, pack
 from search.jobs.entrypoint import arrive
 from search.storage.studies import create_study

@@ -32,7 +32,7 @@ ROOMS = {  # what a room may import beside itself
     "search.trials": PETL,
     "search.optimizer": PETL | {"spaces", "search.trials"},
     "search.storage": PETL | {"petl.data", "search.trials"},
-    "search.config": {"petl", "petl.paper", "spaces", "search.trials", "search.optimizer", "search.storage"},
+    "search.config": PETL | {"petl.paper", "spaces", "search.trials", "search.optimizer", "search.storage"},
     "search.tracking": {"petl", "search.trials", "search.storage"},
     "search.workers": PETL
     | {"petl.data", "petl.training", "petl.adapters"}

@@ -42,7 +42,8 @@ from petl.training import baselines
 from petl.training.run import TrainingRun
 from search import load_study
 from search.config.sections import ResourcesConfig
-from search.config.study import ConfigError, load_config
+from search.config.study import load_config
+from search.config.text import ConfigError
 from search.storage.address import redacted, without_password
 from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from petl.adapters import storage
 from search.config.sections import ResourcesConfig
-from search.config.study import ConfigError, load_config
+from search.config.study import load_config
+from search.config.text import ConfigError
 from search.results.query import Study, load_study
 from search.storage.folder import read_json
 from search.storage.locations import StoreError, StudyHome, database_url

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import yaml
 from studies import study
 
 from petl import tasks
-from search.config.study import ConfigError, load_config
+from search.config.study import load_config, load_stored
+from search.config.text import ConfigError
 from search.optimizer.rungs import Halving
 
 ROOT = Path(__file__).parents[3]
@@ -383,3 +387,31 @@ def test_the_sampler_front_has_one_cost(tmp_path: Path) -> None:
         load_config(content)
     for name in ("random", "tpe", "nsga2", "gp", "auto"):
         assert load_config(content, [f"sampler.name={name}"]).sampler.name == name
+
+
+def test_a_folder_in_the_way_does_not_make_a_hub_id_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = study(tmp_path, backbone={"model": "facebook/bart-base"})
+    began = load_config(content)
+    (tmp_path / "facebook" / "bart-base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(content).backbone.model == "facebook/bart-base"
+    (tmp_path / "facebook" / "bart-base" / "config.json").write_text("{}")
+    assert load_config(content).backbone.model == str(tmp_path / "facebook" / "bart-base")  # a model, by that name
+    assert load_stored(began.to_dict()) == began
+    assert load_config({**content, "backbone": {"model": "./mine"}}).backbone.model == str(tmp_path / "mine")
+
+
+def test_a_space_of_the_users_own_is_looked_for_last_in_the_current_folder(tmp_path: Path) -> None:
+    """Else a queue.py or datasets.py beside it would be imported for the library of that name."""
+    (tmp_path / "my_space.py").write_text("import colorsys\ndef mine(trial, backbone): colorsys.rgb_to_hsv\n")
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('not this one')\n")
+    content = study(tmp_path, space={"name": "my_space:mine"}, budget={"trials": 0})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    command = "import sys; sys.argv = ['petl-search', 'run', 'study.yaml']; from search.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", command],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "petl-search: study.yaml has 1 fault(s):"
+    assert "budget.trials: " in done.stderr

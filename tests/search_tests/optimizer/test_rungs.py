@@ -271,7 +271,7 @@ def test_none_has_no_rungs() -> None:
         ("asha", {"eta": 1}, "eta is at least 1.1; received 1"),
         ("halving", {"eta": math.nan}, "eta is at least 1.1; received nan"),
         ("asha", {"first_rung": 0}, "first_rung, in epochs, is positive; received 0"),
-        ("asha", {"grace": 2, "waves": 3}, "scheduler asha takes eta, first; received grace, waves"),
+        ("asha", {"grace": 2, "waves": 3}, "scheduler asha takes eta, first_rung; received grace, waves"),
         ("none", {"eta": 3}, "scheduler none takes no options; received eta"),
     ],
 )

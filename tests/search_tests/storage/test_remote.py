@@ -16,7 +16,8 @@ from rich.console import Console
 
 from petl.configuration import Configuration, Training
 from petl.presets import parse
-from search.config.study import ConfigError, load_config
+from search.config.study import load_config
+from search.config.text import ConfigError
 from search.storage.folder import TrialFolder, trial_files
 from search.storage.remote import Mirror, StoreAwayError, keep_at
 from search.study.places import StudyError

@@ -10,7 +10,8 @@ import pytest
 from studies import study
 
 from search import cli
-from search.config.study import ConfigError, load_config, load_stored
+from search.config.study import load_config, load_stored
+from search.config.text import ConfigError
 from search.trials.upgrade import VERSION, VersionError, upgraded
 
 OLD: dict[str, Any] = {  # the sections that ba3158e stored with other names, as it wrote them
