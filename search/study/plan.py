@@ -15,7 +15,7 @@ from petl.design import Design
 from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.replication import Replication
-from search.optimizer.samplers import excess
+from search.optimizer.samplers import DEFAULT_UNFINISHED, excess
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, needs
@@ -68,7 +68,7 @@ def rehearse(config: StudyConfig, resolved: Resolved) -> None:
     Search(Records.in_memory(names), plan)
     if config.designs:
         return
-    bare = replace(plan, references={}, enqueued=(), sampler="random")
+    bare = replace(plan, references={}, enqueued=(), sampler="random", unfinished=DEFAULT_UNFINISHED)
     Search(Records.in_memory(names), bare).next(free_workers=1)
 
 
