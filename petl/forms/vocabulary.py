@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from petl.errors import UserError
+
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
-class DesignError(ValueError):
+class DesignError(UserError, ValueError):
     """A design that means nothing, or that cannot be built on the backbone at hand."""
 
 
