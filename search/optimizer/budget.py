@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from search.trials.naming import cost_text
+from search.trials.formats import amount_text
 
 if TYPE_CHECKING:
     from search.trials.records import Records
@@ -71,12 +71,12 @@ class Meter:
     def spent(self) -> str:
         """Return which hard limit is reached, in words; "" for none."""
         if self.hours >= self._budget.hours:
-            return f"{cost_text(self._budget.hours)} hours"
+            return f"{amount_text(self._budget.hours)} hours"
         device_hours = self.device_hours
         if device_hours >= self._budget.device_hours:
-            return f"{cost_text(self._budget.device_hours)} device-hours"
+            return f"{amount_text(self._budget.device_hours)} device-hours"
         if self._budget.price * device_hours >= self._budget.money:
-            return f"{cost_text(self._budget.money)} of money"
+            return f"{amount_text(self._budget.money)} of money"
         return ""
 
     def runs(self, trials: int) -> None:

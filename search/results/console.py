@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from rich.box import SIMPLE_HEAD
@@ -12,24 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.trials.formats import STATES
 from search.trials.record import State
 
 if TYPE_CHECKING:
-    from search.results.query import Study
+    from search.results.query import ParetoFront, Study
 
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
-_NAMES: Final[Mapping[State, str]] = {
-    State.COMPLETE: "complete",
-    State.PRUNED: "stopped early",
-    State.FAIL: "failed",
-    State.RUNNING: "running",
-    State.PAUSED: "waiting at a rung",
-}
-_LEFT: Final = "not finished"  # what is running in a study that is not
+_LEFT: Final = "not finished"
 
 
 def console() -> Console:
-    """The console on stdout; without a terminal it does not cut or fold lines. Brackets are brackets."""
+    """Return a console on stdout. Without a terminal it neither cuts nor folds lines; brackets are not markup."""
     terminal = sys.stdout.isatty()
     return Console(
         width=None if terminal else _WIDE, highlight=False, markup=False, emoji=False, soft_wrap=not terminal
@@ -37,24 +30,33 @@ def console() -> Console:
 
 
 def count_states(study: Study) -> str:
-    """Such as `20 complete, 3 stopped early, 1 failed`; references are not counted."""
+    """Return how far a study is, such as `20 complete, 3 stopped early, 1 failed`, references not counted."""
     counts = Counter(trial.state for trial in study.trials)
-    names = {state: _state(state, study.summary.status) for state in _NAMES}
+    names = {state: state_text(state, study.summary.status) for state in STATES}
     return ", ".join(f"{counts[state]} {name}" for state, name in names.items() if counts[state]) or "none yet"
 
 
+def why_empty(study: Study, front: ParetoFront) -> str:
+    """Return in a sentence why a study's front has no member."""
+    if not study.trials:
+        return f"The front of {study.name} is empty: it has no trials yet."
+    complete = any(trial.state is State.COMPLETE for trial in study.trials)
+    reason = "no complete trial is within the limits" if complete else "no trial is complete"
+    return f"The front of {study.name} is empty: {reason} ({count_states(study)})."
+
+
 def say(out: Console, text: str, style: str = "") -> None:
-    """Prints a line as it is: rich would take a path or a list in brackets for markup."""
+    """Print a line as it is: rich would take a path or a list in brackets for markup."""
     out.print(Text(text, style), soft_wrap=True)
 
 
 def add(table: Table, *cells: str) -> None:
-    """Adds a row of cells as they are."""
+    """Add a row of cells as they are."""
     table.add_row(*map(Text, cells))
 
 
 def new_table(title: str) -> Table:
-    """An empty table as all of ours look."""
+    """Return an empty table in the look that all tables share."""
     return Table(
         title=Text(title) if title else None,
         title_justify="left",
@@ -65,26 +67,9 @@ def new_table(title: str) -> Table:
     )
 
 
-def _state(state: State, study: str) -> str:
-    """A trial's, in a study of that status: a hard budget, or an interruption, leaves trials for a resume."""
-    return _LEFT if state is State.RUNNING and study != "RUNNING" else _NAMES[state]
+def state_text(state: State, study: str) -> str:
+    """Return the word for a trial's state in a study of this status.
 
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def _value(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    A hard budget, or an interruption, leaves trials for a resume, which are on record as running.
+    """
+    return _LEFT if state is State.RUNNING and study != "RUNNING" else STATES[state]

@@ -5,27 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search.trials.naming import cost_column, cost_text, label
+from search.trials.formats import STATES, amount_text, heading
+from search.trials.naming import label
 from search.trials.record import Replicate, State, TrialRecord, epochs_trained
 from search.trials.report import Report, Run
-
-_WORDS: Final[Mapping[State, str]] = {
-    State.COMPLETE: "finished",
-    State.RUNNING: "running",
-    State.PAUSED: "waiting at a rung",
-    State.PRUNED: "stopped early",
-    State.FAIL: "failed",
-}
 
 
 class Display:
@@ -139,9 +131,9 @@ class Display:
     def ended(self, run: Run) -> None:
         if run.state is State.COMPLETE and run.measurements:
             score, size = getattr(run.measurements, self.score), run.measurements.stored_parameters
-            self._line(run, f"finished: {self.score} {score:.4f}, {size:,} parameters")
+            self._line(run, f"{STATES[run.state]}: {self.score} {score:.4f}, {size:,} parameters")
         else:
-            self._line(run, _WORDS[run.state] + (f": {run.failure}" if run.failure else ""), loud=True)
+            self._line(run, STATES[run.state] + (f": {run.failure}" if run.failure else ""), loud=True)
 
     def _line(self, run: Run, text: str, *, loud: bool = False) -> None:
         """Print what happened to a run; beside a live table, which shows the rest, only what is `loud`."""
@@ -180,7 +172,7 @@ class Display:
         head = Text.assemble(
             (self.study, "bold"),
             f"  {over}/{self.budget} trials  ",
-            "  ".join(f"{states[state]} {word}" for state, word in _WORDS.items() if states[state]),
+            "  ".join(f"{states[state]} {word}" for state, word in STATES.items() if states[state]),
             f"  {_clock(elapsed)} elapsed",
             f", about {_clock(left)} left" if (left := self._left(records)) is not None else "",
         )
@@ -194,8 +186,8 @@ class Display:
                     Text(self._told(record.number), "dim"),
                 )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        own = [cost for cost in self.costs if cost_column(cost)]
-        for column in ("trial", "design", self.score, "parameters", "%", *map(cost_column, own)):
+        own = [cost for cost in self.costs if heading(cost)]
+        for column in ("trial", "design", self.score, "parameters", "%", *map(heading, own)):
             front.add_column(column, justify="left" if column == "design" else "right")
         for record in self._front():
             measured = record.measurements
@@ -206,7 +198,7 @@ class Display:
                     f"{getattr(measured, self.score):.4f}",
                     f"{measured.stored_parameters:,}",
                     f"{measured.stored_percent:.2f}",
-                    *(cost_text(getattr(measured, cost)) for cost in own),
+                    *(amount_text(getattr(measured, cost)) for cost in own),
                 )
         return Group(head, running, front) if front.rows else Group(head, running)
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from numpy.typing import NDArray
 
-from search.trials.pareto import Floats
+from search.results.console import why_empty
+from search.results.labels import Drawn, Label, Point, write_labels
+from search.trials.formats import short_text
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -58,7 +56,10 @@ def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
             loc="outside lower center", ncols=4, fontsize=_SMALL, frameon=False, handletextpad=0.2, columnspacing=1.4
         )
     figure.canvas.draw()  # fixes the layout, so that labels are placed on what will be seen
-    _labels(axes, view)
+    if view.members:
+        _labels(axes, view)
+    else:
+        _say_why_empty(axes, view)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -92,12 +93,12 @@ class _View:
             if trial.measurements and (value := score.value(trial.measurements)) is not None and math.isfinite(value)
         ]
         self.low, self.high = self._limits()
-        costs = [x for x, _ in (*self.complete, *self.stopped)]
-        self.right = max(costs, default=1.0) or 1.0
-        self.step = 10.0 ** math.floor(math.log10(min((x for x in costs if x > 0), default=1.0)))
+        self.costs = [x for x, _ in (*self.complete, *self.stopped)]
+        self.right = max(self.costs, default=1.0) or 1.0
+        self.step = 10.0 ** math.floor(math.log10(min((x for x in self.costs if x > 0), default=1.0)))
         self.logarithmic = cost.logarithmic
-        self.zero = any(x <= 0 for x in costs)
-        self.left = min(costs, default=1.0)
+        self.zero = any(x <= 0 for x in self.costs)
+        self.left = min(self.costs, default=1.0)
 
     def _at(self, trial: Trial) -> Iterator[Point]:
         """Cost and score, where both are numbers; a stopped trial has its last rung's score."""
@@ -120,7 +121,8 @@ class _View:
         """The scores worth a close look: those of the front, of its seeds, and what lies not far below."""
         sign = 1 if self.upward else -1  # as the picture has it: what is better lies above
         seeds = [sign * mean + way * spread for _, mean, spread in self.seeds for way in (-1, 1)]
-        core = sorted(sign * y for _, y in (self.members or self.complete)) or [0.0, 1.0]
+        points = self.members or self.complete or self.stopped or self.references
+        core = sorted(sign * y for _, y in points) or [0.0, 1.0]
         top = max([*core, *seeds, *(sign * y for _, y in self.references)])
         span = max(top - core[0], 0.02 * max(abs(top), 1e-9))
         near = [v for v in (*(sign * y for _, y in self.complete + self.stopped + self.references),) if v <= top]
@@ -136,7 +138,7 @@ def _frame(axes: Axes, view: _View) -> None:
     """Scales, ticks, titles."""
     axes.set_ylim(view.low, view.high)
     if view.logarithmic:
-        _scale(axes, view, 1.0, _count)
+        _scale(axes, view, 1.0, short_text)
         axes.set_xlim(-0.25 * view.step if view.zero else view.left / _ROOM, view.right * _ROOM)
     else:
         margin = 0.08 * (view.right - view.left or view.right)
@@ -152,7 +154,7 @@ def _frame(axes: Axes, view: _View) -> None:
     title = " · ".join(str(fact)[:_LONGEST] for fact in facts if fact)
     axes.set_title(title, loc="left", fontsize=10, color=_INK, parse_math=False)
     base = view.front.base_parameters
-    if base and view.logarithmic and view.cost.endswith("_parameters"):
+    if base and view.costs and view.logarithmic and view.cost.endswith("_parameters"):
         top = axes.twiny()
         _scale(top, view, 100 / base, lambda value: f"{value:g} %")
         top.set_xlim(*(limit * 100 / base for limit in axes.get_xlim()))
@@ -217,7 +219,7 @@ def _front(axes: Axes, view: _View) -> None:
             label="its seeds: mean ± spread",
         )  # fmt: skip
     if view.second:
-        bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _count(value))
+        bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: short_text(value))
         bar.set_label(view.second.title, fontsize=8.5, color=_INK)
         bar.ax.tick_params(labelsize=_SMALL, color="#999999", labelcolor=_INK)
         bar.outline.set_visible(False)
@@ -254,58 +256,28 @@ def _references(axes: Axes, view: _View) -> None:
 
 def _labels(axes: Axes, view: _View) -> None:
     """Name the members of the front where there is room; each has a number, for `petl-search show`."""
-    if not view.members:
-        return
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    area = axes.get_window_extent(renderer).extents
-    pixels = _pixels(axes, view.members)
-    stair = _pixels(axes, view.stair)
-    corners = [*stair, (area[2], stair[-1][1])]
-    clutter = Clutter(
-        taken=[(x - 10, y - 10, x + 10, y + 10) for x, y in pixels],
-        points=_pixels(axes, [point for point in view.complete + view.stopped if view.inside(point[1])]),
-        edges=[box for start, end in pairwise(corners) for box in _stair(start, end)],
-        lines=[y for _, y in _pixels(axes, [(view.right, s) for _, s in view.references if view.inside(s)])],
+    last = len(view.members) - 1
+    ordered = sorted(range(last + 1), key=lambda index: min(index, last - index))  # where room is short: the extremes
+    stair, right = view.stair, axes.get_xlim()[1]
+    drawn = Drawn(
+        points=[point for point in view.complete + view.stopped if view.inside(point[1])],
+        corners=[*stair, (right, stair[-1][1])],
+        heights=[score for _, score in view.references if view.inside(score)],
     )
-    # the best and the cheapest first: they have their way where room is short
-    for index in sorted(range(len(pixels)), key=lambda i: min(i, len(pixels) - 1 - i)):
-        for words in _wordings(view.front[index]):
-            text = axes.annotate(
-                words, view.members[index], xytext=(0, 0), textcoords="offset pixels", fontsize=_SMALL - 0.5,
-                color=_INK, linespacing=1.05, zorder=5, path_effects=[withStroke(linewidth=1.8, foreground="white")],
-                parse_math=False,
-            )  # fmt: skip
-            size = text.get_window_extent(renderer)
-            box = place(pixels[index], (size.width, size.height), area, clutter)
-            if box is None:
-                text.remove()
-                continue
-            text.set_position((box[0] - pixels[index][0], box[1] - pixels[index][1]))
-            clutter.add(box, _leader(axes, view.members[index], pixels[index], box))
-            break
+    labels = [Label(view.members[index], list(_wordings(view.front[index]))) for index in ordered]
+    write_labels(axes, labels, drawn)
 
 
-def _stair(start: Point, end: Point) -> list[Box]:
-    """The two segments of the step line from one corner to the next, as thin boxes."""
-    (x0, y0), (x1, y1) = start, end
-    return [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
-
-
-def _leader(axes: Axes, member: Point, at: Point, box: Box) -> list[Point]:
-    """A thin line to a label that does not stand next to its point; where it runs, in pixels."""
-    (x, y), (x0, y0, x1, y1) = at, box
-    dx, dy = min(max(x, x0), x1) - x, min(max(y, y0), y1) - y
-    if math.hypot(dx, dy) <= 18:
-        return []
-    axes.annotate(
-        "", member, xytext=(dx, dy), textcoords="offset pixels", zorder=3,
-        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+def _say_why_empty(axes: Axes, view: _View) -> None:
+    """Say in the picture why it has no front; an axis with nothing on it has no numbers."""
+    if not view.costs:
+        axes.set_xticks([])
+    if not (view.costs or view.references):
+        axes.set_yticks([])
+    axes.text(
+        0.5, 0.5, why_empty(view.study, view.front), transform=axes.transAxes, ha="center", va="center", color=_INK,
+        fontsize=9, wrap=True, parse_math=False,
     )  # fmt: skip
-    return [(x + dx * part / 8, y + dy * part / 8) for part in range(1, 8)]
-
-
-def _pixels(axes: Axes, points: Sequence[Point]) -> list[Point]:
-    return [tuple(axes.transData.transform(point).tolist()) for point in points]
 
 
 def _wordings(trial: Trial) -> Iterator[str]:
@@ -334,90 +306,3 @@ def _model(text: str) -> str:
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _count(value: float) -> str:
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
-
-
-Point: TypeAlias = tuple[float, float]
-Box: TypeAlias = tuple[float, float, float, float]
-
-_DISTANCES: Final = (10.0, 18.0, 30.0, 45.0, 65.0, 90.0, 120.0)
-_ANGLES: Final = np.radians(np.arange(0, 360, 15))
-_CLEARANCE: Final = 3.0
-_POINT, _EDGE, _STROKE, _CROSSING, _AWRY = 25.0, 30.0, 25.0, 40.0, 15.0  # what it costs, in pixels of distance
-_TOO_BAD: Final = 130.0
-
-
-class Clutter:
-    """What is drawn already. Labels never cover `taken` boxes; `points`, `edges` and `lines` they had better not.
-
-    `edges` are thin boxes, `lines` the heights of lines across the whole picture.
-    """
-
-    def __init__(
-        self, taken: Sequence[Box], points: Sequence[Point], edges: Sequence[Box], lines: Sequence[float]
-    ) -> None:
-        self.taken = _table(taken, 4)
-        self.points = _table(points, 2)
-        self.edges = _table(edges, 4)
-        self.lines = np.asarray(lines, dtype=np.float64)
-
-    def add(self, box: Box, leader: Sequence[Point] = ()) -> None:
-        """A label that was placed, and points along the line that leads to it."""
-        self.taken = np.vstack([self.taken, _table([box], 4)])
-        self.points = np.vstack([self.points, _table(leader, 2)])
-
-
-def place(point: Point, size: Point, area: Box, clutter: Clutter) -> Box | None:
-    """The best box of `size` near `point` and inside `area`; None where none is good enough.
-
-    Above and to the left is preferred: there a front that rises to the right leaves room.
-    """
-    distance, angle = (grid.ravel() for grid in np.meshgrid(_DISTANCES, _ANGLES, indexing="ij"))
-    dx, dy = np.cos(angle), np.sin(angle)
-    left = point[0] + distance * dx - size[0] * (1 - dx) / 2
-    bottom = point[1] + distance * dy - size[1] * (1 - dy) / 2
-    boxes = np.column_stack([left, bottom, left + size[0], bottom + size[1]])
-    padded = boxes + _CLEARANCE * np.array([-1.0, -1.0, 1.0, 1.0])
-    inside = (boxes[:, :2] > area[:2]).all(axis=1) & (boxes[:, 2:] < area[2:]).all(axis=1)
-    free = inside & ~_overlaps(padded, clutter.taken).any(axis=1)
-    if not free.any():
-        return None
-    badness = (
-        distance
-        + _AWRY * (dx - dy)
-        + _POINT * _overlaps(padded, np.hstack([clutter.points, clutter.points])).sum(axis=1)
-        + _EDGE * _overlaps(padded, clutter.edges).sum(axis=1)
-        + _CROSSING * _crossed(point, boxes, clutter.taken)
-        + _STROKE * ((padded[:, 1:2] < clutter.lines) & (clutter.lines < padded[:, 3:4])).sum(axis=1)
-    )
-    best = int(np.argmin(np.where(free, badness, np.inf)))
-    if badness[best] > _TOO_BAD:
-        return None
-    x0, y0, x1, y1 = boxes[best].tolist()
-    return x0, y0, x1, y1
-
-
-def _crossed(point: Point, boxes: Floats, taken: Floats) -> NDArray[np.int64]:
-    """How many of the taken boxes a straight line from `point` to each box runs through, (n,)."""
-    others = taken[~_overlaps(np.array([[*point, *point]]), taken)[0]]  # a line starts on its own mark
-    near = np.clip(point, boxes[:, :2], boxes[:, 2:])
-    crossed = np.zeros((len(boxes), len(others)), dtype=bool)
-    for part in (0.3, 0.5, 0.7, 0.9):
-        crossed |= _overlaps(np.tile(point + part * (near - point), 2), others)
-    return np.asarray(crossed.sum(axis=1))
-
-
-def _overlaps(boxes: Floats, others: Floats) -> NDArray[np.bool_]:
-    """Whether each of n boxes overlaps each of k others, (n, k)."""
-    a, b = boxes[:, None, :], others[None, :, :]
-    return np.asarray((a[..., :2] < b[..., 2:]).all(axis=-1) & (b[..., :2] < a[..., 2:]).all(axis=-1))
-
-
-def _table(rows: Sequence[Sequence[float]], width: int) -> Floats:
-    return np.asarray(rows, dtype=np.float64).reshape(-1, width)

@@ -15,7 +15,7 @@ from search.optimizer.rungs import RULES, rule, takes
 from search.optimizer.samplers import NAMES, require_fit
 from search.optimizer.simulation.table import Table, TableError
 from search.results.console import add, console, new_table, say
-from search.trials.naming import cost_text
+from search.trials.formats import amount_text
 
 
 def write_table(table: Table, path: Path) -> None:
@@ -103,7 +103,7 @@ def print_compared(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         shown.add_column(column, justify="left" if column in ("scheduler", "sampler") else "right")
     for row in rows:
         spread = "" if row["deviation"] is None else f"{row['deviation']:.3f}"
-        numbers = (f"{row['epochs']:,.1f}", cost_text(row["hours"]), f"{row['trials']:.0f}", f"{row['full']:.0f}")
+        numbers = (f"{row['epochs']:,.1f}", amount_text(row["hours"]), f"{row['trials']:.0f}", f"{row['full']:.0f}")
         add(shown, row["scheduler"], row["sampler"], f"{row['share']:.3f}", spread, *numbers)
     out.print(shown)
     if len(table.rows) < 100:

@@ -15,20 +15,19 @@ from rich.text import Text
 
 from petl.design import Design
 from petl.measurements import SHARES
-from search.results.console import (
-    _count,
-    _percent,
-    _seconds,
-    _share,
-    _state,
-    _value,
-    add,
-    console,
-    count_states,
-    new_table,
-    say,
+from search.results.console import add, console, count_states, new_table, say, state_text, why_empty
+from search.trials.formats import (
+    amount_text,
+    bytes_text,
+    count_text,
+    heading,
+    percent_text,
+    score_text,
+    seconds_text,
+    spread_text,
+    value_text,
 )
-from search.trials.naming import cost_column, cost_text, flat_parameters, in_words
+from search.trials.naming import flat_parameters
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -60,13 +59,13 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
     table.add_column("design", overflow="fold", min_width=10)
-    own = [cost.name for cost in costs if cost_column(cost.name)]
+    own = [cost.name for cost in costs if heading(cost.name)]
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
-    headings = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    for heading in (*headings, "parameters", "%", "seconds", *(cost_column(name).replace(" ", "\n") for name in own)):
-        if heading:
-            table.add_column(heading, justify="right", no_wrap=True)
+    scores = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
+    for column in (*scores, "parameters", "%", "seconds", *(heading(name).replace(" ", "\n") for name in own)):
+        if column:
+            table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         row = replace(trial, objectives=objectives).to_row()
         design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
@@ -74,14 +73,14 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             table,
             str(row[first]),
             design,
-            _share(row["score"]),
-            *([_share(trial.validation_score)] if whole else []),
-            _share(row["test_score"]),
-            *([_share(trial.row.test.get(usual))] if usual else []),
-            _count(row["stored_parameters"]),
-            _percent(row["stored_percent"]),
-            _seconds(row["seconds"]),
-            *(cost_text(row[name]) for name in own),
+            score_text(row["score"]),
+            *([score_text(trial.validation_score)] if whole else []),
+            score_text(row["test_score"]),
+            *([score_text(trial.row.test.get(usual))] if usual else []),
+            count_text(row["stored_parameters"]),
+            percent_text(row["stored_percent"]),
+            seconds_text(row["seconds"]),
+            *(amount_text(row[name]) for name in own),
         )
     return table
 
@@ -89,8 +88,8 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
 def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
     """What replicates say of trials, in the order of the front."""
     table = new_table(title)
-    for heading in ("trial", *_BELIEFS):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for column in ("trial", *_BELIEFS):
+        table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         if trial.believed:
             add(table, str(trial.trial), *_beliefs(trial.believed))
@@ -105,9 +104,7 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
         if any(trial.believed for trial in front):
             out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
     else:
-        complete = any(trial.state is State.COMPLETE for trial in study.trials)
-        reason = "no complete trial is within the limits" if complete else "no trial is complete"
-        say(out, f"The front of {study.name} is empty: {reason} ({count_states(study)}).")
+        say(out, why_empty(study, front))
         _print_failures(study, out)
     _print_references(study, out)
 
@@ -176,26 +173,26 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
     """Everything that is known of one trial. `study` is its study's status: nothing runs in one that is over."""
     out = out or console()
     record, measured = trial.record, trial.measurements
-    heading = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
-    say(out, f"{heading}  {trial.name}  {_state(trial.state, study)}", "bold")
+    title = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
+    say(out, f"{title}  {trial.name}  {state_text(trial.state, study)}", "bold")
     if record.failure:
         say(out, record.failure)
     if trial.row.withdrawn:
         say(out, f"its adapter was {trial.row.withdrawn}")
-    for title, values in (
+    for part, values in (
         ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
-        ("rungs (epochs: score)", {f"{epochs:g}": _share(score) for epochs, score in record.rungs.items()}),
-        ("validation", {name: _value(value) for name, value in measured.to_dict().items()} if measured else {}),
-        ("whole validation split", {name: _value(value) for name, value in trial.row.validation.items()}),
+        ("rungs (epochs: score)", {f"{epochs:g}": score_text(score) for epochs, score in record.rungs.items()}),
+        ("validation", {name: value_text(value) for name, value in measured.to_dict().items()} if measured else {}),
+        ("whole validation split", {name: value_text(value) for name, value in trial.row.validation.items()}),
         (
             "all its seeds",
             dict(zip(_BELIEFS, _beliefs(trial.believed), strict=True)) if trial.believed else {},
         ),
-        ("test", {name: _value(value) for name, value in trial.row.test.items()}),
+        ("test", {name: value_text(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),
     ):
         if values:
-            say(out, f"\n{title}")
+            say(out, f"\n{part}")
             width = max(map(len, values))
             for name, value in values.items():
                 say(out, f"  {name:<{width}}  {value}")
@@ -212,7 +209,7 @@ def studies_table(studies: Sequence[Study]) -> Table:
     table.add_column("task", overflow="fold")
     for study in studies:
         info, front = study.summary.info, study.front()
-        best = f"{study.objectives[0].name} {_share(front.best().score)}" if len(front) else ""
+        best = f"{study.objectives[0].name} {score_text(front.best().score)}" if len(front) else ""
         add(
             table,
             study.name,
@@ -241,14 +238,15 @@ def counts_table(counts: Counts, design: str, labels: int) -> Table:
         ("paper", counts.paper_percent, counts.paper_base, f"matrices only, as He et al. (2022) count{printed}"),
         ("base", None, None, "the pretrained model without task head"),
     ):
-        add(table, kind, _count(getattr(counts, kind)), _percent(percent), _count(of) if of else "", meaning)
+        number = count_text(getattr(counts, kind))
+        add(table, kind, number, percent_text(percent), count_text(of), meaning)
     if len(counts.parts) > 1:
         table.add_section()
         for part in counts.parts:
-            stored = _percent(100 * part.stored / counts.base)
+            stored = percent_text(100 * part.stored / counts.base)
             what = Design((part.modification,)).describe()
-            trained = "" if part.trained == part.stored else f", of which trained as {_count(part.trained)}"
-            add(table, "  of stored", _count(part.stored), stored, "", f"{what}{trained}")
+            trained = "" if part.trained == part.stored else f", of which trained as {count_text(part.trained)}"
+            add(table, "  of stored", count_text(part.stored), stored, "", f"{what}{trained}")
     return table
 
 
@@ -299,10 +297,9 @@ def _print_failures(study: Study, out: Console) -> None:
 
 def _beliefs(found: SeedSummary) -> tuple[str, str, str, str]:
     """In the order of _BELIEFS."""
-    spread = f" ± {found.spread:.4f}" if found.seeds > 1 else ""
     failed = f", {found.failed} failed" if found.failed else ""
     return (
-        f"{found.mean:.4f}{spread}",
+        spread_text(found.mean, found.spread if found.seeds > 1 else None),
         f"{found.seeds}{failed}",
         f"{found.corrected:.4f}",
         f"{100 * found.probability:.0f} %",
@@ -317,7 +314,7 @@ def _spent(study: Study) -> str:
     if price := limits.get("price_per_device_hour"):
         spent["money"] = price * spent["device_hours"]
     return ", ".join(
-        f"{cost_text(spent[name])} {f'of {cost_text(limit)} ' if (limit := limits.get(name)) else ''}{unit}"
+        f"{amount_text(spent[name])} {f'of {amount_text(limit)} ' if (limit := limits.get(name)) else ''}{unit}"
         for name, unit in _SPENT.items()
         if name in spent
     )
@@ -328,4 +325,4 @@ def _disk(disk: Mapping[str, int | None]) -> str:
     used, limit = disk.get("used"), disk.get("limit")
     if used is None:
         return ""
-    return f"{in_words(used)} used" + ("" if limit is None else f" of {in_words(limit)} (storage.max_gb)")
+    return f"{bytes_text(used)} used" + ("" if limit is None else f" of {bytes_text(limit)} (storage.max_gb)")

@@ -26,7 +26,7 @@ from petl.design import Design
 from petl.errors import UserError
 from search.storage.folder import TrialFolder, files_in, trial_files
 from search.trials import pareto
-from search.trials.naming import in_words
+from search.trials.formats import bytes_text
 from search.trials.objectives import values
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
@@ -140,10 +140,10 @@ def require_room(
         kept += need.left
     least = max(peak for _, peak, _ in asked)
     if least > limit:
-        parts = ", ".join(f"{name} {in_words(left)}" for name, _, left in asked)
+        parts = ", ".join(f"{name} {bytes_text(left)}" for name, _, left in asked)
         raise DiskError(
-            f"the references and one trial need up to {in_words(least)} while they train, and storage.max_gb is "
-            f"{limit / GB:g}. What each leaves, adapter and artifact: {parts}, beside {in_words(SPARE)} for the "
+            f"the references and one trial need up to {bytes_text(least)} while they train, and storage.max_gb is "
+            f"{limit / GB:g}. What each leaves, adapter and artifact: {parts}, beside {bytes_text(SPARE)} for the "
             "study. Give more, or leave out references"
         )
 
@@ -296,10 +296,10 @@ class Room:
                 name = "references" if record.reference else "the front"
                 sums[name] += held.of(record.number) + held.copied(record)
         sums["the rest"] = max(0, held.used - sum(sums.values()))
-        what = ", ".join(f"{name} {in_words(count)}" for name, count in sums.items())
+        what = ", ".join(f"{name} {bytes_text(count)}" for name, count in sums.items())
         return (
-            f"storage.max_gb {self.limit / GB:g} leaves no room for another trial: used are {in_words(held.used)} "
-            f"({what}), and what it may write lacks {in_words(short)}"
+            f"storage.max_gb {self.limit / GB:g} leaves no room for another trial: used are {bytes_text(held.used)} "
+            f"({what}), and what it may write lacks {bytes_text(short)}"
             f"{'; MLflow, which does not answer, holds adapters that are to go' * waiting}. A resume with "
             f"--set storage.max_gb={math.ceil((self.limit + short) / GB * 10_000) / 10_000:g} or more goes on"
         )

@@ -36,8 +36,8 @@ from search.study.plan import disk_limit, replication, search_plan
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
 from search.tracking.writer import Tracker
+from search.trials.formats import amount_text
 from search.trials.front import front_of
-from search.trials.naming import cost_text
 from search.trials.records import Records
 from search.trials.report import Run
 from search.trials.resolved import Resolved
@@ -197,8 +197,8 @@ class Runner:
     def _say_device_hours(self, meter: Meter) -> None:
         if self.config.budget.device_hours or self.config.budget.money:
             price = self.config.budget.price_per_device_hour
-            cost = f", {cost_text(price * meter.device_hours)} of money" if price else ""
-            self.display.say(f"trials have held devices for {cost_text(meter.device_hours)} hours{cost}")
+            cost = f", {amount_text(price * meter.device_hours)} of money" if price else ""
+            self.display.say(f"trials have held devices for {amount_text(meter.device_hours)} hours{cost}")
 
     def _score(self) -> None:
         """Score those that see the test split, and have not yet."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from search.trials.naming import cost_column, cost_text
+from search.trials.formats import amount_text, heading, spread_text
 from search.trials.objectives import SCORES
 
 LIMIT: Final = 7_500  # characters; MLflow keeps a note in a tag of at most 8,000
@@ -35,22 +35,22 @@ def note(
 
     `metric` is the study's score. Those of its `costs` that have no column yet are the last ones.
     """
-    own = [cost for cost in costs if cost_column(cost)]
+    own = [cost for cost in costs if heading(cost)]
     replicated = any("believed_mean" in row for row in front)
     beliefs = ["mean ± spread (seeds)", "on the true front"] if replicated else []
-    columns = ["trial", "design", metric, "test", *beliefs, "parameters", "%", "seconds", *map(cost_column, own)]
-    heading = [f"| {' | '.join(columns)} |", "|--:|---|" + "--:|" * (len(columns) - 2)]
+    columns = ["trial", "design", metric, "test", *beliefs, "parameters", "%", "seconds", *map(heading, own)]
+    top = [f"| {' | '.join(columns)} |", "|--:|---|" + "--:|" * (len(columns) - 2)]
     lines = [_line(row, experiment_id, own, replicated) for row in front]
     filters = ["| show | filter |", "|---|---|"]
     for what, text in _filters(run_id).items():
         filters.append(f"| [{what}]({_view(experiment_id, text, metric)}) | ``{text}`` |")
 
     def cut(shown: int) -> str:
-        parts = ["### Front", *heading, *lines[:shown]]
+        parts = ["### Front", *top, *lines[:shown]]
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:
-            parts += ["\n### References", *heading, *(_line(row, experiment_id, own, replicated) for row in references)]
+            parts += ["\n### References", *top, *(_line(row, experiment_id, own, replicated) for row in references)]
         return "\n".join([*parts, "\n### Filters for the runs page", *filters])
 
     return next(text for shown in range(len(lines), -1, -1) if len(text := cut(shown)) <= LIMIT or not shown)
@@ -88,14 +88,14 @@ def _line(row: Row, experiment_id: str, costs: Sequence[str], replicated: bool) 
         f"| [{row['trial']}]({_page(experiment_id, row['run_id'])}) | {_plain(row['name'])} "
         f"| {row['score']:.4f} | {test} |{_beliefs(row) if replicated else ''} "
         f"{row['stored_parameters']:,} | {row['stored_percent']:.3f} | {row['seconds']:.0f} |"
-    ) + "".join(f" {cost_text(row.get(cost))} |" for cost in costs)
+    ) + "".join(f" {amount_text(row.get(cost))} |" for cost in costs)
 
 
 def _beliefs(row: Row) -> str:
     if "believed_mean" not in row:
         return " | |"
-    spread = f" ± {row['believed_spread']:.4f}" if row["believed_seeds"] > 1 else ""
-    mean = f"{row['believed_mean']:.4f}{spread} ({row['believed_seeds']})"
+    seeds = row["believed_seeds"]
+    mean = f"{spread_text(row['believed_mean'], row['believed_spread'] if seeds > 1 else None)} ({seeds})"
     return f" {mean} | {100 * row['believed_probability']:.0f} % |"
 
 

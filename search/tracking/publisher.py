@@ -13,10 +13,9 @@ from petl.measurements import SCORES as MEASURED
 from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json
 from search.tracking.outbox import Told
 from search.tracking.schema import ADAPTER
-from search.trials.naming import curve
 from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 from search.trials.records import Records
-from search.trials.report import Report, Run
+from search.trials.report import Report, Run, curve
 
 _WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands of trials takes a while
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeAlias
 
@@ -52,6 +52,17 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         return cls.from_dict(json.loads(text))
+
+
+def curve(points: Iterable[Mapping[str, float]], validations: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return a report's `points` and `validations` as steps with metrics, each step with all that is known of it.
+
+    The loss of training batches becomes `train_loss`: `loss` is the validation split's.
+    """
+    renamed = [{"train_loss" if name == "loss" else name: value for name, value in point.items()} for point in points]
+    return renamed + [
+        {"step": v["step"], "epoch": v["epoch"], "seconds": v["seconds"], **v["scores"]} for v in validations
+    ]
 
 
 class Listener(Protocol):

@@ -173,8 +173,8 @@ def test_a_study_stopped_in_the_middle_and_resumed(head: Head, tmp_path: Path) -
     assert "study 'tiny' is" in again.stderr
     assert "petl-tiny-1" in again.stderr
 
-    finished = re.compile(r"trial \d+ .* finished: accuracy")
-    wait_for(lambda: finished.search(head.command("logs", "tiny").stdout), 120)
+    complete = re.compile(r"trial \d+ .* complete: accuracy")
+    wait_for(lambda: complete.search(head.command("logs", "tiny").stdout), 120)
     now = head.command("status", "tiny").stdout
     assert now.startswith("study tiny is running for 0:0")
     assert "trial" in now

@@ -58,7 +58,7 @@ def test_what_was_said_before_a_pause_is_not_said_again() -> None:
 def test_plain_lines_without_a_terminal() -> None:
     text = shown(terminal=False)
     assert "trial 1 (lora query,value 8 x2) accuracy 0.7500 after 1 epochs" in text
-    assert "trial 2 (lora query,value 8 x2) finished: accuracy 0.8125, 73,728 parameters" in text
+    assert "trial 2 (lora query,value 8 x2) complete: accuracy 0.8125, 73,728 parameters" in text
     assert "failed: out of memory: 9 GB" in text
     assert "3/24" in text
     assert "\x1b" not in text
@@ -66,7 +66,7 @@ def test_plain_lines_without_a_terminal() -> None:
 
 def test_live_table_on_a_terminal() -> None:
     text = shown(terminal=True)
-    for part in ("3/24 trials", "2 finished", "1 running", "1 stopped early", "1 failed", "elapsed", "left"):
+    for part in ("3/24 trials", "2 complete", "1 running", "1 stopped early", "1 failed", "elapsed", "left"):
         assert part in text
     for part in ("front so far", "0.8125", "73,728", "accuracy 0.7500 after 1 epochs", "out of memory: 9 GB"):
         assert part in text

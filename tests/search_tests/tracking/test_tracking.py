@@ -25,8 +25,9 @@ from search.storage.locations import StoreError
 from search.tracking import client, reader
 from search.tracking.schema import STATUS
 from search.tracking.writer import Tracker
-from search.trials.naming import curve, flat_parameters, label, run_name
+from search.trials.naming import flat_parameters, label, run_name
 from search.trials.record import Replicate, SeedSummary, State, TrialRecord
+from search.trials.report import curve
 
 INFO = {
     "study": "demo",
