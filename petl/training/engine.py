@@ -120,6 +120,17 @@ def join_process_group(
     )
 
 
+def open_meeting_place(host: str) -> tuple[str, object]:
+    """Return a `tcp://` place on this host where rank 0, this process, can meet others, and the server behind it.
+
+    The server holds its port from here on, so that no other process can take the port before the ranks meet: torch
+    shares a multi-tenant server within a process, and the process group of rank 0 finds this one while it is referred
+    to.
+    """
+    store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)  # type: ignore[attr-defined]
+    return f"tcp://{host}:{store.port}", store
+
+
 def _interface(address: str) -> str:
     """The network interface that has an address; "" where none has."""
     found = psutil.net_if_addrs().items()

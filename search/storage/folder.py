@@ -1,12 +1,12 @@
 """Trials' folders: immutable parts that a manifest, written last, makes valid.
 
     studies/NAME/trials/0007/state-1/   training state at the first milestone
-                             result/    measurements, adapter directory
-                             test/      scores on whole splits, and predictions
+                             result/    report.json: measurements and curves; adapter/: the adapter directory
+                             test/      scores.json: scores on whole splits; predictions/: a file a split
                              seed-1/    the same trained with another seed, a folder of this kind, while it trains
                              progress   what its worker is doing: a line for people, in no part
 
-A part without its manifest, or with a file that the manifest does not vouch for, was interrupted
+A part without its manifest, or with a file whose hash the manifest does not have, was interrupted
 and does not exist. Nothing needs to be renamed: object stores cannot.
 """
 
@@ -16,158 +16,282 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock
 
-from search.storage.remote import mirror_of
+from search.storage.remote import find_store
 
+RESULT: Final = "result"
+SCORED: Final = "test"
+PREDICTIONS: Final = "predictions"
+_STATE: Final = "state-"
+_SEED: Final = "seed-"
 _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
 _TRIALS: Final = "trials"
 
 
-class TrialFolder:
-    """What one trial left on disk. The files of a part are written first, then `commit` makes it count.
+def state_part(milestones: int) -> str:
+    """Return the name of the training state after so many milestones."""
+    return f"{_STATE}{milestones}"
 
-    Where the study's trials are kept elsewhere (`search.storage.remote`), that place is the truth and this folder a
-    copy.     All of it then raises StoreAwayError where the store cannot be reached.
+
+@dataclass(frozen=True)
+class ResultPart:
+    """The files of a part `result`, whether they are there or still to be written."""
+
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+
+@dataclass(frozen=True)
+class ScoredPart:
+    """The files of a part `test`, whether they are there or still to be written."""
+
+    folder: Path
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / PREDICTIONS
+
+    def predictions_of(self, split: str) -> Path:
+        return self.predictions / f"{split}.jsonl"
+
+
+class TrialFolder:
+    """What one trial left on disk. The files of a part are written first, then `commit` makes the part valid.
+
+    Where the study's trials are kept in a store (`search.storage.remote`), the store is the truth and this folder a
+    copy. Every method then raises StoreAwayError where the store cannot be reached.
     """
 
     def __init__(self, study: Path, number: int, seed: int | None = None) -> None:
         """`seed` is that of a replicate of the trial."""
-        self._there = f"{_TRIALS}/{number:04d}" + ("" if seed is None else f"/seed-{seed}")
-        self.path = study / self._there
-        self._mirror = mirror_of(study)
+        self._key = f"{_TRIALS}/{number:04d}" + ("" if seed is None else f"/{_SEED}{seed}")
+        self.path = study / self._key
+        self._store = find_store(study)
 
     def begin(self, part: str) -> Path:
-        """An empty folder for a part; an interrupted attempt at it is removed."""
+        """Return an empty folder for a part, after removing an interrupted attempt at the part."""
         self.drop(part)
         folder = self.path / part
         folder.mkdir(parents=True)
         return folder
 
     def commit(self, part: str) -> None:
-        """Vouches for the files of a part as they are now."""
+        """Make the part valid with its files as they are now."""
         folder = self.path / part
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        hashes = {str(file.relative_to(folder)): _digest(file) for file in files}
+        hashes = {str(file.relative_to(folder)): file_hash(file) for file in files}
         for file in files:
-            _settle(file)
-        if self._mirror:
+            _sync(file)
+        if self._store:
             for name in hashes:
-                self._mirror.upload(folder / name, f"{self._there}/{part}/{name}")
-            self._mirror.write(f"{self._there}/{part}/{_MANIFEST}", _json(hashes).encode())
+                self._store.upload(folder / name, f"{self._key}/{part}/{name}")
+            self._store.write(f"{self._key}/{part}/{_MANIFEST}", _json(hashes).encode())
         write_json(folder / _MANIFEST, hashes)
         for path in (folder / _MANIFEST, folder, self.path):
-            _settle(path)
+            _sync(path)
 
     def find(self, part: str) -> Path | None:
-        """The folder of a committed and undamaged part, else None."""
+        """Return the folder of a committed and undamaged part, else None."""
         folder = self.path / part
-        if self._mirror is None:
-            return folder if _is_whole(folder) else None
-        manifest = self._mirror.read(f"{self._there}/{part}/{_MANIFEST}")
+        if self._store is None:
+            return folder if _is_valid(folder) else None
+        manifest = self._store.read(f"{self._key}/{part}/{_MANIFEST}")
         if manifest is None:
             return None
-        return folder if _has(folder, manifest) else self._fetched(part, manifest)
+        return folder if _is_copy(folder, manifest) else self._fetched(part, manifest)
 
-    def tell(self, text: str) -> None:
-        """Says what is being done, for whoever watches on this node."""
+    def result(self) -> ResultPart | None:
+        """Return the trial's committed result, else None."""
+        folder = self.find(RESULT)
+        return ResultPart(folder) if folder else None
+
+    def scored(self) -> ScoredPart | None:
+        """Return the trial's committed scores on whole splits, else None."""
+        folder = self.find(SCORED)
+        return ScoredPart(folder) if folder else None
+
+    def note(self, text: str) -> None:
+        """Write down what is being done, for whoever watches on this node."""
         with suppress(OSError):  # a full disk, say, ends no trial here
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / _PROGRESS).write_text(text)
 
-    def told(self) -> str:
-        """What was said last, "" where nothing was."""
+    def last_note(self) -> str:
+        """Return the last note, "" where there is none."""
         try:
             return (self.path / _PROGRESS).read_text()
         except OSError:
             return ""
 
     def latest_state(self) -> Path | None:
-        """The newest committed training state: `state-N`, N the milestones passed."""
-        states = sorted(
-            (part for part in self._parts() if part.startswith("state-")),
-            key=lambda part: int(part.removeprefix("state-")),
-        )
-        return next((found for part in reversed(states) if (found := self.find(part))), None)
+        """Return the newest committed training state, else None."""
+        states = sorted(self.files().states, key=lambda part: int(part.removeprefix(_STATE)), reverse=True)
+        return next((folder for part in states if (folder := self.find(part))), None)
 
-    def drop_states(self, but: str = "") -> None:
-        """Removes training states, except the part named `but`."""
-        for part in self._parts():
-            if part.startswith("state-") and part != but:
+    def drop_states(self, keep: str = "") -> None:
+        """Remove training states, except the part named `keep`."""
+        for part in self.files().states:
+            if part != keep:
                 self.drop(part)
 
     def drop_interrupted(self) -> None:
-        """Removes parts that were never committed. Nobody may be writing one."""
-        for part, committed in self._parts().items():
-            if not committed:
-                self.drop(part)
+        """Remove the parts that were never committed, those of replicates included. Nobody may be writing one."""
+        for part in self.files().interrupted:
+            self.drop(part)
 
     def remove(self) -> None:
-        """Removes all of it."""
-        if self._mirror:
-            self._mirror.delete(self._there)
+        """Remove the whole folder."""
+        if self._store:
+            self._store.delete(self._key)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def drop(self, part: str) -> None:
-        """Removes a part: its manifest first, so that it does not exist in between."""
-        if self._mirror:
-            self._mirror.delete(f"{self._there}/{part}")
+        """Remove a part, its manifest first, so that no part is valid while its files go."""
+        if self._store:
+            self._store.delete(f"{self._key}/{part}")
         (self.path / part / _MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path / part, ignore_errors=True)
 
-    def _parts(self) -> dict[str, bool]:
-        """The parts, here and where they are kept, with whether they were committed."""
-        here = {folder.name: (folder / _MANIFEST).exists() for folder in self.path.glob("*/")}
-        if self._mirror is None:
-            return here
-        names = self._mirror.files(self._there)
-        parts = {*here, *(name.partition("/")[0] for name in names if "/" in name)}
-        return {part: f"{part}/{_MANIFEST}" in names for part in parts}
+    def files(self) -> TrialFiles:
+        """Return the trial's files, here and in the store, of which the store decides what is committed."""
+        local = files_in(self.path)
+        return _merged(local, None if self._store is None else self._store.files(self._key))
 
     def _fetched(self, part: str, manifest: bytes) -> Path | None:
-        """The part as it is in the store; None where it is damaged there."""
-        assert self._mirror is not None
+        """Return the part as it is in the store; None where it is damaged there."""
+        assert self._store is not None
         folder = self.path / part
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):  # the ranks of a gang on this node fetch the same
-            if _has(folder, manifest):
+            if _is_copy(folder, manifest):
                 return folder
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                for name in _named(manifest):
-                    self._mirror.download(f"{self._there}/{part}/{name}", folder / name)
+                for name in _listed(manifest):
+                    self._store.download(f"{self._key}/{part}/{name}", folder / name)
             except (FileNotFoundError, ValueError):
                 return None
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _MANIFEST).write_bytes(manifest)
-            return folder if _is_whole(folder) else None
+            return folder if _is_valid(folder) else None
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a part has its manifest, and all that this vouches for."""
+@dataclass(frozen=True)
+class TrialFiles:
+    """The files of one trial as they were listed: path in the trial's folder -> bytes.
+
+    Parts are named by their paths: `result`, `state-2`, and `seed-1/state-2` of a replicate.
+    """
+
+    sizes: Mapping[str, int]
+
+    def size(self, part: str = "") -> int:
+        """Return the bytes of all files, or of those under a path."""
+        below = f"{part}/" if part else ""
+        return sum(size for path, size in self.sizes.items() if path.startswith(below))
+
+    def has(self, part: str) -> bool:
+        """Whether the part is committed."""
+        return f"{part}/{_MANIFEST}" in self.sizes
+
+    @property
+    def states(self) -> list[str]:
+        """The trial's own training states, committed or not."""
+        return [part for part in self._parts() if part.startswith(_STATE)]
+
+    @property
+    def interrupted(self) -> list[str]:
+        """The parts that were never committed."""
+        return [part for part in self._parts() if not self.has(part)]
+
+    def _parts(self) -> list[str]:
+        return sorted({part for path in self.sizes if (part := _part_of(path))})
+
+
+def _part_of(path: str) -> str:
+    """Return the part that a file belongs to, "" for a file beside the parts."""
+    first, *rest = path.split("/")
+    if first.startswith(_SEED):
+        return f"{first}/{rest[0]}" if len(rest) > 1 else ""
+    return first if rest else ""
+
+
+def _merged(local: Mapping[str, int], stored: Mapping[str, int] | None) -> TrialFiles:
+    if stored is None:
+        return TrialFiles(local)
+    # a manifest here proves nothing where the store lacks it
+    return TrialFiles({path: size for path, size in local.items() if not path.endswith(_MANIFEST)} | dict(stored))
+
+
+def trial_files(study: Path) -> dict[int, TrialFiles]:
+    """Return the files of all trials by their numbers, listed once where they are kept. Others may be writing them."""
+    store = find_store(study)
+    return dict(_by_trial(store.files(_TRIALS) if store else files_in(study / _TRIALS)))
+
+
+def has_committed_parts(study: Path) -> bool:
+    """Whether any trial of the study, or a replicate of one, has a committed part in the folder itself."""
+    return any((study / _TRIALS).rglob(_MANIFEST))
+
+
+def drop_states(study: Path, numbers: Collection[int]) -> None:
+    """Remove the training states of these trials. Lists the study once, not each of its trials."""
+    store = find_store(study)
+    local = dict(_by_trial(files_in(study / _TRIALS)))
+    listings = [local, dict(_by_trial(store.files(_TRIALS)))] if store else [local]
+    for number in numbers:
+        states = {part for listing in listings if number in listing for part in listing[number].states}
+        for part in sorted(states):
+            TrialFolder(study, number).drop(part)
+
+
+def _by_trial(files: Mapping[str, int]) -> Iterator[tuple[int, TrialFiles]]:
+    sizes: dict[int, dict[str, int]] = {}
+    for path, size in files.items():
+        number, _, name = path.partition("/")
+        if number.isdecimal():
+            sizes.setdefault(int(number), {})[name] = size
+    return ((number, TrialFiles(found)) for number, found in sizes.items())
+
+
+def _is_valid(folder: Path) -> bool:
+    """Whether a part has its manifest, and every file with the hash that the manifest has."""
     try:
         hashes = read_json(folder / _MANIFEST)
-        return all(_digest(folder / name) == digest for name, digest in hashes.items())
+        return all(file_hash(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
 
 
-def _has(folder: Path, manifest: bytes) -> bool:
-    """Whether a folder is a whole copy of the part with this manifest, and not of one that was there before."""
+def _is_copy(folder: Path, manifest: bytes) -> bool:
+    """Whether a folder is a valid copy of the part with this manifest, not of an earlier part of that name."""
     try:
-        return (folder / _MANIFEST).read_bytes() == manifest and _is_whole(folder)
+        return (folder / _MANIFEST).read_bytes() == manifest and _is_valid(folder)
     except OSError:
         return False
 
 
-def _named(manifest: bytes) -> list[str]:
-    """The files that a manifest from a store vouches for. Raises ValueError where one would lie elsewhere."""
+def _listed(manifest: bytes) -> list[str]:
+    """Return the files of a manifest from a store. Raises ValueError where one would lie outside its part."""
     hashes = json.loads(manifest)
     if not isinstance(hashes, dict):
         raise ValueError("a manifest is a JSON object")
@@ -177,33 +301,23 @@ def _named(manifest: bytes) -> list[str]:
     return list(hashes)
 
 
-def trial_files(study: Path) -> dict[int, dict[str, int]]:
-    """The files of all trials, where they are kept: number -> path in the trial's folder -> bytes.
+def files_in(folder: Path, skip: Collection[str] = ()) -> dict[str, int]:
+    """Return the files under a folder by their path below it, with slashes, and their sizes in bytes.
 
-    Others may be writing them.
+    A missing folder has none. `skip` names folders directly below it that are left out.
     """
-    found: dict[int, dict[str, int]] = {}
-    mirror = mirror_of(study)
-    for path, size in (mirror.files(_TRIALS) if mirror else files_in(study / _TRIALS)).items():
-        number, _, name = path.partition("/")
-        if number.isdecimal():
-            found.setdefault(int(number), {})[name] = size
-    return found
-
-
-def files_in(folder: Path) -> dict[str, int]:
-    """The files under a folder, by their path below it with slashes, with their sizes in bytes; none without it."""
-    found: dict[str, int] = {}
-    for where, _, names in os.walk(folder):
+    sizes: dict[str, int] = {}
+    for where, folders, names in os.walk(folder):
         below = Path(where).relative_to(folder)
+        if where == os.fspath(folder):
+            folders[:] = [name for name in folders if name not in skip]
         for name in names:
             with suppress(OSError):  # it has gone since
-                found[(below / name).as_posix()] = os.lstat(os.path.join(where, name)).st_size
-    return found
+                sizes[(below / name).as_posix()] = os.lstat(os.path.join(where, name)).st_size
+    return sizes
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Indented JSON."""
     path.write_text(_json(data))
 
 
@@ -212,26 +326,23 @@ def _json(data: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises OSError or ValueError where the file is missing or torn."""
+    """Return the JSON object in a file. Raises OSError or ValueError where the file is missing or torn."""
     data = json.loads(path.read_text())
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object")
     return data
 
 
-def _settle(path: Path) -> None:
-    """Returns when a file or folder is on the disk: what older parts have is deleted once a part is committed."""
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Return when a file or folder is on the disk: once a part is committed, older parts are deleted."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-SCORES: Final = "scores.json"
-PREDICTIONS: Final = "predictions"

@@ -127,15 +127,22 @@ class StudyBusyError(UserError):
     """Another process drives the study, or its workers have not gone yet."""
 
 
-def driven(study: Path) -> bool:
-    """Whether a folder is one in which a study was driven, and not one that a node without it would make."""
-    return (study / _DRIVER).exists()
+def run_token(study: Path) -> str:
+    """Return the token of the run that drives the study with this folder, or drove it last; "" where none did.
+
+    A node that reads the driver's own token in its folder of that name shares the driver's folder.
+    """
+    try:
+        return (study / _DRIVER).read_text()
+    except OSError:
+        return ""
 
 
 class StudyLock:
     """One driver a study, and no worker of an earlier one: locks that the system drops when a process dies.
 
-    The driver holds `driver.lock` alone; workers share `workers.lock` while they live.
+    The driver holds `driver.lock` alone, and writes the token of its run there; workers share `workers.lock` while
+    they live.
     """
 
     def __init__(self, study: Path) -> None:
@@ -150,6 +157,11 @@ class StudyLock:
         """
         if not self._take(_DRIVER, fcntl.LOCK_EX):
             raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
+        driver = self._held[-1]
+        driver.truncate(0)
+        driver.write(uuid.uuid4().hex.encode())
+        driver.flush()
+        os.fsync(driver.fileno())
         began, said = time.monotonic(), False
         while not self._take(_WORKERS, fcntl.LOCK_EX):
             waited = time.monotonic() - began

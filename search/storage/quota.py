@@ -24,7 +24,7 @@ from petl.backbones.model import Backbone
 from petl.configuration import LAST, Configuration
 from petl.design import Design
 from petl.errors import UserError
-from search.storage.folder import TrialFolder, files_in, trial_files
+from search.storage.folder import SCORED, TrialFolder, files_in, trial_files
 from search.trials import pareto
 from search.trials.formats import bytes_text
 from search.trials.objectives import values
@@ -153,9 +153,8 @@ class Held:
 
     def __init__(self, study: Path, artifacts: Path | None, records: Sequence[TrialRecord]) -> None:
         self._trials = trial_files(study)
-        own = files_in(study)
-        self.rest = sum(size for path, size in own.items() if not path.startswith("trials/"))
-        self.trials = sum(sum(files.values()) for files in self._trials.values())
+        self.rest = sum(files_in(study, skip=("trials",)).values())
+        self.trials = sum(files.size() for files in self._trials.values())
         copied = sum(map(self.copied, records))
         there = sum(files_in(artifacts).values()) if artifacts else 0
         # By what the study puts there, or by what is there, of whomever, if that is more.
@@ -168,8 +167,7 @@ class Held:
 
     def of(self, number: int, part: str = "") -> int:
         """The bytes of a trial, or of one of its folders."""
-        below = f"{part}/" if part else ""
-        return sum(size for path, size in self._trials.get(number, {}).items() if path.startswith(below))
+        return files.size(part) if (files := self._trials.get(number)) else 0
 
     def copied(self, record: TrialRecord) -> int:
         """What is, or will be, of a trial among the artifacts."""
@@ -178,7 +176,7 @@ class Held:
 
     def tested(self, number: int) -> bool:
         """Whether a trial has its scores on whole splits."""
-        return "test/manifest.json" in self._trials.get(number, {})
+        return number in self._trials and self._trials[number].has(SCORED)
 
 
 class Room:

@@ -1,41 +1,46 @@
-"""A study's trials on another path than its folder: an object store (s3://, gs://), or a folder that nodes share.
+"""A study's trials in a store of their own: an object store (s3://, gs://), or another folder that nodes share.
 
     s3://bucket/prefix/NAME/trials/0007/result/manifest.json
 
-The study's folder is then each node's scratch, and says in the file `store` where the trials are kept. Any path
-that pyarrow's filesystems take will do, as with Ray's storage; who may read it is the environment's to say
-(AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS ...), never the address's.
+The store has the primary copy. The study's folder is then each node's scratch, and says in its file `store` where the
+trials are kept. Any path that pyarrow's filesystems take will do, as with Ray's storage; who may read the store is a
+matter of the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS ...), never of the address.
 """
 
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, retry_if_not_exception_type, stop_after_attempt, wait_chain
+from tenacity.wait import wait_fixed
 
 from search.storage.address import one_line, redacted
 from search.storage.locations import StoreError
 
 _MARK: Final = "store"
-_PAUSES: Final[tuple[float, ...]] = (
-    1.0,
-    4.0,
-)  # seconds before a request is made again, beside pyarrow's own retries
+_PAUSES: Final = (1.0, 4.0)  # seconds before a request is repeated, beside pyarrow's own retries
+_ATTEMPTS: Final = 1 + len(_PAUSES)
 _CHUNK: Final = 64 * 1024 * 1024
+_REASON: Final = 300  # characters of what a store's library says
 
 T = TypeVar("T")
 
 
 class StoreAwayError(StoreError):
-    """A store of trials that cannot be reached, or does not do what it is asked."""
+    """A store of trials cannot be reached, or refuses a request."""
 
 
-class Mirror:
-    """The folder of one study in a store. Paths are relative to it, with slashes."""
+class RemoteStore:
+    """The folder of one study in a store. Paths are relative to it, with slashes.
+
+    Every method raises StoreAwayError where the store still fails after some repetitions.
+    """
 
     def __init__(self, address: str, study: str) -> None:
         self.address = address
@@ -43,13 +48,13 @@ class Mirror:
         self._root = f"{root.rstrip('/')}/{study}"
 
     def require(self) -> None:
-        """Raises StoreAwayError where it cannot be written and read."""
+        """Raise StoreAwayError at once where the store cannot be written and read."""
         path = f"{self._root}/.seen-{uuid.uuid4().hex}"
-        self._ask(lambda: self._write(path, b"seen"), pauses=())
-        self._ask(lambda: self._files.delete_file(path), pauses=())
+        self._ask(lambda: self._write(path, b"seen"), repeat=False)
+        self._ask(lambda: self._files.delete_file(path), repeat=False)
 
     def read(self, path: str) -> bytes | None:
-        """A file's content, None where there is none."""
+        """Return the content of a file, None where there is none."""
 
         def read() -> bytes | None:
             try:
@@ -62,11 +67,11 @@ class Mirror:
         return self._ask(read)
 
     def write(self, path: str, content: bytes) -> None:
-        """A small file."""
+        """Write a small file."""
         self._ask(lambda: self._write(f"{self._root}/{path}", content))
 
     def upload(self, file: Path, path: str) -> None:
-        """Copies a file there."""
+        """Copy a file into the store."""
 
         def upload() -> None:
             with file.open("rb") as source, self._created(f"{self._root}/{path}") as target:
@@ -76,7 +81,7 @@ class Mirror:
         self._ask(upload)
 
     def download(self, path: str, file: Path) -> None:
-        """Copies a file from there. Raises FileNotFoundError where there is none."""
+        """Copy a file from the store. Raises FileNotFoundError where there is none."""
 
         def download() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,22 +92,28 @@ class Mirror:
         self._ask(download)
 
     def files(self, path: str) -> dict[str, int]:
-        """The files under a path, by their path below it, with their sizes in bytes."""
+        """Return the files under a path, by their path below it, with their sizes in bytes."""
         from pyarrow.fs import FileSelector, FileType
 
-        where = "/".join(filter(None, (self._root, path)))
-        selector = FileSelector(where, recursive=True, allow_not_found=True)
-        found = self._ask(lambda: self._files.get_file_info(selector))
-        return {info.path[len(where) + 1 :]: info.size for info in found if info.type == FileType.File}
+        folder = self._path(path)
+        selector = FileSelector(folder, recursive=True, allow_not_found=True)
+        listed = self._ask(lambda: self._files.get_file_info(selector))
+        return {info.path[len(folder) + 1 :]: info.size for info in listed if info.type == FileType.File}
+
+    def has_committed_parts(self) -> bool:
+        """Whether any trial of the study has a committed part here."""
+        return any(name.endswith("/manifest.json") for name in self.files(""))
 
     def delete(self, path: str = "") -> None:
-        """Removes a folder, manifests first, so that no part of it is valid in between; nothing where there is none."""
+        """Remove a folder, if it exists: manifests first, so that no part is valid while its files go."""
         names = sorted(self.files(path), key=lambda name: not name.endswith("manifest.json"))
-        where = "/".join(filter(None, (self._root, path)))
         for name in names:
-            self._ask(lambda name=name: _gone(self._files.delete_file, f"{where}/{name}"))  # type: ignore[misc]
+            self._delete(self._files.delete_file, f"{self._path(path)}/{name}")
         if self._files.type_name == "local":
-            self._ask(lambda: _gone(self._files.delete_dir, where))
+            self._delete(self._files.delete_dir, self._path(path))
+
+    def _path(self, path: str) -> str:
+        return "/".join(filter(None, (self._root, path)))
 
     def _write(self, path: str, content: bytes) -> None:
         with self._created(path) as file:
@@ -113,24 +124,28 @@ class Mirror:
             self._files.create_dir(path.rpartition("/")[0], recursive=True)
         return self._files.open_output_stream(path)
 
-    def _ask(self, request: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
-        for pause in (*(_PAUSES if pauses is None else pauses), None):
-            try:
-                return request()
-            except FileNotFoundError:
-                raise
-            except OSError as error:  # pyarrow's for all that goes wrong
-                if pause is None:
-                    reason = one_line(error)[:300]
-                    raise StoreAwayError(
-                        f"the store {redacted(self.address)} does not do what it is asked: {reason}"
-                    ) from error
-                time.sleep(pause)
-        raise AssertionError
+    def _delete(self, delete: Callable[[str], None], path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._ask(lambda: delete(path))
+
+    def _ask(self, request: Callable[[], T], *, repeat: bool = True) -> T:
+        attempts = Retrying(
+            # pyarrow raises OSError for whatever goes wrong
+            retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
+            wait=wait_chain(*map(wait_fixed, _PAUSES)),
+            stop=stop_after_attempt(_ATTEMPTS if repeat else 1),
+            reraise=True,
+        )
+        try:
+            return attempts(request)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreAwayError(f"the store {redacted(self.address)} fails: {one_line(error)[:_REASON]}") from error
 
 
-def keep_at(study: Path, address: str | None) -> None:
-    """From now on the trials of the study with this folder are at `address`, on this node; None: in the folder."""
+def set_store(study: Path, address: str | None) -> None:
+    """Keep the trials of the study with this folder at `address`, as far as this node knows; None: in the folder."""
     mark = study / _MARK
     if address is None:
         mark.unlink(missing_ok=True)
@@ -141,31 +156,30 @@ def keep_at(study: Path, address: str | None) -> None:
     os.replace(new, mark)
 
 
-def mirror_of(study: Path) -> Mirror | None:
-    """Where the trials of the study with this folder are, if elsewhere."""
+def find_store(study: Path) -> RemoteStore | None:
+    """Return the store of the study with this folder, None where its trials are in the folder."""
     try:
         address = (study / _MARK).read_text()
     except OSError:
         return None
-    return mirror(address, study.name)
+    return _remote_store(address, study.name)
 
 
 @lru_cache(maxsize=16)
-def mirror(address: str, study: str) -> Mirror:
-    """The study's folder in the store at this address."""
-    return Mirror(address, study)
+def _remote_store(address: str, study: str) -> RemoteStore:
+    return RemoteStore(address, study)
 
 
 def _opened(address: str) -> tuple[Any, str]:
-    """pyarrow's filesystem, and the path in it. Raises StoreAwayError where there is none for such an address."""
+    """Return pyarrow's filesystem, and the path in it. Raises StoreAwayError where there is none for the address."""
     import pyarrow
     from pyarrow.fs import FileSystem
 
-    given = address
+    uri = address
     if address.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in address:
-        given += f"{'&' if '?' in address else '?'}retry_limit_seconds=10"  # it would try for a quarter of an hour
+        uri += f"{'&' if '?' in address else '?'}retry_limit_seconds=10"  # pyarrow would try for a quarter of an hour
     try:
-        files, root = FileSystem.from_uri(given)
+        files, root = FileSystem.from_uri(uri)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise StoreAwayError(
@@ -173,10 +187,3 @@ def _opened(address: str) -> tuple[Any, str]:
             f"{pyarrow.__version__} reads here; received {redacted(address)}: {redacted(reason)}"
         ) from None
     return files, root
-
-
-def _gone(delete: Callable[[str], None], path: str) -> None:
-    try:
-        delete(path)
-    except FileNotFoundError:
-        return

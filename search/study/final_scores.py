@@ -31,4 +31,4 @@ def unscored(config: StudyConfig, records: Records, folder: Path) -> list[TrialR
     """Return the eligible trials that have no final scores in the study's `folder` yet."""
     if not records.resolved.final:
         return []
-    return [record for record in eligible(config, records) if not TrialFolder(folder, record.number).find("test")]
+    return [record for record in eligible(config, records) if not TrialFolder(folder, record.number).scored()]

@@ -13,10 +13,11 @@ from petl.errors import UserError
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.database import is_postgresql
+from search.storage.folder import has_committed_parts
 from search.storage.locations import FullDiskError, StoreError, StudyHome, home, is_full
 from search.storage.locks import StudyLock
 from search.storage.locks import driving as holding
-from search.storage.remote import Mirror, mirror_of
+from search.storage.remote import RemoteStore, find_store
 from search.storage.studies import delete_study, study_begun, study_exists
 from search.tracking.client import discard, has_trials
 from search.trials.records import Records
@@ -104,9 +105,9 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
 
 def require_new(places: StudyHome) -> None:
     """Raise StudyError where trials of a study of that name are kept whose records are not in the database."""
-    trials = {str(places.folder): any(places.folder.glob("trials/*/*/manifest.json"))}
-    for mirror in _mirrors(places):
-        trials[mirror.address] = any(name.endswith("/manifest.json") for name in mirror.files(""))
+    trials = {str(places.folder): has_committed_parts(places.folder)}
+    for store in _stores(places):
+        trials[store.address] = store.has_committed_parts()
     trials[redacted(places.uri)] = has_trials(places.uri, places.name)
     if found := [place for place, has in trials.items() if has]:
         raise StudyError(
@@ -121,14 +122,16 @@ def delete(places: StudyHome) -> None:
     discard(places.uri, places.name)  # first: it may be a server that does not answer
     if study_exists(places.database, places.name):
         delete_study(places.database, places.name)
-    for mirror in _mirrors(places):
-        mirror.delete()
+    for store in _stores(places):
+        store.delete()
     for folder in (places.trials, places.journal, places.artifacts):
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mirrors(places: StudyHome) -> list[Mirror]:
+def _stores(places: StudyHome) -> list[RemoteStore]:
     """Return where the study's trials are to be kept, or were, beside its folder."""
-    mirror = mirror_of(places.folder)
-    return [Mirror(address, places.name) for address in {places.store, mirror.address if mirror else None} if address]
+    current = find_store(places.folder)
+    return [
+        RemoteStore(address, places.name) for address in {places.store, current.address if current else None} if address
+    ]

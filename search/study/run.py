@@ -20,7 +20,7 @@ from search.results.console import console as terminal
 from search.results.query import Study
 from search.storage.address import redacted
 from search.storage.locations import StudyHome, database_url, home
-from search.storage.remote import Mirror, keep_at
+from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
 from search.study.places import StudyError, delete, driving, home_of, require_new
@@ -76,7 +76,7 @@ def run(
         rehearse(known, resolved)
         require_room(known, resolved)
         if config.storage.path:
-            Mirror(config.storage.path, config.study).require()
+            RemoteStore(config.storage.path, config.study).require()
         if not fresh:
             require_new(places)
         # whatever is wrong was said before anything is made or deleted
@@ -130,8 +130,8 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
             )
     known = settled(config, started)
     if config.storage.path:
-        Mirror(config.storage.path, config.study).require()
-    keep_at(places.folder, config.storage.path)
+        RemoteStore(config.storage.path, config.study).require()
+    set_store(places.folder, config.storage.path)
     ray: AbstractContextManager[None] = nullcontext()
     if not is_finished(known, records) or unscored(known, records, places.folder):
         require_room(known, started)

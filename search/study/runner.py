@@ -22,8 +22,9 @@ from search.results.live import Display
 from search.results.query import Study, load_study
 from search.storage.folder import TrialFolder
 from search.storage.locations import FullDiskError, StoreError, StudyHome, artifact_root, is_full
+from search.storage.locks import run_token
 from search.storage.quota import Held, Room
-from search.storage.remote import keep_at
+from search.storage.remote import set_store
 from search.study.final_scores import eligible, unscored
 from search.study.places import (
     InterruptedStudy,
@@ -62,7 +63,7 @@ class Runner:
         self.config, self.records = config, records
         self.places = replace(home_of(config), tracking=store_of(config, records))
         self.folder = self.places.folder
-        keep_at(self.folder, config.storage.path)
+        set_store(self.folder, config.storage.path)
         self.context = study_context(config, records)
         self.resolved = records.resolved
         self.plan = search_plan(config, self.resolved)
@@ -74,7 +75,7 @@ class Runner:
             records.all,
             lambda: front_of(records.all(), records.objectives),
             console,
-            lambda number, seed=None: TrialFolder(self.folder, number, seed).told(),
+            lambda number, seed=None: TrialFolder(self.folder, number, seed).last_note(),
             config.rule.total if isinstance(config.rule, Halving) else None,
         )
 
@@ -285,6 +286,7 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
         zero_stage=config.resources.zero_stage,
         offload=config.resources.offload,
         store=config.storage.path,
+        run=run_token(home_of(config).folder),
     )
     if resolved.precision == "auto":
         records.resolved = replace(resolved, precision=cluster.fastest_precision(context, config.resources))

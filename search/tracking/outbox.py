@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Final, TypeAlias, TypeVar
 
 from search.storage.address import one_line
-from search.storage.folder import TrialFolder
+from search.storage.folder import RESULT, TrialFolder
 from search.storage.locations import StoreError
 from search.tracking.client import refused
 from search.tracking.writer import Tracker
@@ -321,7 +321,7 @@ def _withdraw(tracker: Tracker, folder: Path, number: int, why: str) -> None:
     """A trial's result goes in both places; from the folder last, by which it is known to be there."""
     if tracker.run_of(number):
         tracker.withdraw(number, why)
-    TrialFolder(folder, number).drop("result")
+    TrialFolder(folder, number).drop(RESULT)
 
 
 def patiently(ask: Callable[[], T], patience: float) -> T:

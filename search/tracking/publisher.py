@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from petl.measurements import SCORES as MEASURED
-from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json
+from search.storage.folder import PREDICTIONS, TrialFolder, drop_states, read_json
 from search.tracking.outbox import Told
 from search.tracking.schema import ADAPTER
 from search.trials.record import Replicate, SeedSummary, State, TrialRecord
@@ -92,9 +92,7 @@ class Publisher:
         self._tell(*(self._replicate(run) for run in over))
         self.believed(self.records.summaries)
         # What is nobody's any more; an earlier driver may not have lived to remove it.
-        for record in self.records.all():
-            if not record.state.open:
-                TrialFolder(self.folder, record.number).drop_states()
+        drop_states(self.folder, [record.number for record in self.records.all() if not record.state.open])
         for run in over:
             TrialFolder(self.folder, run.number, run.seed).remove()
 
@@ -111,13 +109,13 @@ class Publisher:
         With the scores of the validation split, which are not made again where training saw all of it.
         """
         for record in records:
-            if part := TrialFolder(self.folder, record.number).find("test"):
+            if part := TrialFolder(self.folder, record.number).scored():
                 measured = record.measurements.to_dict() if record.measurements else {}
                 validation = {name: value for name, value in measured.items() if name in MEASURED}
-                scores = {"validation": validation, **read_json(part / SCORES)}
+                scores = {"validation": validation, **read_json(part.scores)}
                 self._tell(
                     ("tested", {"number": record.number, "scores": scores}),
-                    self._files(record.number, part / PREDICTIONS, PREDICTIONS),
+                    self._files(record.number, part.predictions, PREDICTIONS),
                 )
 
     def _record(self, record: TrialRecord) -> Told:
@@ -125,16 +123,16 @@ class Publisher:
 
     def _whole(self, record: TrialRecord) -> list[Told]:
         """All that there is of a trial: curves before the record, since a metric's last value is the measured one."""
-        result = TrialFolder(self.folder, record.number).find("result") if record.state is State.COMPLETE else None
+        result = TrialFolder(self.folder, record.number).result() if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
-        curves = self._curves(record.number, Report.from_dict(read_json(result / "report.json")))
+        curves = self._curves(record.number, Report.from_dict(read_json(result.report)))
         told = [("ensure", {"record": record.to_dict()}), *curves, self._record(record)]
-        return [*told, self._files(record.number, result / "adapter", ADAPTER)]
+        return [*told, self._files(record.number, result.adapter, ADAPTER)]
 
     def _replicate(self, run: Replicate) -> Told:
-        result = TrialFolder(self.folder, run.number, run.seed).find("result")
-        report = Report.from_dict(read_json(result / "report.json")) if result else Report()
+        result = TrialFolder(self.folder, run.number, run.seed).result()
+        report = Report.from_dict(read_json(result.report)) if result else Report()
         return "replicate", {"run": run.to_dict(), "points": curve(report.points, report.validations)}
 
     def _curves(self, number: int, report: Report) -> list[Told]:

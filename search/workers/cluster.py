@@ -9,7 +9,6 @@ import shutil
 import socket
 import tempfile
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl.errors import UserError
-from search.storage.locks import StudyLock
+from search.storage.locks import StudyLock, run_token
 from search.workers.training import StudyContext, WarmModel
 
 if TYPE_CHECKING:
@@ -152,27 +151,22 @@ def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
 
 
 def _require_shared(folder: Path) -> None:
-    """Raises ClusterError where another node does not see what is written to the study's folder here."""
+    """Raise ClusterError where another node does not read the token of this run in the study's folder.
+
+    A node that joins later is asked by its workers: see `Workload.home`.
+    """
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != _here()]  # type: ignore[no-untyped-call]
     if not others:
         return
-    token = folder / f".seen-{uuid.uuid4().hex}"
-    token.touch()
-
-    def sees(path: str) -> bool:
-        return os.path.exists(path)
-
-    try:
-        task = ray.remote(num_cpus=0)(sees)
-        answers = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(token)
-            )
+    task = ray.remote(num_cpus=0)(run_token)
+    tokens = ray.get(
+        [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(folder)
             for node in others
         ]
-        blind = [node["NodeManagerAddress"] for node, seen in zip(others, ray.get(answers), strict=True) if not seen]
-    finally:
-        token.unlink()
+    )
+    own = run_token(folder)
+    blind = [node["NodeManagerAddress"] for node, token in zip(others, tokens, strict=True) if token != own]
     if blind:
         raise ClusterError(
             f"all nodes share the folder of studies; {folder} is not seen on {', '.join(blind)}. Set "

@@ -5,7 +5,6 @@ A trial whose process died is started again by Ray with the same job, and contin
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -193,13 +192,14 @@ class Rank:
         return address
 
     def meeting_place(self, one_host: bool) -> str:
-        """Where the gang can meet: a file, or between hosts a port of this one that is free."""
+        """Return where the gang can meet: a file, or between hosts a port of this one."""
         if one_host:  # no port that others could reach
             self._folder = tempfile.TemporaryDirectory(prefix="petl-gang-")
             return f"file://{self._folder.name}/store"
-        with socket.socket() as probe:
-            probe.bind((self._host(), 0))
-            return f"tcp://{self._host()}:{probe.getsockname()[1]}"
+        from petl.training.engine import open_meeting_place
+
+        place, self._server = open_meeting_place(self._host())
+        return place
 
     def join(self, workers: int, where: str) -> None:
         """Meets the others; returns when all are there."""

@@ -23,10 +23,10 @@ from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
-from search.storage.folder import PREDICTIONS, SCORES, TrialFolder, read_json, write_json
+from search.storage.folder import RESULT, SCORED, ResultPart, ScoredPart, TrialFolder, read_json, state_part, write_json
 from search.storage.locations import is_full
-from search.storage.locks import driven
-from search.storage.remote import StoreAwayError, keep_at
+from search.storage.locks import run_token
+from search.storage.remote import StoreAwayError, set_store
 from search.trials.record import Replicate, TrialRecord
 from search.trials.report import Report, Run
 from search.trials.resolved import Resolved
@@ -46,7 +46,8 @@ class StudyContext:
 
     `resolved` is what the study fixed when it began, with a precision that has been measured. `seed`, the study's,
     draws the untrained head. `zero_stage` and `offload` change where tensors lie while a trial trains, not what it
-    comes to. `store` is where trials are kept, None in `folder`.
+    comes to. `store` is where trials are kept, None in `folder`. `run` is the token of the driver's
+    run, by which a node recognises the shared folder.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class StudyContext:
     zero_stage: int = 0
     offload: tuple[str, ...] = ()
     store: str | None = None
+    run: str = ""
 
     @property
     def home(self) -> Path:
@@ -63,12 +65,12 @@ class StudyContext:
         Raises StoreAwayError on a node that does not have the folder which all share.
         """
         folder = Path(self.folder)
-        if self.store is None and not driven(folder):
+        if self.store is None and (not self.run or run_token(folder) != self.run):
             raise StoreAwayError(
                 f"node {socket.gethostname()} does not see the study's folder {folder}, which all nodes share: mount "
                 "it there at the same path, or take the node out of the cluster"
             )
-        keep_at(folder, self.store)
+        set_store(folder, self.store)
         return folder
 
 
@@ -183,9 +185,9 @@ class WarmModel:
     def test(self, number: int, reference: str | None) -> dict[str, dict[str, float]]:
         """Scores of a finished trial on whole splits, with its predictions, kept in its folder: computed once."""
         resolved, folder = self.context.resolved, TrialFolder(Path(self.context.folder), number)
-        if done := folder.find("test"):
-            return read_json(done / SCORES)
-        result = folder.find("result")
+        if done := folder.scored():
+            return read_json(done.scores)
+        result = folder.result()
         if result is None:
             raise FileNotFoundError(f"trial {number} has no result to test under {folder.path}")
         from petl.adapters import storage
@@ -194,25 +196,25 @@ class WarmModel:
         tells = Teller(folder)
         evaluations: dict[str, evaluation.Evaluation] = {}
         if reference in baselines.BASELINES:
-            baseline = baselines.load(result)
+            baseline = baselines.load(result.folder)
             for split in resolved.final:
                 evaluations[split] = baselines.evaluate(
                     baseline, self.model, self.data, split, resolved.precision, progress=tells
                 )
         else:
-            with storage.load_adapter(result / "adapter", self.model):
+            with storage.load_adapter(result.adapter, self.model):
                 for split in resolved.final:
                     evaluations[split] = evaluation.evaluate(
                         self.model, self.data, split, resolved.precision, progress=tells
                     )
-        part = folder.begin("test")
-        (part / PREDICTIONS).mkdir()
+        part = ScoredPart(folder.begin(SCORED))
+        part.predictions.mkdir()
         for split, found in evaluations.items():
             if found.predictions:
-                self._write_predictions(part / PREDICTIONS / f"{split}.jsonl", split, found.predictions)
+                self._write_predictions(part.predictions_of(split), split, found.predictions)
         scores = {split: dict(found.scores) for split, found in evaluations.items()}
-        write_json(part / SCORES, scores)
-        folder.commit("test")
+        write_json(part.scores, scores)
+        folder.commit(SCORED)
         return scores
 
     def _write_predictions(self, file: Path, split: str, predictions: Sequence[str]) -> None:
@@ -234,7 +236,7 @@ class Teller:
         """Tells, if it is time."""
         if time.monotonic() - self._last >= 1.0:
             self._last = time.monotonic()
-            self._folder.tell(f"{what} {done:,}/{total:,}")
+            self._folder.note(f"{what} {done:,}/{total:,}")
 
 
 class TrialTraining:
@@ -262,8 +264,8 @@ class TrialTraining:
 
     def to_milestone(self) -> Report:
         """Do what `advance` does, leaving backbone and errors as they are."""
-        if result := self.folder.find("result"):
-            return Report.from_dict(read_json(result / "report.json"))
+        if result := self.folder.result():
+            return Report.from_dict(read_json(result.report))
         self.warm.load()
         if self.assignment.configuration is None:
             return self._baseline(self.assignment.reference or "")
@@ -299,7 +301,7 @@ class TrialTraining:
         reached = run.position.validations[-1].epoch if run.position.validations else 0.0
         run.advance(next(milestone for milestone in self.assignment.milestones if milestone > reached))
         if not run.finished:
-            with self._part(f"state-{len(run.position.validations)}") as folder:
+            with self._part(state_part(len(run.position.validations))) as folder:
                 run.save(folder)
             return self._report()
         run.finish()
@@ -312,7 +314,7 @@ class TrialTraining:
     def _save(self, run: TrainingRun, folder: Path) -> None:
         """What is kept of a training, beside its report."""
         if self.assignment.seed is None:
-            self.warm.save(run, folder / "adapter")
+            self.warm.save(run, ResultPart(folder).adapter)
 
     def _baseline(self, name: str) -> Report:
         """Fits a baseline, which is one step."""
@@ -343,12 +345,12 @@ class TrialTraining:
 
     def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> Report:
         """Commits the result, of which `save` writes what was trained; the last report."""
-        if self._leads and (done := self.folder.find("result")):  # of another process: this one was cut off
-            return Report.from_dict(read_json(done / "report.json"))
+        if self._leads and (done := self.folder.result()):  # of another process: this one was cut off
+            return Report.from_dict(read_json(done.report))
         report = replace(self._report(), measurements=measured)
-        with self._part("result") as folder:
+        with self._part(RESULT) as folder:
             if folder:
-                write_json(folder / "report.json", report.to_dict())
+                write_json(ResultPart(folder).report, report.to_dict())
                 save(folder)
         return report
 
@@ -360,7 +362,7 @@ class TrialTraining:
             return
         yield self.folder.begin(name)
         self.folder.commit(name)
-        self.folder.drop_states(but=name)
+        self.folder.drop_states(keep=name)
 
     def _progress(self) -> Progress:
         from petl.training.evaluation import silent

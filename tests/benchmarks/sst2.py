@@ -41,6 +41,7 @@ from petl.design import Design
 from search.config.sections import SamplerConfig, SchedulerConfig
 from search.config.study import StudyConfig, load_config
 from search.config.text import ConfigError
+from search.storage.locks import StudyLock, run_token
 from search.trials.objectives import objectives, reference_point
 from search.trials.pareto import hypervolume
 from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
@@ -311,10 +312,10 @@ def measure(setting: Setting, method: str, seed: int) -> Curve:
     with tempfile.TemporaryDirectory(prefix="sst2-") as folder, cluster(setting.workers):
         os.environ["PETL_SEARCH_HOME"] = folder
         study = Path(folder, "studies", _STUDY)
-        study.mkdir(parents=True)
+        StudyLock(study).drive()
         study_file = setting.study(OURS, seed)
         resolved = replace(resolve_study(study_file), precision=setting.precision)
-        context = StudyContext(str(study), resolved, seed)
+        context = StudyContext(str(study), resolved, seed, run=run_token(study))
         search = peer if method in (PEER, REUSING) else ours
         trials, trained = search(setting, method, seed, context)
         within = sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -28,12 +29,12 @@ from petl.training.run import TrainingRun
 from search.config.sections import ResourcesConfig
 from search.config.study import load_config
 from search.config.text import ConfigError
-from search.storage.locks import StudyLock
+from search.storage.locks import StudyLock, run_token
 from search.study.places import StudyError
 from search.study.run import resume, run
 from search.trials.report import Report
 from search.workers.cluster import ClusterError, joined, room
-from search.workers.trainable import Gang, Worker
+from search.workers.trainable import Gang, Rank, Worker
 from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
 
 DESIGNS = ("lora:rank=2", "sequential:size=4", "mam:length=2,size=4,scale=2")
@@ -60,7 +61,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def context(content: dict[str, Any], tmp_path: Path) -> StudyContext:
     StudyLock(tmp_path).drive()
-    return studies.context(tmp_path, content)
+    return replace(studies.context(tmp_path, content), run=run_token(tmp_path))
 
 
 def assignment(epochs: float = 3.0) -> Assignment:
@@ -140,6 +141,17 @@ def test_death_is_what_counts_though_its_peer_is_heard_first(context: StudyConte
 
     with pytest.raises(RayActorError):
         Meeting(context, 2, EACH).begin(assignment()).advance()
+
+
+def test_port_where_a_gang_meets_is_its_own_before_the_ranks_meet(context: StudyContext) -> None:
+    ranks = [ray.remote(num_cpus=1)(Rank).remote(context, number) for number in range(2)]
+    place = ray.get(ranks[0].meeting_place.remote(False))
+    host, _, port = place.removeprefix("tcp://").rpartition(":")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((host, int(port)))
+    ray.get([rank.join.remote(2, place) for rank in ranks])
+    for rank in ranks:
+        ray.kill(rank)
 
 
 def test_node_without_the_studys_folder_trains_nothing(context: StudyContext, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from petl.data.tokens import TaskData, epoch_batches, load_data
 from petl.presets import parse
 from petl.tasks import resolve
 from petl.training import run as train
-from petl.training.engine import join_process_group
+from petl.training.engine import join_process_group, open_meeting_place
 from petl.training.evaluation import DivergedError, predict
 from petl.training.run import TrainingRun
 
@@ -375,6 +376,16 @@ def _in_plain_torch(folder: Path, data: TaskData, design: str) -> Plain:
         logits = model.eval()(**inputs).logits
     accuracy = float((logits.argmax(-1) == labels).float().mean())
     return Plain(result, float(torch.nn.functional.cross_entropy(logits, labels)), accuracy)
+
+
+def test_port_of_a_meeting_place_is_taken_before_anybody_meets() -> None:
+    place, server = open_meeting_place("127.0.0.1")
+    port = int(place.removeprefix("tcp://127.0.0.1:"))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    group = torch.distributed.TCPStore("127.0.0.1", port, 1, True, multi_tenant=True)  # as rank 0's group makes it
+    group.set("who", "rank 0")
+    assert server.get("who") == b"rank 0"  # type: ignore[attr-defined]
 
 
 def _rank(rank: int, folder: Path, out: Path) -> None:

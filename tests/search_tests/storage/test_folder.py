@@ -56,10 +56,28 @@ def test_latest_state_is_the_newest_whole_one(tmp_path: Path) -> None:
     latest = trial.latest_state()
     assert latest is not None
     assert latest.name == "state-80"
-    trial.drop_states(but="state-80")
+    trial.drop_states(keep="state-80")
     assert [folder.name for folder in trial.path.iterdir()] == ["state-80"]
     trial.drop_states()
     assert trial.latest_state() is None
+
+
+def test_what_is_interrupted_in_a_replicate_goes_and_what_it_committed_stays(tmp_path: Path) -> None:
+    """Its folder lies among the parts of its trial, and is none of them."""
+    trial, replicate = TrialFolder(tmp_path, 7), TrialFolder(tmp_path, 7, 1)
+    for folder, part in ((trial, "result"), (replicate, "state-1")):
+        write(folder, part)
+        folder.commit(part)
+    write(trial, "test")
+    write(replicate, "state-2")
+    trial.drop_interrupted()
+    state = replicate.latest_state()
+    assert state is not None
+    assert state.name == "state-1"
+    assert {path.name for path in replicate.path.iterdir()} == {"state-1"}
+    assert {path.name for path in trial.path.iterdir()} == {"result", "seed-1"}
+    trial.drop_states()
+    assert replicate.latest_state()
 
 
 def _hold(study: Path, role: str) -> None:

@@ -19,7 +19,7 @@ from petl.presets import parse
 from search.config.study import load_config
 from search.config.text import ConfigError
 from search.storage.folder import TrialFolder, trial_files
-from search.storage.remote import Mirror, StoreAwayError, keep_at
+from search.storage.remote import RemoteStore, StoreAwayError, set_store
 from search.study.places import StudyError
 from search.study.run import resume, run
 from search.trials.record import State
@@ -64,7 +64,7 @@ def node(address: str, tmp_path: Path) -> Callable[[str], Path]:
     """The study's folder on a node of that name."""
 
     def folder(name: str) -> Path:
-        keep_at(tmp_path / name / "demo", address)
+        set_store(tmp_path / name / "demo", address)
         return tmp_path / name / "demo"
 
     return folder
@@ -87,8 +87,8 @@ def test_what_one_node_commits_another_finds(node: Callable[[str], Path], addres
     assert found == there.path / "result"
     assert (found / "inner" / "a.txt").read_text() == "x"
     assert (found / "empty").read_bytes() == b""
-    assert set(trial_files(node("third"))[7]) == {"result/inner/a.txt", "result/empty", "result/manifest.json"}
-    assert set(Mirror(address, "demo").files("trials/0007")) == set(trial_files(node("third"))[7])
+    assert set(trial_files(node("third"))[7].sizes) == {"result/inner/a.txt", "result/empty", "result/manifest.json"}
+    assert set(RemoteStore(address, "demo").files("trials/0007")) == set(trial_files(node("third"))[7].sizes)
 
 
 def test_the_store_is_the_truth(node: Callable[[str], Path], address: str) -> None:
@@ -96,7 +96,7 @@ def test_the_store_is_the_truth(node: Callable[[str], Path], address: str) -> No
     here, there = TrialFolder(node("here"), 0), TrialFolder(node("there"), 0)
     write(here, "result", "old")
     assert there.find("result")
-    Mirror(address, "demo").delete()
+    RemoteStore(address, "demo").delete()
     assert here.find("result") is None
     assert there.find("result") is None
     write(here, "result", "new")
@@ -112,7 +112,7 @@ def test_the_store_is_the_truth(node: Callable[[str], Path], address: str) -> No
 
 def test_an_upload_that_was_interrupted_or_damaged_is_no_part(node: Callable[[str], Path], address: str) -> None:
     here, there = TrialFolder(node("here"), 0), TrialFolder(node("there"), 0)
-    store = Mirror(address, "demo")
+    store = RemoteStore(address, "demo")
     write(here, "state-1", commit=False)
     store.upload(here.path / "state-1" / "inner" / "a.txt", "trials/0000/state-1/inner/a.txt")
     assert there.latest_state() is None
@@ -127,12 +127,18 @@ def test_an_upload_that_was_interrupted_or_damaged_is_no_part(node: Callable[[st
     state = TrialFolder(node("third"), 0).latest_state()
     assert state
     assert state.name == "state-9"
-    there.drop_states(but="state-9")
+    there.drop_states(keep="state-9")
     assert {name.partition("/")[0] for name in store.files("trials/0000")} == {"state-9"}
 
 
+def test_a_replicate_in_a_store_keeps_what_it_committed(node: Callable[[str], Path]) -> None:
+    write(TrialFolder(node("here"), 7, 1), "state-1")
+    TrialFolder(node("there"), 7).drop_interrupted()
+    assert TrialFolder(node("third"), 7, 1).latest_state()
+
+
 def test_a_manifest_cannot_name_files_outside_its_part(node: Callable[[str], Path], address: str) -> None:
-    store = Mirror(address, "demo")
+    store = RemoteStore(address, "demo")
     store.write("trials/0000/result/manifest.json", b'{"../../../escaped": "0"}')
     store.write("trials/0000/result/x", b"")
     assert TrialFolder(node("here"), 0).find("result") is None
@@ -163,7 +169,7 @@ def test_a_trial_goes_on_at_another_node(node: Callable[[str], Path], tmp_path: 
     expected = calm.advance().measurements
     for score in ("accuracy", "loss"):
         assert getattr(done.measurements, score) == getattr(expected, score)
-    parts = {name.partition("/")[0] for name in trial_files(node("three"))[0]}
+    parts = {name.partition("/")[0] for name in trial_files(node("three"))[0].sizes}
     assert parts == {"result"}
 
 
@@ -176,20 +182,20 @@ def test_a_store_that_is_away_is_said_within_seconds(s3: str) -> None:
         port = nobody.getsockname()[1]
     began = time.monotonic()
     with pytest.raises(StoreAwayError, match=rf"the store s3://studies/x\?endpoint_override=127.0.0.1:{port}.*onnect"):
-        Mirror(f"s3://studies/x?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", "demo").require()
+        RemoteStore(f"s3://studies/x?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", "demo").require()
     assert time.monotonic() - began < 30
     with pytest.raises(StoreAwayError, match="bucket"):
-        Mirror(s3.replace("studies/{}", "no-such-bucket/x"), "demo").require()
-    Mirror(s3.format("x"), "demo").require()
+        RemoteStore(s3.replace("studies/{}", "no-such-bucket/x"), "demo").require()
+    RemoteStore(s3.format("x"), "demo").require()
 
 
 def test_a_store_that_goes_away_is_no_fault_of_the_trial(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.storage.remote._PAUSES", ())
+    monkeypatch.setattr("search.storage.remote._ATTEMPTS", 1)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        keep_at(
+        set_store(
             tmp_path / "demo", f"s3://x?endpoint_override=127.0.0.1:{nobody.getsockname()[1]}&scheme=http&region=eu"
         )
         with pytest.raises(StoreAwayError) as raised:
@@ -200,7 +206,7 @@ def test_a_store_that_goes_away_is_no_fault_of_the_trial(
 @pytest.mark.parametrize("text", ["ftp://host/x", "s3://bucket/x?colour=red"])
 def test_what_pyarrow_does_not_read_is_refused(text: str) -> None:
     with pytest.raises(StoreAwayError, match=r"a folder or an address such as s3://bucket/prefix.*received"):
-        Mirror(text, "demo")
+        RemoteStore(text, "demo")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +241,7 @@ def test_a_study_whose_scratch_is_lost_goes_on_from_its_store(
     study = run(content, console=Console(quiet=True))
     assert [trial.state for trial in study.trials] == [State.COMPLETE] * 2
     assert all(member.test_score is not None for member in study.front())
-    store = Mirror(where, "tiny")
+    store = RemoteStore(where, "tiny")
     before = {number: store.read(f"trials/{number:04d}/result/manifest.json") for number in range(3)}
     assert all(before.values())
     assert not any("/state-" in name for name in store.files("trials"))

@@ -13,6 +13,8 @@ import studies
 from petl.configuration import Configuration, Training
 from petl.presets import parse
 from search.storage.folder import TrialFolder, read_json
+from search.storage.locks import StudyLock, run_token
+from search.storage.remote import StoreAwayError
 from search.trials.report import Report
 from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel, milestones
 
@@ -25,6 +27,20 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def context(content: dict[str, Any], tmp_path: Path) -> StudyContext:
     return studies.context(tmp_path, content)
+
+
+def test_folder_of_another_run_is_not_the_one_that_all_nodes_share(context: StudyContext, tmp_path: Path) -> None:
+    """As on a node that once drove a study of that name on a disk of its own, where nobody would see its trials."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for folder in (own, shared):
+        StudyLock(folder).drive()
+    run = replace(context, folder=str(shared), run=run_token(shared))
+    assert run.home == shared
+    with pytest.raises(StoreAwayError, match=r"does not see the study's folder .*own"):
+        _ = replace(run, folder=str(own)).home
+    StudyLock(shared).drive()  # the next driver's
+    with pytest.raises(StoreAwayError, match=r"does not see the study's folder .*shared"):
+        _ = run.home
 
 
 def assignment(design: str = "lora:rank=2", number: int = 0, **training: Any) -> Assignment:
