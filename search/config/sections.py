@@ -24,8 +24,9 @@ from petl import presets
 from petl.backbones.locate import is_hub_id
 from petl.configuration import check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
+from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED
 from search.optimizer.rungs import Halving, Rule, rule
-from search.optimizer.samplers import DEFAULT_UNFINISHED, NAMES, UNFINISHED
+from search.optimizer.samplers import NAMES
 from search.storage import address
 from search.trials.objectives import COSTS, SCORES
 

@@ -19,7 +19,7 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Resume, Start, Step
-from search.optimizer.true_front import Belief, believe, next_run
+from search.optimizer.true_front import Membership, membership, next_run
 from search.trials.record import Replicate, SeedSummary, State, epochs_trained
 from search.trials.records import Records
 
@@ -156,8 +156,8 @@ class Replication:
 
     def conclude(self) -> dict[int, SeedSummary]:
         """Puts on record what is believed of all trials now; nothing before any has a second seed."""
-        belief = self._belief
-        if belief is None:
+        posterior = self._membership
+        if posterior is None:
             return {}
         failed = Counter(run.number for run in self._runs.values() if run.failure)
         found = {
@@ -166,8 +166,8 @@ class Replication:
                 spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
                 seeds=len(scores),
                 failed=failed[record.number],
-                probability=float(belief.probability[index]),
-                corrected=self._score.of_loss(float(belief.corrected[index])),
+                probability=float(posterior.probability[index]),
+                corrected=self._score.of_loss(float(posterior.corrected[index])),
             )
             for index, (record, losses) in enumerate(zip(self._field, self._losses, strict=True))
         }
@@ -189,7 +189,7 @@ class Replication:
         index_of = {record.number: index for index, record in enumerate(self._field)}
         running = [index_of[run.number] for run in self._runs.values() if not run.over]
         failed = [index_of[run.number] for run in self._runs.values() if run.failure]
-        index = next_run(self._losses, self._costs, self._belief, running, failed, most=self._seeds)
+        index = next_run(self._losses, self._costs, self._membership, running, failed, most=self._seeds)
         if index is None or self._epochs(self._field[index].number) > self.left:
             return None
         record = self._field[index]
@@ -215,8 +215,8 @@ class Replication:
         return [[self._score.loss(score) for score in scores[record.number]] for record in self._field]
 
     @cached_property
-    def _belief(self) -> Belief | None:
-        return believe(self._losses, self._costs, self._seed)
+    def _membership(self) -> Membership | None:
+        return membership(self._losses, self._costs, self._seed)
 
     def _value(self, measurements: Measurements | None) -> float:
         value = self._score.value(measurements) if measurements else None
@@ -229,5 +229,5 @@ class Replication:
     def _keep(self) -> None:
         """The runs changed: they go on record, and what follows from them is found anew."""
         self.records.replicates = list(self._runs.values())
-        for name in ("left", "_losses", "_belief"):
+        for name in ("left", "_losses", "_membership"):
             self.__dict__.pop(name, None)

@@ -44,8 +44,8 @@ _DOUBT: Final = 2.5  # standard deviation of its logarithm, around that of _DRAW
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What is believed of n trials: `samples` of their true losses, and the front of each sample (samples x n).
+class Membership:
+    """The posterior of n trials: `samples` of their true losses, and the front of each sample (samples x n).
 
     `noise` is the standard deviation between seeds, of each trial.
     """
@@ -106,7 +106,7 @@ def freedom_between_seeds(losses: Sequence[Sequence[float]]) -> float:
     return float(_FREEDOM[(density.sum(axis=1) + prior).argmax()])
 
 
-def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Belief | None:
+def membership(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Membership | None:
     """What the losses of n trials, each with one seed or more, say of the true ones; None before any has two.
 
     `costs` are n numbers, or n rows of one a cost: the first cost says which trials are alike.
@@ -129,13 +129,13 @@ def believe(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) 
         posterior = np.cumsum(prior * _density((means[index] - grid) / spread[index], freedom[index]))
         drawn = np.searchsorted(posterior / posterior[-1], random.uniform(size=_SAMPLES))
         samples[:, index] = grid[drawn] + (grid[1] - grid[0]) * random.uniform(-0.5, 0.5, size=_SAMPLES)
-    return Belief(samples, _fronts(samples, cost), noise)
+    return Membership(samples, _fronts(samples, cost), noise)
 
 
 def next_run(
     losses: Sequence[Sequence[float]],
     costs: ArrayLike,
-    belief: Belief | None,
+    membership: Membership | None,
     running: Collection[int] = (),
     failed: Collection[int] = (),
     *,
@@ -158,19 +158,22 @@ def next_run(
         first = next((index for index in _least_ahead(losses, costs) if tried[index] == 1), None)
         if first is not None:
             return first
-    if belief is None:
+    if membership is None:
         return None
-    probability = belief.probability
+    probability = membership.probability
     alone = np.where((seeds == 1) & open_ & (probability < 1), probability, 0.0)
     if alone.max() >= _LIKELY:
         return int(alone.argmax())
     contested = (probability > 1 - sure) & (probability < sure)
     if not (contested & open_).any():
         return None
-    apart, member = belief.samples - belief.corrected, belief.on_front[:, contested] - probability[contested]
+    apart, member = (
+        membership.samples - membership.corrected,
+        membership.on_front[:, contested] - probability[contested],
+    )
     covariance = member.T @ apart / len(apart)
     variance = apart.var(axis=0) * known / seeds  # what runs will have told
-    gain = np.where(open_, (covariance**2).sum(axis=0) * variance / (variance + belief.noise**2), 0.0)
+    gain = np.where(open_, (covariance**2).sum(axis=0) * variance / (variance + membership.noise**2), 0.0)
     return int(gain.argmax()) if gain.max() > 0 else None
 
 

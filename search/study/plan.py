@@ -14,14 +14,15 @@ from petl.configuration import Configuration
 from petl.design import Design
 from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
+from search.optimizer.observations import DEFAULT_UNFINISHED
 from search.optimizer.replication import Replication
-from search.optimizer.samplers import DEFAULT_UNFINISHED, excess
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, needs
 from search.storage.quota import require_room as require_quota
 from search.study.places import StudyError
 from search.study.warm_start import prior
+from search.trials.objectives import excess
 from search.trials.records import Records
 from search.trials.resolved import Enqueued, Resolved
 from search.workers import cluster

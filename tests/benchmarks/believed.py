@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from shares import collect, interval, parser, rows, seed_of
 
 from petl.measurements import MINIMIZE
-from search.optimizer.true_front import believe, next_run
+from search.optimizer.true_front import membership, next_run
 from search.trials.pareto import non_dominated
 from search.trials.record import discovered
 
@@ -97,10 +97,10 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
 
     alone = np.array([own[0] for own in losses])
     picked = non_dominated(np.column_stack([alone, sizes]), (MINIMIZE, MINIMIZE))
-    began, runs, running, belief = time.perf_counter(), 0, list[int](), None
+    began, runs, running, posterior = time.perf_counter(), 0, list[int](), None
     while True:
         while runs < extra * trials and len(running) < workers:
-            if (trial := next_run(losses, sizes, belief, running, most=most)) is None:
+            if (trial := next_run(losses, sizes, posterior, running, most=most)) is None:
                 break
             running.append(trial)
             runs += 1
@@ -108,12 +108,12 @@ def run(job: tuple[str, int], trials: int, extra: float, most: int, workers: int
             break
         done = running.pop(0)
         losses[done].append(float(random.normal(means[done], spread[done])))
-        belief = believe(losses, sizes, seed=runs)
-    assert belief
+        posterior = membership(losses, sizes, seed=runs)
+    assert posterior
     ms = 1000 * (time.perf_counter() - began) / runs
     return [
         named("one seed", picked, alone, 0, 0.0),
-        named("replicates", discovered(belief.probability), belief.corrected, runs, ms),
+        named("replicates", discovered(posterior.probability), posterior.corrected, runs, ms),
     ]
 
 

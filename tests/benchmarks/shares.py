@@ -21,8 +21,8 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
 from search.optimizer.budget import Budget
+from search.optimizer.observations import DEFAULT_UNFINISHED
 from search.optimizer.rungs import rule
-from search.optimizer.samplers import DEFAULT_UNFINISHED
 from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, replay
 from search.optimizer.steps import Start, Step

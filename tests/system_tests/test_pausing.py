@@ -188,10 +188,10 @@ def test_replicates_whose_database_is_away_are_cut_off(monkeypatch: pytest.Monke
     bridge = Bridge(replicates, [], "accuracy")
     assert isinstance(bridge.next("a"), dict)
 
-    def away() -> None:
+    def away(*_: object) -> None:
         raise DatabaseError("the database is away")
 
-    records.persist.guard = away
+    monkeypatch.setattr(records, "persist", away)
     now[0] = 61.0  # the time is put on record every minute
     assert bridge.reported("a", Report(validations=[{"epoch": 1.0, "scores": {"accuracy": 0.5}}]))
     assert bridge.cut_off

@@ -16,10 +16,10 @@ from scipy.special import erfcx, log_ndtr, logsumexp
 from search.trials.pareto import Floats
 
 _STEPS: Final = 15  # of that fit
-_JITTER: Final = 1e-6
+JITTER: Final = 1e-6
 
 
-class Surrogate:
+class GaussianProcess:
     """A Gaussian process with a Matern-5/2 kernel and a length scale a column (MAP estimate).
 
     `inputs` n x columns, `values` n, about standardised. Length scales have a log-normal prior around 0.5 x
@@ -40,16 +40,16 @@ class Surrogate:
         chosen = np.arange(len(values)) if fitted is None else fitted
         self.parameters = _fit(inputs[chosen], values[chosen] - self._mean) if parameters is None else parameters
         kernel = _matern(inputs, inputs, self.parameters)
-        kernel[np.diag_indices_from(kernel)] += math.exp(self.parameters[-1]) + _JITTER
+        kernel[np.diag_indices_from(kernel)] += math.exp(self.parameters[-1]) + JITTER
         self._factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
         self._weights = cho_solve(self._factor, values - self._mean, check_finite=False)
 
-    def with_believed(self, inputs: Floats) -> Surrogate:
+    def with_fantasies(self, inputs: Floats) -> GaussianProcess:
         """The same, as if what it expects at these inputs had been observed: less uncertain there."""
         if not len(inputs):
             return self
         values = np.concatenate([self._values, self.predict(inputs)[0]])
-        return Surrogate(np.vstack([self._inputs, inputs]), values, parameters=self.parameters, mean=self._mean)
+        return GaussianProcess(np.vstack([self._inputs, inputs]), values, parameters=self.parameters, mean=self._mean)
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation at m x columns, without noise."""
@@ -112,7 +112,7 @@ def _loss(inputs: Floats, values: Floats) -> Callable[[Floats], tuple[float, Flo
         decay = np.exp(parameters[-2] - distance)
         kernel = decay * _rise(distance)
         noise = math.exp(parameters[-1])
-        factor = cho_factor(kernel + (noise + _JITTER) * np.eye(count), lower=True, check_finite=False)
+        factor = cho_factor(kernel + (noise + JITTER) * np.eye(count), lower=True, check_finite=False)
         weights = cho_solve(factor, values, check_finite=False)
         triangle = np.tril(dpotri(factor[0], lower=1)[0])  # of the inverse: cheaper than to solve for it
         inverse = triangle + np.tril(triangle, -1).T

@@ -19,12 +19,13 @@ from petl.configuration import Configuration
 from petl.presets import parse
 from search.optimizer import samplers
 from search.optimizer.budget import Budget
-from search.optimizer.front import belief as beliefs
 from search.optimizer.front import gp
-from search.optimizer.front.belief import believe
+from search.optimizer.front import surrogate as surrogates
+from search.optimizer.front.covering import toward
 from search.optimizer.front.encoding import Encoding
-from search.optimizer.front.gp import Surrogate, log_ehvi, log_improvement
-from search.optimizer.front.sampler import Counted, propose, toward
+from search.optimizer.front.gp import GaussianProcess, log_ehvi, log_improvement
+from search.optimizer.front.sampler import Counted, propose
+from search.optimizer.front.surrogate import fit
 from search.optimizer.rungs import Halving
 from search.optimizer.search import Search
 from search.optimizer.steps import Decision, Resume, Start
@@ -86,7 +87,7 @@ def sample() -> tuple[Any, Any]:
 
 def test_predictions_are_those_of_scikit_learn(sample: tuple[Any, Any]) -> None:
     inputs, values = sample
-    surrogate = Surrogate(inputs, values)
+    surrogate = GaussianProcess(inputs, values)
     *scales, variance, noise = np.exp(surrogate.parameters)
     kernel = ConstantKernel(variance, "fixed") * Matern(scales, "fixed", nu=2.5)
     peer = GaussianProcessRegressor(kernel, alpha=noise + 1e-6, optimizer=None).fit(inputs, values - values.mean())
@@ -105,13 +106,13 @@ def test_the_fit_follows_the_gradient_downhill(sample: tuple[Any, Any]) -> None:
     loss = gp._loss(inputs, values - values.mean())
     start = gp._prior(3)[0] + np.array([0.1, -0.2, 0.3, 0.2, -0.4])
     assert loss(start)[1] == pytest.approx(approx_fprime(start, lambda at: loss(at)[0], 1e-6), abs=1e-3)
-    assert loss(Surrogate(inputs, values).parameters)[0] < loss(gp._prior(3)[0])[0] - 1
+    assert loss(GaussianProcess(inputs, values).parameters)[0] < loss(gp._prior(3)[0])[0] - 1
 
 
 def test_what_is_believed_to_come_makes_it_certain_not_different(sample: tuple[Any, Any]) -> None:
     inputs, values = sample
-    surrogate, at = Surrogate(inputs, values), np.array([[1.5, 1.5, 1.5], [0.5, 0.5, 0.5]])
-    later = surrogate.with_believed(at[:1])
+    surrogate, at = GaussianProcess(inputs, values), np.array([[1.5, 1.5, 1.5], [0.5, 0.5, 0.5]])
+    later = surrogate.with_fantasies(at[:1])
     (mean, deviation), (before, wide) = later.predict(at), surrogate.predict(at)
     assert mean == pytest.approx(before, abs=1e-6)
     assert deviation[0] < 0.5 * wide[0]
@@ -157,12 +158,12 @@ def test_the_model_foresees_what_waiting_trials_come_to() -> None:
     """From 12 trials in full and 24 that wait at the first rung: their order, and about their values."""
     rule = Halving(epochs=3, eta=3, first_rung=1, trials=36, waves=1)
     records = searched(36, rule=rule)
-    belief = believe(records, records.proposal(0).distributions)
-    assert belief is not None
-    waiting = [index for index, record in enumerate(belief.known.records) if record.state is State.PRUNED]
-    truth = [-score(belief.known.records[index].configuration, 3) for index in waiting]  # type: ignore[arg-type]
+    surrogate = fit(records, records.proposal(0).distributions)
+    assert surrogate is not None
+    waiting = [index for index, record in enumerate(surrogate.known.records) if record.state is State.PRUNED]
+    truth = [-score(surrogate.known.records[index].configuration, 3) for index in waiting]  # type: ignore[arg-type]
     assert len(waiting) == 24
-    assert np.corrcoef(belief.mean[waiting], truth)[0, 1] > 0.95
+    assert np.corrcoef(surrogate.mean[waiting], truth)[0, 1] > 0.95
 
 
 def test_it_finds_more_than_chance() -> None:
@@ -192,9 +193,9 @@ def test_workers_do_not_pile_up_on_one_idea() -> None:
 
 def test_nothing_that_is_not_to_be_proposed_is() -> None:
     records, random = searched(12, limits={"stored_parameters": 800.0}), np.random.default_rng(0)
-    belief = believe(records, records.proposal(0).distributions)
-    assert belief is not None
-    assert propose(belief, random, lambda point: Counted(1.0, 1.0, True)) is None
+    surrogate = fit(records, records.proposal(0).distributions)
+    assert surrogate is not None
+    assert propose(surrogate, random, lambda point: Counted(1.0, 1.0, True)) is None
     space = resolve("unified", OPTIONS, TRAINING)
 
     def small(point: Any) -> Counted:
@@ -202,10 +203,10 @@ def test_nothing_that_is_not_to_be_proposed_is() -> None:
         return Counted(math.log1p(stored / 1e3), stored - 800, True)
 
     for _ in range(5):
-        assert small(propose(belief, random, small) or {}).allowed
+        assert small(propose(surrogate, random, small) or {}).allowed
 
     def other_than(there: Any) -> Any:
-        return propose(belief, np.random.default_rng(0), lambda point: Counted(1.0, -1.0, point != there))
+        return propose(surrogate, np.random.default_rng(0), lambda point: Counted(1.0, -1.0, point != there))
 
     assert other_than(other_than(None)) not in (None, other_than(None))
 
@@ -218,13 +219,13 @@ def costs(records: Records) -> list[float]:
 def test_the_first_points_cover_the_cost() -> None:
     """They are at 0, 1/2, 1/4, 3/4 ... of it, as far as there are such points; random ones are hardly ever cheap."""
     for seed in range(3):
-        found = costs(searched(beliefs.FIRST, sampler="front", seed=seed))
+        found = costs(searched(surrogates.FIRST, sampler="front", seed=seed))
         dearest = max(costs(searched(30, seed=seed)))
         wanted = [dearest * share for share in (0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8, 1 / 16, 9 / 16)]
         assert np.abs(np.subtract(found, wanted)).max() < 0.15 * dearest
         assert found[0] == 0.0
         cheap = [
-            sum(cost < 0.2 * dearest for cost in each) for each in (found, costs(searched(beliefs.FIRST, seed=seed)))
+            sum(cost < 0.2 * dearest for cost in each) for each in (found, costs(searched(surrogates.FIRST, seed=seed)))
         ]
         assert cheap[0] == 3 > cheap[1] + 1
 
@@ -232,7 +233,7 @@ def test_the_first_points_cover_the_cost() -> None:
 def test_within_a_limit_the_first_points_cover_what_it_leaves() -> None:
     """Each fifth of what may be spent has one. Most points cost more, and what costs nothing is often the nearest."""
     for seed in range(3):
-        found = costs(searched(beliefs.FIRST, sampler="front", seed=seed, limits={"stored_percent": 0.3}))
+        found = costs(searched(surrogates.FIRST, sampler="front", seed=seed, limits={"stored_percent": 0.3}))
         assert {math.ceil(5 * cost / math.log1p(0.3)) for cost in found} == {0, 1, 2, 3, 4, 5}
         assert found.count(0.0) <= 2
 
@@ -261,11 +262,11 @@ def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
         return Counted(math.log1p(stored / 1e3), -1.0, True)
 
     for dearest, beyond in ((-math.inf, False), (2 * there, True)):
-        belief = believe(records, beliefs.dimensions(records), dearest=dearest)
-        assert belief is not None
-        found = [free(propose(belief, np.random.default_rng(seed), free) or {}).cost for seed in range(5)]
+        surrogate = fit(records, surrogates.dimensions(records), dearest=dearest)
+        assert surrogate is not None
+        found = [free(propose(surrogate, np.random.default_rng(seed), free) or {}).cost for seed in range(5)]
         assert (max(found) > 1.1 * there) is beyond
-        [gain] = log_ehvi(np.zeros(1), np.ones(1), np.array([there]), np.empty((0, 2)), belief.reference)
+        [gain] = log_ehvi(np.zeros(1), np.ones(1), np.array([there]), np.empty((0, 2)), surrogate.reference)
         assert gain > -math.inf
 
 
@@ -282,15 +283,17 @@ def test_a_limit_is_learned(limits: dict[str, float], monkeypatch: pytest.Monkey
     for seed in range(2):
         records = searched(60, sampler="front", seed=seed, limits=limits)
         assert 0.8 * math.log1p(0.6) < max(costs(records)) <= math.log1p(0.6)
-    assert len(proposed) >= 2 * (60 - beliefs.FIRST)
+    assert len(proposed) >= 2 * (60 - surrogates.FIRST)
     assert sum(each is None for each in proposed) <= 0.02 * len(proposed)
 
 
 def test_limits_hold_for_first_points_where_the_cost_is_measured() -> None:
     """Nothing is put aside for being outside: what is limited is covered instead."""
     records = Records.in_memory(("accuracy", "seconds"))
-    search = Search(records, plan(sampler="front", limits={"stored_percent": 0.3}, budget=Budget(trials=beliefs.FIRST)))
-    for number in range(beliefs.FIRST):
+    search = Search(
+        records, plan(sampler="front", limits={"stored_percent": 0.3}, budget=Budget(trials=surrogates.FIRST))
+    )
+    for number in range(surrogates.FIRST):
         step = search.next(1)
         assert isinstance(step, Start)
         search.finish(number, measured(step.record.configuration, seconds=1.0 + number))
@@ -313,13 +316,13 @@ def test_a_limit_is_learned_where_the_cost_is_measured(monkeypatch: pytest.Monke
         step = search.next(1)
         assert isinstance(step, Start)
         search.finish(number, measured(step.record.configuration, seconds=1.0 + score(step.record.configuration, 3)))
-    assert len(proposed) >= 40 - beliefs.FIRST
+    assert len(proposed) >= 40 - surrogates.FIRST
     assert None not in proposed
 
 
 def test_whom_the_model_names_is_promoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the newest, which the scores alone would not."""
-    monkeypatch.setattr(beliefs.Belief, "most_promising", lambda self, waiting, taken, first: max(waiting))
+    monkeypatch.setattr(surrogates.Surrogate, "most_promising", lambda self, waiting, taken, first: max(waiting))
     rule = Halving(epochs=3, eta=3, first_rung=1, trials=12, waves=1, min_full=0)
     records = searched(12, sampler="front", rule=rule)
     assert [record.number for record in records.all() if record.state is State.COMPLETE] == [8, 9, 10, 11]
@@ -334,7 +337,7 @@ def test_the_front_in_full_is_what_the_model_stands_on_first() -> None:
         if record.measurements
     ]
     members = np.flatnonzero(non_dominated(values, ("maximize", "minimize")))
-    told = beliefs._telling(beliefs._known(records, None))
+    told = surrogates._telling(surrogates._known(records, None))
     assert min(members) < 30
     assert {each.trial for each in told[: len(members)]} == set(members.tolist())
     assert [each.trial for each in told[len(members) :]] == sorted(set(range(60)) - set(members.tolist()), reverse=True)
@@ -356,7 +359,7 @@ def test_validations_between_the_rungs_do_not_crowd_out_trials() -> None:
             decisions = (search.report(number, epoch, score(configuration, epoch)) for epoch in left)
             if all(decision is Decision.CONTINUE for decision in decisions):
                 search.finish(number, measured(configuration, accuracy=score(configuration, 27), epochs=27))
-        return beliefs._telling(beliefs._known(records, rungs=rule.rungs))
+        return surrogates._telling(surrogates._known(records, rungs=rule.rungs))
 
     assert {each.trial for each in known(every=True)} == set(range(81))
     assert known(every=True) == known(every=False)
@@ -368,7 +371,7 @@ def test_the_last_score_between_rungs_counts() -> None:
     records.create(records.get(0).configuration, proposal=records.proposal(0))
     for epoch in (1.0, 2.0, 2.5):
         records.rung(1, epoch, 0.5)
-    shares = [each.share for each in beliefs._known(records, rungs=(1.0,)).observations if each.trial == 1]
+    shares = [each.share for each in surrogates._known(records, rungs=(1.0,)).scores if each.trial == 1]
     assert shares == pytest.approx([1 / 3, 2.5 / 3])
 
 
@@ -380,8 +383,8 @@ def test_a_search_learns_from_the_rungs_of_its_rule(sampler: str, monkeypatch: p
         given.append(rungs)
         return known(records, news, rungs)
 
-    known = beliefs._known
-    monkeypatch.setattr(beliefs, "_known", spy)
+    known = surrogates._known
+    monkeypatch.setattr(surrogates, "_known", spy)
     searched(12, sampler=sampler, rule=Halving(epochs=3, eta=3, first_rung=1, trials=12))
     assert given
     assert all(rungs == (1.0,) for rungs in given)
@@ -401,7 +404,7 @@ def test_costs_that_are_measured_are_modelled_in_any_unit(limits: dict[str, floa
             assert configuration
             latency = unit * (1 + math.log1p(count(configuration)["stored_parameters"]))
             search.finish(number, measured(configuration, latency_ms=latency))
-        return [records.proposal(number).coordinates for number in range(beliefs.FIRST, 16)]
+        return [records.proposal(number).coordinates for number in range(surrogates.FIRST, 16)]
 
     assert proposals(1.0) == proposals(2048.0)
 
@@ -410,45 +413,45 @@ def test_scores_that_differ_by_rounding_are_equal() -> None:
     """24 trials of the same curve, and four that end higher."""
     losses = np.array([-0.44 + 4e-17 * (number % 3) for number in range(24)] + [-0.54] * 4)
     losses[1::3] = np.nextafter(losses[1::3], 0)
-    middle, spread = beliefs._location(losses)
+    middle, spread = surrogates._location(losses)
     assert middle == pytest.approx(-0.44)
     assert spread == pytest.approx(losses.std())
-    assert beliefs._location(np.zeros(5)) == (0.0, 1.0)
+    assert surrogates._location(np.zeros(5)) == (0.0, 1.0)
 
 
 def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting() -> None:
     other = Enqueued("houlsby:size=10", Configuration(parse("houlsby:size=10"), TRAINING))
     rule = Halving(epochs=3, eta=3, first_rung=1, trials=36, waves=1)
     records = searched(36, rule=rule, enqueued=[other])
-    belief = believe(records, beliefs.dimensions(records))
-    assert belief is not None
-    chosen = belief.most_promising([4, 5, 6], [7], 5)
-    assert chosen == belief.most_promising([4, 5, 6], [0, 7], 4) == belief.most_promising([0, 4, 5, 6], [7], 5)
-    assert belief.most_promising([0, 4, 5, 6], [7], 0) == 0  # whose turn it is by the scores
+    surrogate = fit(records, surrogates.dimensions(records))
+    assert surrogate is not None
+    chosen = surrogate.most_promising([4, 5, 6], [7], 5)
+    assert chosen == surrogate.most_promising([4, 5, 6], [0, 7], 4) == surrogate.most_promising([0, 4, 5, 6], [7], 5)
+    assert surrogate.most_promising([0, 4, 5, 6], [7], 0) == 0  # whose turn it is by the scores
 
 
 def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
     records = searched(20)
-    belief = believe(records, records.proposal(0).distributions)
-    assert belief is not None
+    surrogate = fit(records, records.proposal(0).distributions)
+    assert surrogate is not None
     space = resolve("unified", OPTIONS, TRAINING)
-    seen = np.column_stack([belief.mean, belief.known.costs])
+    seen = np.column_stack([surrogate.mean, surrogate.known.costs])
 
     def cost(point: Any) -> float:
         return math.log1p(count(decode(space, point, BACKBONE).configuration)["stored_parameters"] / 1e3)
 
     def gain(rows: Any) -> Any:
-        costs = np.array([cost(belief.encoding.point(row)) for row in rows])
-        return log_ehvi(*belief.predict(rows), costs, seen, belief.reference)
+        costs = np.array([cost(surrogate.encoding.point(row)) for row in rows])
+        return log_ehvi(*surrogate.predict(rows), costs, seen, surrogate.reference)
 
-    drawn = gain(belief.encoding.draw(np.random.default_rng(1), 4_000)).max()
+    drawn = gain(surrogate.encoding.draw(np.random.default_rng(1), 4_000)).max()
     proposed = [
-        propose(belief, np.random.default_rng(seed), lambda point: Counted(cost(point), -1.0, True)) or {}
+        propose(surrogate, np.random.default_rng(seed), lambda point: Counted(cost(point), -1.0, True)) or {}
         for seed in range(5)
     ]
-    assert np.median(gain(belief.encoding.rows(proposed))) > drawn
+    assert np.median(gain(surrogate.encoding.rows(proposed))) > drawn
 
 
 def test_a_few_trials_are_not_a_model() -> None:
-    records = searched(beliefs.FIRST - 1)
-    assert believe(records, records.proposal(0).distributions) is None
+    records = searched(surrogates.FIRST - 1)
+    assert fit(records, records.proposal(0).distributions) is None

@@ -16,7 +16,8 @@ from petl.design import Design
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.optimizer import samplers
-from search.optimizer.samplers import ASIDES, GP_TRIALS, NAMES, SAMPLERS, UNFINISHED, Proposer, Told, tell
+from search.optimizer.observations import MOST_REJECTED, UNFINISHED, Observation, observations
+from search.optimizer.samplers import GP_TRIALS, NAMES, SAMPLERS, Proposer
 from search.trials.objectives import objectives
 from search.trials.record import Proposal, Rejected, State
 from search.trials.records import Records
@@ -106,13 +107,13 @@ def test_a_sampler_is_told_what_a_study_is_worth() -> None:
     records.rung(3, 1.0, 0.95)  # still running
     records.close(4, State.FAIL, failure="diverged")
     records.close(5, State.PRUNED)  # before its first rung: nothing is known of it
-    told = tell(records, Proposal(rejected=[aside(points[6], 2_000.0)]), OBJECTIVES, LIMITS)
+    observed = observations(records, Proposal(rejected=[aside(points[6], 2_000.0)]), OBJECTIVES, LIMITS)
 
     def cost(point: Point) -> float:
         return math.log1p(size(point.configuration) / 1_000)
 
-    assert [row.coordinates for row in told] == [points[index].coordinates for index in (0, 1, 2, 3, 5, 6, 7, 7, 6)]
-    assert [row.values for row in told] == [
+    assert [row.coordinates for row in observed] == [points[index].coordinates for index in (0, 1, 2, 3, 5, 6, 7, 7, 6)]
+    assert [row.values for row in observed] == [
         (0.9, cost(points[0])),
         (0.4, cost(points[1])),  # its last rung
         None,
@@ -123,9 +124,9 @@ def test_a_sampler_is_told_what_a_study_is_worth() -> None:
         None,
         (0.4, math.log1p(2.0)),
     ]
-    above = [row.constraints["stored_parameters"] > 0 for row in told]
+    above = [row.constraints["stored_parameters"] > 0 for row in observed]
     assert above == [False, False, False, False, True, False, False, False, True]
-    assert told[4].constraints["stored_parameters"] == pytest.approx(math.log(5_001 / 1_001))
+    assert observed[4].constraints["stored_parameters"] == pytest.approx(math.log(5_001 / 1_001))
 
 
 def test_only_the_latest_asides_are_told() -> None:
@@ -133,10 +134,10 @@ def test_only_the_latest_asides_are_told() -> None:
     point = found(2)
     records.create(point.configuration, {}, origin(point, *(aside(point, float(n)) for n in range(70))))
     mine = Proposal(rejected=[aside(point, float(70 + n)) for n in range(70)])
-    told = tell(records, mine, OBJECTIVES, {})
-    costs = [row.values[1] for row in told if row.values][2:]
-    assert costs == [math.log1p(n / 1_000) for n in range(140 - ASIDES, 140)]
-    assert len(told) == 3 + ASIDES
+    observed = observations(records, mine, OBJECTIVES, {})
+    costs = [row.values[1] for row in observed if row.values][2:]
+    assert costs == [math.log1p(n / 1_000) for n in range(140 - MOST_REJECTED, 140)]
+    assert len(observed) == 3 + MOST_REJECTED
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -252,7 +253,7 @@ def test_an_unknown_sampler_is_refused() -> None:
 
 
 def test_a_trial_is_told_without_values() -> None:
-    assert Told({}, {}, {}).values is None
+    assert Observation({}, {}, {}).values is None
 
 
 THREE = objectives("accuracy", "stored_parameters", "latency_ms")
@@ -277,12 +278,14 @@ def finished_by_three(count: int) -> Records:
 
 def test_what_is_not_measured_is_told_as_the_usual_or_the_worst() -> None:
     """Latencies are 2, 3, 4, 5, 6, 2: the median is 3.5, the worst 6. Sizes are exact for all."""
-    told = tell(finished_by_three(6), Proposal(), THREE, {})
-    assert [row.values[2] for row in told if row.values] == [2, 3, 4, 5, 6, 2, 3.5, 3.5, 6]
+    observed = observations(finished_by_three(6), Proposal(), THREE, {})
+    assert [row.values[2] for row in observed if row.values] == [2, 3, 4, 5, 6, 2, 3.5, 3.5, 6]
     sizes = [math.log1p(size(found(seed).configuration) / 1_000) for seed in range(9)]
-    assert [row.values[1] for row in told if row.values] == sizes
-    assert [row.values[0] for row in told if row.values][6:8] == [0.4, 0.4]
-    refused = tell(finished_by_three(6), Proposal(rejected=[aside(found(20), 5_000.0)]), THREE, LIMITS)[-1].values
+    assert [row.values[1] for row in observed if row.values] == sizes
+    assert [row.values[0] for row in observed if row.values][6:8] == [0.4, 0.4]
+    refused = observations(finished_by_three(6), Proposal(rejected=[aside(found(20), 5_000.0)]), THREE, LIMITS)[
+        -1
+    ].values
     assert refused
     assert refused[1:] == (math.log1p(5.0), 6)
 
@@ -300,9 +303,11 @@ def test_every_sampler_of_optunas_takes_three_objectives(name: str) -> None:
 @pytest.mark.parametrize("unfinished", UNFINISHED)
 def test_unfinished_trials_have_a_value_of_the_score(unfinished: str) -> None:
     """Of the two stopped trials; their costs are what they would be without it."""
-    told = [row.values for row in tell(finished_by_three(12), Proposal(), THREE, {}, unfinished) if row.values]
-    assert [values[2] for values in told[12:]] == ([6] if unfinished == "ignored" else [3.5, 3.5, 6])
-    assert all(math.isfinite(value) for values in told for value in values)
+    observed = [
+        row.values for row in observations(finished_by_three(12), Proposal(), THREE, {}, unfinished) if row.values
+    ]
+    assert [values[2] for values in observed[12:]] == ([6] if unfinished == "ignored" else [3.5, 3.5, 6])
+    assert all(math.isfinite(value) for values in observed for value in values)
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from petl.measurements import MINIMIZE
-from search.optimizer.true_front import Belief, _fronts, believe, between_seeds, freedom_between_seeds, next_run
+from search.optimizer.true_front import Membership, _fronts, between_seeds, freedom_between_seeds, membership, next_run
 from search.trials import pareto
 from search.trials.record import discovered
 
@@ -39,11 +39,11 @@ def test_what_can_be_named_with_one_in_twenty_false() -> None:
         "xx"[: 1 + (index < 10)].ljust(2, ".") + ("x" if index < 18 else ".") + ("x" if index < 19 else ".")
         for index in range(20)
     ]
-    belief = Belief(np.zeros((20, 4)), flags(*rows), np.ones(4))
-    assert belief.probability.tolist() == [1.0, 0.5, 0.9, 0.95]
-    assert discovered(belief.probability, 0.051).tolist() == [True, False, True, True]
-    assert discovered(belief.probability, 0.03).tolist() == [True, False, False, True]
-    assert discovered(belief.probability, 0.2).all()
+    posterior = Membership(np.zeros((20, 4)), flags(*rows), np.ones(4))
+    assert posterior.probability.tolist() == [1.0, 0.5, 0.9, 0.95]
+    assert discovered(posterior.probability, 0.051).tolist() == [True, False, True, True]
+    assert discovered(posterior.probability, 0.03).tolist() == [True, False, False, True]
+    assert discovered(posterior.probability, 0.2).all()
 
 
 def test_the_spread_between_seeds() -> None:
@@ -73,10 +73,10 @@ def test_how_much_alike_trials_are_is_found_from_their_seeds() -> None:
 
 
 def test_scores_that_do_not_depend_on_the_seed_are_believed() -> None:
-    belief = believe([[0.3, 0.3], [0.2, 0.2], [0.25], [0.1]], [1, 2, 3, 4])
-    assert belief is not None
-    assert belief.probability.tolist() == [1.0, 1.0, 0.0, 1.0]
-    assert belief.corrected == pytest.approx([0.3, 0.2, 0.25, 0.1], abs=1e-6)
+    posterior = membership([[0.3, 0.3], [0.2, 0.2], [0.25], [0.1]], [1, 2, 3, 4])
+    assert posterior is not None
+    assert posterior.probability.tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert posterior.corrected == pytest.approx([0.3, 0.2, 0.25, 0.1], abs=1e-6)
 
 
 def test_the_best_of_many_is_corrected_as_for_normal_means() -> None:
@@ -91,11 +91,11 @@ def test_the_best_of_many_is_corrected_as_for_normal_means() -> None:
         losses = [[float(value)] for value in means + random.normal(size=300)]
         for index in random.choice(300, 60, replace=False):
             losses[index].append(float(means[index] + random.normal()))
-        belief = believe(losses, [1.0] * 300)
-        assert belief is not None
+        posterior = membership(losses, [1.0] * 300)
+        assert posterior is not None
         best = min((index for index in range(300) if len(losses[index]) == 1), key=lambda index: losses[index][0])
         seen.append(losses[best][0])
-        corrected.append(belief.corrected[best])
+        corrected.append(posterior.corrected[best])
         true.append(means[best])
     assert np.mean(seen) < -2.5
     assert np.mean(true) == pytest.approx(np.mean(seen) / 2, abs=0.4)
@@ -114,18 +114,18 @@ def test_what_is_believed_of_many_searches_is_so() -> None:
         true = pareto.front(np.column_stack([means, costs]), (MINIMIZE, MINIMIZE))
         lucky = pareto.front(np.column_stack([alone, costs]), (MINIMIZE, MINIMIZE))
         raw.extend((means - alone)[lucky])
-        belief = None
+        posterior = None
         for _ in range(20):
-            trial = next_run(losses, costs, belief, most=5)
+            trial = next_run(losses, costs, posterior, most=5)
             if trial is None:
                 break
             losses[trial].append(float(random.normal(means[trial], 0.05)))
-            belief = believe(losses, costs)
-        assert belief is not None
-        sure = discovered(belief.probability)
-        expected, members = expected + belief.probability.sum(), members + int(true.sum())
+            posterior = membership(losses, costs)
+        assert posterior is not None
+        sure = discovered(posterior.probability)
+        expected, members = expected + posterior.probability.sum(), members + int(true.sum())
         named, false = named + int(sure.sum()), false + int((sure & ~true).sum())
-        bias.extend((means - belief.corrected)[sure])
+        bias.extend((means - posterior.corrected)[sure])
     assert members / 2 < expected < 1.05 * members
     assert named > members / 2
     assert false / named < 0.08
@@ -173,38 +173,38 @@ def test_where_the_first_ones_fail_others_tell_how_much_seeds_matter() -> None:
 
 def test_what_is_contested_is_trained_and_what_is_clear_is_not() -> None:
     losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51, 0.5], [0.497, 0.507], [0.3, 0.31]]
-    belief = believe(losses, COSTS[:5])
-    assert belief is not None
-    assert belief.probability[[0, 1, 2, 4]] == pytest.approx(1.0, abs=0.01)
-    assert 0.2 < belief.probability[3] < 0.8
-    assert next_run(losses, COSTS[:5], belief, most=5) == 3
+    posterior = membership(losses, COSTS[:5])
+    assert posterior is not None
+    assert posterior.probability[[0, 1, 2, 4]] == pytest.approx(1.0, abs=0.01)
+    assert 0.2 < posterior.probability[3] < 0.8
+    assert next_run(losses, COSTS[:5], posterior, most=5) == 3
     # with three more of it under way, the one that it is compared with is what is known the least
-    assert next_run(losses, COSTS[:5], belief, [3, 3, 3], most=5) == 2
+    assert next_run(losses, COSTS[:5], posterior, [3, 3, 3], most=5) == 2
 
 
 def test_what_is_likely_on_the_front_has_a_second_seed_however_clear_it_is() -> None:
     losses = [[0.9, 0.91], [0.8, 0.79], [0.366, 0.376], [0.7, 0.71], [0.35], [0.3, 0.31]]
-    belief = believe(losses, COSTS[:6])
-    assert belief is not None
-    assert 0.95 < belief.probability[4] < 1
-    assert next_run(losses, COSTS[:6], belief, most=5) == 4
-    assert next_run(losses, COSTS[:6], belief, [4], most=5) is None
-    assert next_run(losses, COSTS[:6], belief, [], [4] * 4, most=5) == 4
-    assert next_run(losses, COSTS[:6], belief, [], [4] * 5, most=5) is None  # it fails always
+    posterior = membership(losses, COSTS[:6])
+    assert posterior is not None
+    assert 0.95 < posterior.probability[4] < 1
+    assert next_run(losses, COSTS[:6], posterior, most=5) == 4
+    assert next_run(losses, COSTS[:6], posterior, [4], most=5) is None
+    assert next_run(losses, COSTS[:6], posterior, [], [4] * 4, most=5) == 4
+    assert next_run(losses, COSTS[:6], posterior, [], [4] * 5, most=5) is None  # it fails always
 
 
 def test_no_seeds_are_spent_where_nothing_is_open() -> None:
     losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51], [0.7, 0.71], [0.3, 0.31]]
-    assert next_run(losses, COSTS[:5], believe(losses, COSTS[:5]), most=5) is None
+    assert next_run(losses, COSTS[:5], membership(losses, COSTS[:5]), most=5) is None
     contested = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51], [0.5, 0.51], [0.3, 0.31]]
-    belief = believe(contested, COSTS[:5])
-    assert next_run(contested, COSTS[:5], belief, most=5) in (2, 3)
-    assert next_run(contested, COSTS[:5], belief, most=1) is None  # as many fresh seeds as each may have
+    posterior = membership(contested, COSTS[:5])
+    assert next_run(contested, COSTS[:5], posterior, most=5) in (2, 3)
+    assert next_run(contested, COSTS[:5], posterior, most=1) is None  # as many fresh seeds as each may have
 
 
 def test_the_same_again() -> None:
     losses = [[0.9, 0.91], [0.8, 0.79], [0.5, 0.51], [0.49]]
-    one, other = believe(losses, COSTS[:4], seed=3), believe(losses, COSTS[:4], seed=3)
+    one, other = membership(losses, COSTS[:4], seed=3), membership(losses, COSTS[:4], seed=3)
     assert one is not None
     assert other is not None
     assert (one.samples == other.samples).all()

@@ -9,9 +9,9 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import lora
 from search.optimizer.budget import Budget
-from search.optimizer.front.belief import gains
+from search.optimizer.front.surrogate import gains
+from search.optimizer.observations import UNFINISHED, expected_scores, observations
 from search.optimizer.rungs import Halving
-from search.optimizer.samplers import UNFINISHED, expected_scores, tell
 from search.optimizer.search import Search
 from search.optimizer.steps import Start
 from search.trials.record import Proposal, State
@@ -78,7 +78,7 @@ def test_the_model_knows_more_than_the_last_score() -> None:
 def test_a_sampler_is_told_so(unfinished: str) -> None:
     records = searched(16, rule=Halving(epochs=3, eta=2, first_rung=1, trials=16, waves=1, min_full=2))
     values = expected_scores(records, unfinished)
-    rows = tell(records, Proposal(), records.objectives, {}, unfinished)
+    rows = observations(records, Proposal(), records.objectives, {}, unfinished)
     complete = sum(record.state is State.COMPLETE for record in records.all())
     assert len(rows) == complete + len(values)
     told = [row.values[0] for row in rows if row.values]

@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution
 
 from petl.measurements import MINIMIZE
 from search.optimizer.front.encoding import Encoding
-from search.optimizer.front.gp import Surrogate, log_ehvi
+from search.optimizer.front.gp import GaussianProcess, log_ehvi
 from search.trials.objectives import Objective, ruling
 from search.trials.pareto import Floats, non_dominated
 from search.trials.record import State, TrialRecord
@@ -39,7 +39,7 @@ _BEYOND: Final = 0.02  # of the range of costs: how far the reference lies beyon
 
 
 @dataclass(frozen=True)
-class _Observation:
+class _Scored:
     trial: int
     share: float  # of the full epochs
     loss: float
@@ -53,7 +53,7 @@ class _Known:
     records: list[TrialRecord]
     coordinates: list[Mapping[str, Any]]
     costs: Floats
-    observations: list[_Observation]
+    scores: list[_Scored]
 
     @property
     def unit(self) -> float:
@@ -62,48 +62,55 @@ class _Known:
 
 
 def _known(records: Records, news: TrialRecord | None = None, rungs: Collection[float] | None = None) -> _Known:
-    """Costs are as a sampler sees them: known before training, or measured, or the usual one.
+    """Return what the trials show. `news` replaces what is on record of its trial.
 
-    Of the scores those at the rungs count, and the last of a trial: what lies between says little that they do not.
+    Costs are as a sampler sees them: known before training, or measured, or the usual one. A failed trial counts as
+    the worst score in full.
     """
     score, cost = records.objectives[0], ruling(records.objectives)
-    trials: list[TrialRecord] = []
-    costs: list[float] = []
-    observations: list[_Observation] = []
-    failed: list[int] = []
-    for kept in records.all():
-        record = news if news and news.number == kept.number else kept
-        origin = records.proposal(record.number)
-        if record.reference or not origin.coordinates or record.configuration is None:
-            continue
-        full = record.configuration.training.epochs
-        reached = {epoch: value for epoch, value in record.rungs.items() if math.isfinite(value)}
-        if record.state is State.COMPLETE and record.measurements:
-            reached[full] = score.value(record.measurements) or 0.0
-        if rungs is not None:
-            last = max(reached, default=0.0)
-            reached = {epoch: value for epoch, value in reached.items() if epoch in rungs or epoch == last}
-        if record.state is State.FAIL:
-            failed.append(len(trials))
-        else:
-            observations += [
-                _Observation(len(trials), epoch / full, score.loss(value)) for epoch, value in sorted(reached.items())
-            ]
-        spent = origin.counts.get(cost.name) if cost.counted else None
-        if spent is None and record.measurements:
-            spent = cost.value(record.measurements)
-        trials.append(record)
-        costs.append(math.nan if spent is None else cost.seen(spent))
-    worst = max([each.loss for each in observations], default=0.0)
-    observations += [_Observation(index, 1.0, worst) for index in failed]
-    spent_ = np.array(costs)
-    usual = float(np.nanmedian(spent_)) if np.isfinite(spent_).any() else 0.0
+    trials = [news if news and news.number == record.number else record for record in records.all()]
+    trials = [
+        record
+        for record in trials
+        if record.configuration and not record.reference and records.proposal(record.number).coordinates
+    ]
+    scores: list[_Scored] = []
+    for index, record in enumerate(trials):
+        if record.state is not State.FAIL:
+            scores += [_Scored(index, share, score.loss(value)) for share, value in _reached(record, score, rungs)]
+    worst = max([each.loss for each in scores], default=0.0)
+    scores += [_Scored(index, 1.0, worst) for index, record in enumerate(trials) if record.state is State.FAIL]
+    costs = np.array([_spent(records, record, cost) for record in trials])
+    usual = float(np.nanmedian(costs)) if np.isfinite(costs).any() else 0.0
     coordinates = [records.proposal(record.number).coordinates for record in trials]
-    return _Known(cost, trials, coordinates, np.where(np.isnan(spent_), usual, spent_), observations)
+    return _Known(cost, trials, coordinates, np.where(np.isnan(costs), usual, costs), scores)
 
 
-class Belief:
-    """What the model makes of the trials of a study; see `believe`."""
+def _reached(record: TrialRecord, score: Objective, rungs: Collection[float] | None) -> list[tuple[float, float]]:
+    """Return the scores of a trial by the share of its full epochs that it had by then.
+
+    Those at the rungs count, and the last of a trial: what lies between says little that they do not.
+    """
+    assert record.configuration
+    full = record.configuration.training.epochs
+    reached = {epoch: value for epoch, value in record.rungs.items() if math.isfinite(value)}
+    if record.state is State.COMPLETE and record.measurements:
+        reached[full] = score.value(record.measurements) or 0.0
+    last = max(reached, default=0.0)
+    counting = sorted(epoch for epoch in reached if rungs is None or epoch in rungs or epoch == last)
+    return [(epoch / full, reached[epoch]) for epoch in counting]
+
+
+def _spent(records: Records, record: TrialRecord, cost: Objective) -> float:
+    """Return what a trial costs, as a sampler sees it; NaN where nobody knows."""
+    spent = records.proposal(record.number).counts.get(cost.name) if cost.counted else None
+    if spent is None and record.measurements:
+        spent = cost.value(record.measurements)
+    return math.nan if spent is None else cost.seen(spent)
+
+
+class Surrogate:
+    """What the model makes of the trials of a study; see `fit`."""
 
     def __init__(self, known: _Known, encoding: Encoding, dearest: float) -> None:
         self.known, self.encoding = known, encoding
@@ -122,10 +129,10 @@ class Belief:
         inputs = self._inputs(self.rows[[each.trial for each in kept]], shares)
         fitted = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _FITTED)).astype(int))
         full = np.flatnonzero(shares > 1 - 1e-6)[-_FITTED // 2 :]
-        model = Surrogate(inputs, values, np.union1d(fitted, full))
+        model = GaussianProcess(inputs, values, np.union1d(fitted, full))
         running = [index for index, record in enumerate(known.records) if record.state is State.RUNNING]
         under_way = self.rows[running[-_MOST:]]
-        self.model = model.with_believed(self._inputs(under_way, np.ones(len(under_way))))
+        self.model = model.with_fantasies(self._inputs(under_way, np.ones(len(under_way))))
         self.mean, self.deviation = self.predict(self.rows)
         dearest = max(dearest, float(known.costs.max()))
         beyond = _BEYOND * (dearest - float(known.costs.min())) or 1.0
@@ -170,13 +177,13 @@ class Belief:
         return values * self._spread + self._middle
 
 
-def _telling(known: _Known) -> list[_Observation]:
+def _telling(known: _Known) -> list[_Scored]:
     """The observations that the model stands on: those of the front in full, then the longest and latest."""
-    full = [each for each in known.observations if each.share > 1 - 1e-6]
+    full = [each for each in known.scores if each.share > 1 - 1e-6]
     values = np.array([(each.loss, known.costs[each.trial]) for each in full]).reshape(-1, 2)
     first = {full[index].trial for index in np.flatnonzero(non_dominated(values, (MINIMIZE, MINIMIZE)))}
     return sorted(
-        known.observations,
+        known.scores,
         key=lambda each: (each.share <= 1 - 1e-6 or each.trial not in first, -each.share, -each.trial),
     )[:_MOST]
 
@@ -198,13 +205,13 @@ def _location(losses: Floats) -> tuple[float, float]:
     return float(np.median(losses)), next((each for each in (spread, float(losses.std())) if each > least), 1.0)
 
 
-def losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
+def expected_losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
     """What each trial is believed to come to at full epochs; empty while too few have shown anything."""
-    belief = believe(records, dimensions(records), rungs=rungs)
-    if belief is None:
+    surrogate = fit(records, dimensions(records), rungs=rungs)
+    if surrogate is None:
         return {}
-    numbers = [record.number for record in belief.known.records]
-    return dict(zip(numbers, belief.losses().tolist(), strict=True))
+    numbers = [record.number for record in surrogate.known.records]
+    return dict(zip(numbers, surrogate.losses().tolist(), strict=True))
 
 
 def dimensions(records: Records) -> dict[str, BaseDistribution]:
@@ -215,19 +222,19 @@ def dimensions(records: Records) -> dict[str, BaseDistribution]:
     return found
 
 
-def believe(
+def fit(
     records: Records,
     distributions: Mapping[str, BaseDistribution],
     news: TrialRecord | None = None,
     dearest: float = -math.inf,
     rungs: Collection[float] | None = None,
-) -> Belief | None:
+) -> Surrogate | None:
     """What is believed of a study's trials, once FIRST of them have shown something. `news` is not on record yet.
 
     `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials. Of the
     scores those at the `rungs` count, and the last of each trial; all of them, where none are given.
     """
     known = _known(records, news, rungs)
-    if len({each.trial for each in known.observations}) < FIRST:
+    if len({each.trial for each in known.scores}) < FIRST:
         return None
-    return Belief(known, Encoding(distributions), dearest)
+    return Surrogate(known, Encoding(distributions), dearest)
