@@ -419,11 +419,11 @@ def replay(
     trials: Annotated[int, typer.Option(help="Of each search. Default: half as many as the table has.", min=0)] = 0,
     workers: Annotated[int, typer.Option(help="Simulated ones.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.", min=1)] = 5,
-    eta: Annotated[float | None, typer.Option(help="Of the schedulers that have rungs.")] = None,
-    first_rung: Annotated[float | None, typer.Option(help="Their first rung, in epochs.")] = None,
-    waves: Annotated[int | None, typer.Option(help="Of halving: in how many its rungs are filled.")] = None,
-    min_full: Annotated[
-        int | None, typer.Option(help="Of halving: how many trials at least are trained in full.")
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="An option of the schedulers, such as eta=2; may be repeated.", metavar="OPTION=VALUE"
+        ),
     ] = None,
     format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
 ) -> None:
@@ -434,11 +434,9 @@ def replay(
 
     Example: petl-search replay demo.json --scheduler none --scheduler halving --workers 16
     """
-    from search.results.replays import compare, print_compared, read_table
+    from search.results.replays import compare, print_compared, read_table, rule_options
 
     table = read_table(file)
-    given = {"eta": eta, "first_rung": first_rung, "waves": waves, "min_full": min_full}
-    options = {name: value for name, value in given.items() if value is not None}
     rows = compare(
         table,
         samplers or ["random", "tpe", "front" if len(table.names) == 2 else "nsga2"],
@@ -446,7 +444,7 @@ def replay(
         trials=trials or max(1, len(table.rows) // 2),
         workers=workers,
         seeds=seeds,
-        options=options,
+        values=rule_options(values or ()),
     )
     if format is CountFormat.JSON:
         import json

@@ -25,7 +25,7 @@ from petl.backbones.locate import is_hub_id
 from petl.configuration import check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED
-from search.optimizer.rungs import Halving, Rule, rule
+from search.optimizer.rungs import Rule, rule
 from search.optimizer.samplers import NAMES
 from search.storage import address
 from search.trials.objectives import COSTS, SCORES
@@ -113,26 +113,29 @@ class SamplerConfig(_Section):
 
 
 class SchedulerConfig(_Section):
-    """The rung rule: one in `eta` goes on, decided first at `first_rung` epochs.
+    """The rung rule by its name, and its options beside that: `search.optimizer.rungs` has the table of both."""
 
-    none, asha, pareto-asha, dominated, halving. halving: a trial that does not go on waits;
-    it trains at least `min_full` trials in full, and fills its rungs in so many `waves`.
-    """
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
 
     name: str = "halving"
-    eta: float | None = None
-    first_rung: float | None = None
-    waves: int | None = None
-    min_full: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, data: Any) -> Any:
+        """An option that is null has its default."""
+        if not isinstance(data, Mapping):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name == "name"}
 
     @model_validator(mode="after")
     def _known(self) -> SchedulerConfig:
         self.rule(epochs=1.0, trials=1)
         return self
 
-    def rule(self, epochs: float, trials: int) -> Rule | Halving:
-        """The rule for so many trials of so many epochs."""
-        return rule(self.name, epochs, trials, **self.model_dump(exclude={"name"}, exclude_none=True))
+    def rule(self, epochs: float, trials: int) -> Rule:
+        """Return the rule for so many trials of so many epochs."""
+        return rule(self.name, epochs, trials, **self.__pydantic_extra__)
 
 
 class BudgetConfig(_Section):

@@ -41,7 +41,7 @@ from search.config.sections import (
     _Section,
 )
 from search.config.text import ConfigError, parse
-from search.optimizer.rungs import Halving, Rule, suited
+from search.optimizer.rungs import Rule
 from search.optimizer.samplers import require_fit
 from search.storage import address
 from search.storage.locations import STUDY_NAME
@@ -323,9 +323,9 @@ class StudyConfig(_Section):
         return sum(map(len, self.design_seeds.values())) if self.designs else self.budget.trials or _TRIALS
 
     @property
-    def rule(self) -> Rule | Halving:
+    def rule(self) -> Rule:
         """The rung rule."""
-        return suited(self.scheduler.rule(self.fixed_training.epochs, self.trials), self.sampler.name)
+        return self.scheduler.rule(self.fixed_training.epochs, self.trials).suited(self.sampler.name)
 
     @property
     def design_seeds(self) -> dict[str, tuple[int, ...]]:

@@ -13,8 +13,9 @@ that is restarted decides as it would have.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Protocol
 
@@ -60,37 +61,90 @@ def best(standings: Sequence[Standing], taken: Collection[int] = ()) -> Standing
     return standings[int(layer[left[keys[0]]])]
 
 
-class Rule(Protocol):
-    """A stopping rule."""
+def _option(default: Any, meaning: str, *, whole: bool = False) -> Any:
+    """Return a field that is an option of a rule: study files and `replay` have it by its name. `whole`: an integer."""
+    return field(default=default, metadata={"option": Option(meaning, whole)})
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a rule: its meaning, for people, and whether it is a `whole` number."""
+
+    meaning: str
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """What is trained on, and how far. At its rungs a rule stops trials, or lets them wait for a promotion."""
 
     @property
+    @abstractmethod
     def rungs(self) -> tuple[float, ...]:
         """The epochs at which it decides, ascending, all below the full budget."""
+
+    @abstractmethod
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        """Return whether a trial trains on at once, beside the `others` recorded at the same rung so far.
+
+        All scores are finite. It is not asked of a rule that promotes.
+        """
+
+    def promotions(self) -> Promotions | None:
+        """Return who lets trials wait and promotes them, of a search that begins; None for a rule that stops them."""
+        return None
+
+    @property
+    def total(self) -> float | None:
+        """The epochs that all trials come to, where the rule fixes them."""
+        return None
+
+    def suited(self, sampler: str) -> Rule:
+        """Return the rule for a sampler, where what is not set depends on it."""
+        return self
+
+
+class Promotions(Protocol):
+    """Where the trials of a rule that promotes stand, and whose turn it is: see Ladder."""
+
+    def know(
+        self, number: int, scores: Sequence[float], cost: float, *, level: int, waits: bool = False, runs: bool = False
+    ) -> None:
+        """Take in a trial as it is now."""
         ...
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
-        """Whether a trial goes on, beside the `others` recorded at the same rung so far. All scores are finite."""
+    def next(self, *, fresh: bool, choose: Callable[[Collection[int], Collection[int], int], int]) -> int | None:
+        """Return the waiting trial to promote, or NEW; None where all depends on those that run."""
+        ...
+
+    @property
+    def hopeless(self) -> Sequence[int]:
+        """Waiting trials that cannot be promoted any more."""
+        ...
+
+    @property
+    def waiting(self) -> Sequence[int]:
+        """The paused trials, the most promising first."""
         ...
 
 
 @dataclass(frozen=True)
-class Never:
+class Never(Rule):
     """Every trial gets its full budget."""
 
     rungs: ClassVar[tuple[float, ...]] = ()
 
     def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
-        """Always."""
         return True
 
 
 @dataclass(frozen=True)
-class _Geometric:
+class _Geometric(Rule):
     """Rungs at first_rung, first_rung x eta, first_rung x eta² ... Raises ValueError, naming the rule and the value."""
 
     epochs: float
-    eta: float = 3.0
-    first_rung: float = 1.0
+    eta: float = _option(3.0, "one in eta goes on from a rung, and the next is at eta times the epochs")
+    first_rung: float = _option(1.0, "epochs at the first rung")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epochs) and self.epochs > 0):
@@ -171,8 +225,8 @@ class Halving(_Geometric):
     """
 
     trials: int = 0
-    waves: int | None = None
-    min_full: int = 8
+    waves: int | None = _option(None, "in how many waves the rungs are filled", whole=True)
+    min_full: int = _option(8, "how many trials at least are trained in full", whole=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,9 +254,18 @@ class Halving(_Geometric):
             due.insert(0, [min(math.ceil(self.eta), self.trials), *(1 for _ in self.rungs)])
         return tuple((level, row[level], row[max(level - 1, 0)]) for row in due for level in range(len(row)))
 
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        return False  # it waits, and may be promoted
+
+    def promotions(self) -> Promotions:
+        return Ladder(self)
+
+    def suited(self, sampler: str) -> Rule:
+        """Return the rule with one wave for a sampler that learns nothing, which gains nothing by several."""
+        return replace(self, waves=1) if self.waves is None and sampler == "random" else self
+
     @property
     def total(self) -> float:
-        """The epochs that all trials come to."""
         ends = (*self.rungs, self.epochs)
         return sum(quota * (end - begin) for quota, begin, end in zip(self.quotas, (0.0, *ends), ends, strict=False))
 
@@ -304,7 +367,7 @@ class Ladder:
         return choose(waiting, taken, best(list(at.values()), taken).number)
 
 
-RULES: Final[Mapping[str, type[Never | Asha | ParetoAsha | Dominated | Halving]]] = {
+RULES: Final[Mapping[str, type[Rule]]] = {
     "none": Never,
     "asha": Asha,
     "pareto-asha": ParetoAsha,
@@ -313,28 +376,28 @@ RULES: Final[Mapping[str, type[Never | Asha | ParetoAsha | Dominated | Halving]]
 }
 
 
-def takes(name: str) -> tuple[str, ...]:
-    """The options of the rule of this name. Raises ValueError where there is no such rule."""
+def options(name: str) -> Mapping[str, Option]:
+    """Return the options of the rule of this name. Raises ValueError where there is no such rule."""
     if name not in RULES:
         raise ValueError(f"a scheduler is one of {', '.join(RULES)}; received {name!r}")
-    return tuple(each.name for each in fields(RULES[name]) if each.name not in ("epochs", "trials"))
+    return {each.name: each.metadata["option"] for each in fields(RULES[name]) if "option" in each.metadata}
 
 
-def rule(name: str, epochs: float, trials: int = 0, **options: Any) -> Rule | Halving:
-    """The rule of this name for `trials` trials of `epochs` epochs. Raises ValueError for what it does not take."""
-    taken = takes(name)
-    if unknown := [option for option in options if option not in taken]:
-        raise ValueError(f"scheduler {name} takes {', '.join(taken) or 'no options'}; received {', '.join(unknown)}")
-    known: dict[str, Any] = {"epochs": epochs, "trials": trials}
-    known = {each.name: known[each.name] for each in fields(RULES[name]) if each.name in known}
+def rule(name: str, epochs: float, trials: int = 0, **values: Any) -> Rule:
+    """Return the rule of this name for `trials` trials of `epochs` epochs.
+
+    Raises ValueError for an option that the rule does not have, or a value that it does not take.
+    """
+    known = options(name)
+    if unknown := [option for option in values if option not in known]:
+        raise ValueError(f"scheduler {name} takes {', '.join(known) or 'no options'}; received {', '.join(unknown)}")
+    for option, value in values.items():
+        if known[option].whole and not float(value).is_integer():
+            raise ValueError(f"{option} is a whole number; received {value}")
+    converted = {option: int(value) if known[option].whole else value for option, value in values.items()}
+    study = {"epochs": epochs, "trials": trials}
+    own = {each.name: study[each.name] for each in fields(RULES[name]) if each.name in study}
     try:
-        return RULES[name](**known, **options)
+        return RULES[name](**own, **converted)
     except TypeError as error:
         raise ValueError(f"scheduler {name}: {error}") from error
-
-
-def suited(chosen: Rule | Halving, sampler: str) -> Rule | Halving:
-    """The rule for this sampler: one that learns nothing gains nothing by waves; one, unless they are asked for."""
-    if isinstance(chosen, Halving) and chosen.waves is None and sampler == "random":
-        return replace(chosen, waves=1)
-    return chosen

@@ -28,7 +28,7 @@ from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.observations import DEFAULT_UNFINISHED
-from search.optimizer.rungs import NEW, Halving, Ladder, Never, Rule, Standing
+from search.optimizer.rungs import NEW, Never, Rule, Standing
 from search.optimizer.samplers import Proposer
 from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Idle, Resume, Start, Step
 from search.trials.objectives import excess, ruling
@@ -62,7 +62,7 @@ class Plan:
     backbone: Backbone
     count: Callable[[Configuration], Mapping[str, float]]
     budget: Budget
-    rule: Rule | Halving = field(default_factory=Never)
+    rule: Rule = field(default_factory=Never)
     limits: Mapping[str, float] = field(default_factory=dict)
     sampler: str = "auto"
     seed: int = 0
@@ -124,7 +124,7 @@ class Search:
         self._counted: set[int] = set()  # every trial but the references
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
         self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
-        self._ladder = Ladder(plan.rule) if isinstance(plan.rule, Halving) else None
+        self._ladder = plan.rule.promotions()  # None where the rule stops trials
         self._closed: list[int] = []  # that were ended without a worker, since `take_closed` was called last
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
@@ -339,8 +339,7 @@ class Search:
 
     def _at_rung(self, record: TrialRecord, epoch: float, score: float) -> Decision:
         """What a finite score at a rung means."""
-        if isinstance(self.plan.rule, Halving):
-            assert self._ladder is not None
+        if self._ladder is not None:
             waiting = replace(record, state=State.PAUSED, rungs={**record.rungs, epoch: score})
             self._know(waiting)
             return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
@@ -451,7 +450,7 @@ class Search:
             if math.isfinite(score):
                 self._standings[rung][record.number] = self._standing(record, rung)
         if self._ladder is not None:
-            passed = [record.rungs[rung] for rung in self._ladder.rule.rungs if rung in record.rungs]
+            passed = [record.rungs[rung] for rung in self.plan.rule.rungs if rung in record.rungs]
             finite = [self._score.loss(score) for score in passed if math.isfinite(score)]
             held = record.state in (State.PAUSED, State.PRUNED)  # at the last of these
             self._ladder.know(

@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from petl.untrusted import read_json
-from search.optimizer.rungs import RULES, rule, takes
+from search.optimizer.rungs import RULES, options, rule
 from search.optimizer.samplers import NAMES, require_fit
 from search.optimizer.simulation.table import Table, TableError
 from search.results.console import add, console, new_table, say
@@ -38,6 +38,22 @@ def read_table(path: Path) -> Table:
         raise TableError(f"{path} is not a table of `petl-search export-table`: {error}") from None
 
 
+def rule_options(settings: Sequence[str]) -> dict[str, float]:
+    """Return OPTION=VALUE settings as values by option. Raises TableError, listing the options, for any other."""
+    known = {name: option for scheduler in RULES for name, option in options(scheduler).items()}
+    values: dict[str, float] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        try:
+            if name not in known:
+                raise ValueError(name)
+            values[name] = float(text)
+        except ValueError:
+            listed = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
+            raise TableError(f"--set takes OPTION=NUMBER, of {listed}; received {setting}") from None
+    return values
+
+
 def compare(
     table: Table,
     samplers: Sequence[str],
@@ -46,17 +62,19 @@ def compare(
     trials: int,
     workers: int,
     seeds: int,
-    options: Mapping[str, float],
+    values: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """A row for each pair: means over the seeds, the best share first. Each scheduler has the `options` that it takes.
+    """Return a row for each pair: means over the seeds, the best share first.
+
+    Each scheduler has those of the options' `values` that it takes.
 
     Raises TableError for what there is not, and for an option that none of the schedulers takes.
     """
     for role, given, there in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
         if unknown := [name for name in given if name not in there]:
             raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
-    taken = {each: {name: options[name] for name in takes(each) if name in options} for each in schedulers}
-    if unused := options.keys() - {name for own in taken.values() for name in own}:
+    taken = {each: {name: values[name] for name in options(each) if name in values} for each in schedulers}
+    if unused := values.keys() - {name for own in taken.values() for name in own}:
         raise TableError(f"no scheduler of {', '.join(schedulers)} takes {', '.join(sorted(unused))}")
     try:
         for sampler in samplers:

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from search.config.study import StudyConfig
 from search.optimizer.budget import Meter
-from search.optimizer.rungs import Halving
 from search.optimizer.search import Search
 from search.optimizer.steps import Source
 from search.results import tables
@@ -76,7 +75,7 @@ class Runner:
             lambda: front_of(records.all(), records.objectives),
             console,
             lambda number, seed=None: TrialFolder(self.folder, number, seed).last_note(),
-            config.rule.total if isinstance(config.rule, Halving) else None,
+            config.rule.total,
         )
 
     def run(self) -> Study:

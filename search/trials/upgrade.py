@@ -21,8 +21,10 @@ VALUES: Final[Mapping[str, Mapping[str, str]]] = {  # of a key that has its new 
 }
 OPTIONS: Final[Mapping[str, str]] = {  # of commands
     "--most-false": "--fdr",
-    "--first": "--first-rung",
-    "--least": "--min-full",
+    "--eta": "--set eta=",
+    "--first": "--set first_rung=",
+    "--waves": "--set waves=",
+    "--least": "--set min_full=",
 }
 
 

@@ -30,7 +30,7 @@ from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget
 from search.optimizer.front.encoding import Encoding
-from search.optimizer.rungs import rule, suited
+from search.optimizer.rungs import rule
 from search.optimizer.search import Plan, Search
 from search.optimizer.simulation.replay import Clock, Event, replay
 from search.trials.objectives import Objectives, objectives, values
@@ -190,7 +190,7 @@ class Table:
             backbone=_NOWHERE,
             count=self.count,
             budget=Budget(trials=trials, concurrent=workers),
-            rule=suited(rule(scheduler, self.epochs, trials, **options), sampler),
+            rule=rule(scheduler, self.epochs, trials, **options).suited(sampler),
             sampler=sampler,
             seed=seed,
         )

@@ -72,7 +72,7 @@ def test_of_those_that_arrive_together_the_one_begun_first_is_first() -> None:
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_one_worker_is_a_plain_loop(rule: Rule | Halving, sampler: str) -> None:
+def test_one_worker_is_a_plain_loop(rule: Rule, sampler: str) -> None:
     plain, chosen = Records.in_memory(), {"rule": rule, "sampler": sampler, "budget": Budget(trials=8)}
     run(Search(plain, plan(**chosen)))
     records, events, _ = replayed(**chosen)
@@ -117,7 +117,7 @@ def test_no_more_epochs_are_trained_than_allowed(workers: int) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @pytest.mark.parametrize("workers", [1, 4])
-def test_it_is_a_function_of_seed_and_workers_and_survives_restarts(rule: Rule | Halving, workers: int) -> None:
+def test_it_is_a_function_of_seed_and_workers_and_survives_restarts(rule: Rule, workers: int) -> None:
     """A limit cuts it anywhere; another search over the same records, with one worker, goes on as the first would."""
     chosen = {"budget": Budget(trials=8, concurrent=workers), "rule": rule}
     whole, events, _ = replayed(workers, **chosen)

@@ -464,7 +464,7 @@ RULES = (
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 @pytest.mark.parametrize("sampler", ["random", "tpe", "front"])
 @pytest.mark.parametrize("rule", RULES, ids=["asha", "pareto-asha", "dominated", "halving"])
-def test_restarts_lose_nothing_and_repeat_nothing(rule: Rule | Halving, sampler: str, every: int) -> None:
+def test_restarts_lose_nothing_and_repeat_nothing(rule: Rule, sampler: str, every: int) -> None:
     """One worker, so that no order of arrival differs: the interrupted study equals the other exactly."""
     chosen = plan(
         sampler=sampler,

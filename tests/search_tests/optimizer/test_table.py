@@ -95,7 +95,7 @@ def test_the_command_compares_settings(table: Table, tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     write_table(table, file)
     asked = ["replay", str(file), "--sampler", "random", "--sampler", "front", "--seeds", "2", "--trials", "12"]
-    shown = CliRunner().invoke(app, [*asked, "--scheduler", "none", "--scheduler", "halving", "--eta", "2"])
+    shown = CliRunner().invoke(app, [*asked, "--scheduler", "none", "--scheduler", "halving", "--set", "eta=2"])
     assert shown.exit_code == 0, shown.output
     assert "replayed on the 30 trials of made-up" in shown.output
     assert shown.output.count("halving") == 2
@@ -161,11 +161,13 @@ def test_tables_that_no_search_could_use_are_refused(
     [
         ("--scheduler hyperband", "a scheduler is one of none, asha"),
         ("--sampler grid", "a sampler is one of random"),
-        ("--eta 0.5", "eta is at least 1.1; received 0.5"),
-        ("--eta nan", "eta is at least 1.1; received nan"),
-        ("--first-rung 0", "is positive; received 0"),
-        ("--waves 0", "waves is at least 1; received 0"),
-        ("--scheduler none --scheduler asha --waves 2", "no scheduler of none, asha takes waves"),
+        ("--set eta=0.5", "eta is at least 1.1; received 0.5"),
+        ("--set eta=nan", "eta is at least 1.1; received nan"),
+        ("--set first_rung=0", "is positive; received 0"),
+        ("--set waves=1.5", "waves is a whole number; received 1.5"),
+        ("--set speed=2", "--set takes OPTION=NUMBER, of eta: one in eta goes on"),
+        ("--set waves=0", "waves is at least 1; received 0"),
+        ("--scheduler none --scheduler asha --set waves=2", "no scheduler of none, asha takes waves"),
     ],
 )
 def test_wrong_settings_of_a_replay_are_said(table: Table, tmp_path: Path, options: str, message: str) -> None:
@@ -183,7 +185,7 @@ def test_options_of_halving_are_replayed(table: Table, tmp_path: Path) -> None:
     asked += ["--scheduler", "halving", "--scheduler", "none"]
     full = [
         {row["scheduler"]: row["full"] for row in json.loads(CliRunner().invoke(app, [*asked, *more]).output)}
-        for more in (["--min-full", "2"], ["--min-full", "9"])
+        for more in (["--set", "min_full=2"], ["--set", "min_full=9"])
     ]
     assert full == [{"halving": 4, "none": 12}, {"halving": 9, "none": 12}]
 

@@ -104,7 +104,9 @@ def test_what_was_not_measured_has_no_value() -> None:
 
 
 def test_what_is_counted_before_training_is_what_may_have_a_limit() -> None:
-    counted = count(parse("lora:rank=2"), tiny.described(BertConfig(num_hidden_layers=1, hidden_size=32)))
+    counted = count(
+        parse("lora:rank=2"), tiny.described(BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4))
+    )
     assert set(COUNTS) == set(counted.values())
     assert counted.values()["stored_percent"] == pytest.approx(100 * counted.stored / counted.base)
     assert set(COUNTS) - set(COSTS) == {"stored_percent", "trained_percent"}

@@ -79,8 +79,8 @@ def test_an_old_key_is_refused_with_the_new_one(tmp_path: Path, override: str, s
     [
         (("front", "demo", "--most-false", "5%"), "--fdr"),
         (("front", "demo", "--most-false=5%"), "--fdr"),
-        (("replay", "demo.json", "--first", "1"), "--first-rung"),
-        (("replay", "demo.json", "--least", "2"), "--min-full"),
+        (("replay", "demo.json", "--first", "1"), "--set first_rung="),
+        (("replay", "demo.json", "--least", "2"), "--set min_full="),
     ],
 )
 def test_an_old_option_is_refused_with_the_new_one(

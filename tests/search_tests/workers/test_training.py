@@ -62,7 +62,7 @@ def test_milestones_are_reported_and_kept(context: StudyContext) -> None:
         report = attempt.advance()
         assert [row["epoch"] for row in report.validations] == list(range(1, int(epoch) + 1))
         states = [path.name for path in attempt.folder.path.glob("state-*")]
-        assert states == [f"state-{len(report['validations'])}"]
+        assert states == [f"state-{len(report.validations)}"]
     report = attempt.advance()
     assert report.done
     assert report.measurements.epochs == 3.0
