@@ -1,4 +1,21 @@
-"""Parameter-efficient designs, and how they are attached to a frozen transformer."""
+"""Parameter-efficient designs, and how they are attached to a frozen transformer.
+
+From the ground up; what imports torch does so from `backbones` on, inside functions there:
+
+    forms           the functional forms of a change, one a file, and the words for it
+    design          Modification, Design: what a method is
+    parts, presets  the parts by the paper's conventions; named designs, and their text form
+    configuration   Training, Configuration: what one trial trains
+    measurements    what one training produced
+    tasks           what is trained on
+    untrusted, hashing  reading what others may have written; the hash of a file
+    backbones       which models there are, where their parts lie, what a design costs on them
+    attach          put a design on a model, take it off, merge it
+    data            a task as tokenised rows, and its batches
+    training        train and evaluate
+    adapters        adapters on disk: ours, and those of Hugging Face PEFT
+    paper           what He et al. (ICLR 2022) print
+"""
 
 import lazy_loader
 

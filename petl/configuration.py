@@ -15,6 +15,7 @@ from petl.measurements import SCORES
 
 SCHEDULES: Final = ("linear", "cosine", "constant")
 LAST: Final = "last"
+EPOCHS: Final = 3.0  # of a training whose length nobody gives
 OFFLOAD: Final[Mapping[str, tuple[int, ...]]] = {  # what DeepSpeed can keep off the GPU, and at which ZeRO stages
     "optimizer": (1, 2, 3),
     "parameters": (3,),
@@ -22,7 +23,7 @@ OFFLOAD: Final[Mapping[str, tuple[int, ...]]] = {  # what DeepSpeed can keep off
 
 
 def check_offload(zero: int, offload: Collection[str]) -> None:
-    """Raises ValueError where a ZeRO stage cannot offload that."""
+    """Raise ValueError where a ZeRO stage cannot offload that."""
     for what in offload:
         if zero not in OFFLOAD.get(what, ()):
             able = "; ".join(f"{name}, at ZeRO stage {', '.join(map(str, stages))}" for name, stages in OFFLOAD.items())
@@ -50,7 +51,7 @@ class Training:
     """
 
     learning_rate: float = 1e-3
-    epochs: float = 3.0
+    epochs: float = EPOCHS
     batch_size: int = 32
     batch_tokens: int = 0
     accumulation: int = 1
@@ -106,16 +107,16 @@ class Configuration:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
+        """Return JSON-ready values, which `from_dict` reads."""
         return {"design": self.design.to_dict(), "training": asdict(self.training), "seed": self.seed}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Configuration:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` writes."""
         return cls(Design.from_dict(data["design"]), Training(**data["training"]), int(data["seed"]))
 
     @cached_property
     def key(self) -> str:
-        """A stable short hash: two configurations with one key train to the same result."""
+        """Return a stable short hash: two configurations with one key train to the same result."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

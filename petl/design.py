@@ -172,11 +172,11 @@ class Modification(Settings):
         return FORMS[self.form]
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
-        """The layers covered in a stack of `depth`, ascending; what a shallow stack lacks covers nothing there."""
+        """Return the layers covered in a stack of `depth`, ascending, without those that a shallow stack lacks."""
         return _numbers(self.layers, depth)
 
     def _layers_wanted(self) -> int:
-        """The least depth of a stack that has the layers named."""
+        """Return the least depth of a stack that has the layers named."""
         if self.layers == "all":
             return 0
         if self.layers.startswith("top "):
@@ -184,7 +184,7 @@ class Modification(Settings):
         return 1 + max(map(int, self.layers.split(",")))
 
     def covers(self, layout: Layout) -> tuple[tuple[str, int, str], ...]:
-        """(stack, layer, attention) of each place, "" for the attention of a feed-forward site.
+        """Return (stack, layer, attention) of each place, "" for the attention of a feed-forward site.
 
         Raises DesignError for layers that not even the deepest of its stacks has.
         """
@@ -204,7 +204,7 @@ class Modification(Settings):
         return tuple(found)
 
     def canonical(self, layout: Layout) -> Modification:
-        """The same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
+        """Return the same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
         if "layers" not in self.rule.options:
             return self
         here = self.covers(layout)
@@ -221,7 +221,7 @@ class Modification(Settings):
         return replace(self, stacks=stacks, attentions=attentions, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; fields at their default are left out."""
+        """Return plain values, without fields at their default."""
         return {
             field.name: str(value) if isinstance(value, StrEnum) else value
             for field in fields(self)
@@ -264,16 +264,16 @@ class Design:
             raise DesignError("full fine-tuning already trains everything; it is not combined")
 
     def canonical(self, layout: Layout) -> Design:
-        """The same design with every modification in its one spelling for that layout."""
+        """Return the same design with every modification in its one spelling for that layout."""
         parts = tuple(m.canonical(layout) for m in self.modifications)
         return self if parts == self.modifications else replace(self, modifications=parts)
 
     def folded(self) -> Design:
-        """The design of the stored tensors: prefixes as direct keys and values."""
+        """Return the design of the stored tensors: prefixes as direct keys and values."""
         return replace(self, modifications=tuple(map(_folded, self.modifications)))
 
     def only(self, **where: str) -> Design:
-        """The same design at these `layers`, `stacks` or `attentions` only, as far as each part has them.
+        """Return the same design at these `layers`, `stacks` or `attentions` only, as far as each part has them.
 
         Raises DesignError where no part has one of them.
         """
@@ -286,7 +286,7 @@ class Design:
         return replace(self, modifications=parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, defaults left out; `from_dict` reads it back."""
+        """Return JSON-ready values without defaults, which `from_dict` reads."""
         return {
             "schema": SCHEMA,
             "modifications": [modification.to_dict() for modification in self.modifications],
@@ -295,7 +295,7 @@ class Design:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Design:
-        """Raises DesignError for another schema, or fields that a design does not have."""
+        """Read what `to_dict` writes. Raises DesignError for another schema, and for unknown fields."""
         if data.get("schema") != SCHEMA:
             raise DesignError(f"this release reads designs of schema {SCHEMA}; received {data.get('schema')!r}")
         parts = []
@@ -308,15 +308,15 @@ class Design:
 
     @property
     def key(self) -> str:
-        """A stable short hash: equal for designs that mean the same."""
+        """Return a stable short hash: equal for designs that mean the same."""
         return hashlib.sha256(_canonical(self.to_dict()).encode()).hexdigest()[:12]
 
     def __or__(self, other: Design) -> Design:
-        """The union of two designs; the head trains if it does in either."""
+        """Return the union of two designs; the head trains if it does in either."""
         return Design((*self.modifications, *other.modifications), head=self.head or other.head)
 
     def describe(self) -> str:
-        """One line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3; bias`."""
+        """Return one line for tables, such as `prefix 16 + ffn parallel 64 x4, top 3; bias`."""
         groups: dict[str, dict[Modification, list[Modification]]] = {}
         for m in self.modifications:
             alike = replace(m, site=m.rule.sites[0]) if m.rule.at_linears else m
@@ -332,7 +332,7 @@ class Design:
 
 
 def _describe(group: Sequence[Modification]) -> str:
-    """Modifications that are alike but for their sites, as one phrase; their layers are said elsewhere."""
+    """Describe modifications that differ only in their sites by one phrase, without their layers."""
     m = group[0]
     sites = ",".join(str(modification.site) for modification in group)
     words = [m.rule.phrase.format(form=m.form, sites=sites, insertion=m.insertion)]

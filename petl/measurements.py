@@ -89,12 +89,12 @@ class Measurements:
     latency_ms: float | None = _row(role="cost", title="latency of one row (ms)", reference=1_000.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; what was not measured is left out."""
+        """Return JSON-ready values, without what was not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurements:
-        """Fields of other releases are ignored."""
+        """Read what `to_dict` writes; fields of other releases are ignored."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in names})
 

@@ -24,27 +24,27 @@ from petl.forms.vocabulary import LOCATIONS
 
 
 def full() -> Design:
-    """Full fine-tuning: everything trains."""
+    """Return full fine-tuning: everything trains."""
     return Design((Modification(form=Form.FULL, site=Site.MODEL),))
 
 
 def head_only() -> Design:
-    """The frozen model with a trained task head."""
+    """Return the frozen model with a trained task head."""
     return Design()
 
 
 def bitfit() -> Design:
-    """The biases that the model has (Ben Zaken et al., 2022)."""
+    """Return the biases that the model has (Ben Zaken et al., 2022)."""
     return Design((parts.bias(),))
 
 
 def prompt(length: int = 20, positions: str = "kept") -> Design:
-    """Trained vectors in front of the embedded input (Lester et al., 2021); see `design.Positions`."""
+    """Return trained vectors in front of the embedded input (Lester et al., 2021); see `design.Positions`."""
     return Design((parts.prompt(length, cast(Positions, positions)),))
 
 
 def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) -> Design:
-    """Trained keys and values in front of every attention's own (Li and Liang, 2021).
+    """Return trained keys and values in front of every attention's own (Li and Liang, 2021).
 
     `reparameterisation` is the width of the MLP that they are trained through (the paper's code:
     800), 0 for none. Without the gate their attention is added to the model's (section 4.4).
@@ -53,33 +53,33 @@ def prefix(length: int = 30, reparameterisation: int = 0, gated: bool = True) ->
 
 
 def lora(rank: int = 8, where: str = "attention", scale: float = 2.0) -> Design:
-    """Low-rank changes of the query and value, of the FFN's up and down linears, or both (Hu et al., 2022)."""
+    """Return low-rank changes of query and value, of the FFN's up and down linears, or both (Hu et al., 2022)."""
     sites = [site for sub_layer in _sub_layers(where) for site in parts.LORA_SITES[sub_layer]]
     return Design(tuple(parts.low_rank(site, rank, scale) for site in sites))
 
 
 def houlsby(size: int = 64) -> Design:
-    """Sequential adapters after attention and FFN (Houlsby et al., 2019)."""
+    """Return sequential adapters after attention and FFN (Houlsby et al., 2019)."""
     return sequential(size, "both")
 
 
 def pfeiffer(size: int = 64) -> Design:
-    """One sequential adapter a layer, after the FFN's residual and norm (Pfeiffer et al., 2021)."""
+    """Return one sequential adapter a layer, after the FFN's residual and norm (Pfeiffer et al., 2021)."""
     return Design((parts.bottleneck(Site.FFN, Insertion.AFTER_RESIDUAL, size),))
 
 
 def sequential(size: int = 64, where: str = "ffn") -> Design:
-    """Adapters that read the output of the sub-layer that they change."""
+    """Return adapters that read the output of the sub-layer that they change."""
     return Design(tuple(parts.bottleneck(Site(s), Insertion.SEQUENTIAL, size) for s in _sub_layers(where)))
 
 
 def parallel(size: int = 64, where: str = "ffn") -> Design:
-    """Adapters that read the input of the sub-layer that they change (section 3.3)."""
+    """Return adapters that read the input of the sub-layer that they change (section 3.3)."""
     return Design(tuple(parts.bottleneck(Site(s), Insertion.PARALLEL, size) for s in _sub_layers(where)))
 
 
 def scaled_parallel(size: int = 512, scale: float = 4.0, trained: bool = False) -> Design:
-    """Parallel FFN adapters, scaled by s and started from zero (section 3.3).
+    """Return parallel FFN adapters, scaled by s and started from zero (section 3.3).
 
     With `trained` s is a scalar that training starts from `scale` (Table 5).
     """
@@ -88,22 +88,22 @@ def scaled_parallel(size: int = 512, scale: float = 4.0, trained: bool = False) 
 
 
 def multihead_parallel(size: int = 30) -> Design:
-    """Parallel adapters on each head, which read the frozen query (section 3.3)."""
+    """Return parallel adapters on each head, which read the frozen query (section 3.3)."""
     return Design((parts.multi_head(size),))
 
 
 def mam(length: int = 30, size: int = 512, scale: float = 4.0) -> Design:
-    """Mix-and-match: a short prefix and wide scaled parallel FFN adapters (section 4.6)."""
+    """Return mix-and-match: a short prefix and wide scaled parallel FFN adapters (section 4.6)."""
     return prefix(length) | scaled_parallel(size, scale)
 
 
 def prefix_lora(length: int = 30, rank: int = 102, scale: float = 2.0) -> Design:
-    """A short prefix and low-rank changes of the FFN linears (Table 6)."""
+    """Return a short prefix and low-rank changes of the FFN linears (Table 6)."""
     return prefix(length) | lora(rank, "ffn", scale)
 
 
 def ia3() -> Design:
-    """Learned vectors that rescale keys, values and the FFN's activations (Liu et al., 2022)."""
+    """Return learned vectors that rescale keys, values and the FFN's activations (Liu et al., 2022)."""
     return Design(tuple(map(parts.rescale, parts.IA3_SITES)))
 
 
@@ -140,7 +140,7 @@ _FIELDS: Final[Mapping[str, type]] = {
 
 
 def parse(text: str) -> Design:
-    """The design that `text` names: `mam:length=30,size=512,scale=4`, unions as `prefix:length=10 + bitfit`.
+    """Return the design that `text` names: `mam:length=30,size=512,scale=4`, unions as `prefix:length=10 + bitfit`.
 
     A functional form goes by its own name too, with the fields of a modification:
     `low_rank:site=key,size=4`; its site is by default the first that it allows. Every name also takes

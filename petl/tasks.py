@@ -34,12 +34,12 @@ class Kind:
 
     @property
     def generates(self) -> bool:
-        """Whether a row's answer is written from its source."""
+        """Return whether a row's answer is written from its source."""
         return "target" in self.required
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The columns that a model is shown, in order; optional ones last."""
+        """Return the columns that a model is shown, in order; optional ones last."""
         return tuple(column for column in (*self.required, *self.optional) if column not in ("label", "target"))
 
 
@@ -164,19 +164,19 @@ class Task:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """Names of its scores, the default objective first; `paper_bleu` is defined for Romanian alone."""
+        """Return the names of its scores, the default objective first; `paper_bleu` is defined for Romanian alone."""
         romanian = self.languages is not None and self.languages[1].partition("_")[0] == "ro"
         return tuple(name for name in KINDS[self.kind].scores if name != "paper_bleu" or romanian)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a trained model has to know of it to predict: JSON-ready; `from_dict` takes it."""
+        """Return what a trained model has to know of the task to predict, JSON-ready; `from_dict` takes it."""
         data = asdict(self)
         return {name: data[name] for name in FACTS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Task:
-        """The inverse of `asdict`, from JSON as well. Raises TaskError with every fault."""
+        """Read what `asdict` gives, from JSON as well. Raises TaskError with every fault."""
         _known(data, cls, "a task has no")
         if isinstance(data.get("decoding"), Mapping):
             _known(data["decoding"], Decoding, "task.decoding has no")
@@ -250,7 +250,7 @@ TASKS: Final[Mapping[str, Task]] = {row.name: row for row in _ROWS}
 
 
 def resolve(settings: Mapping[str, Any]) -> Task:
-    """A study's `task` section as a Task: a named row with changes, or rows of the user's own.
+    """Return a study's `task` section as a Task: a named row with changes, or rows of the user's own.
 
     A name that is a kind's is of that kind. `columns` and `decoding` change single entries of a row,
     every other setting replaces the row's. Raises TaskError for an unknown name that nothing says the

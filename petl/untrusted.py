@@ -14,12 +14,12 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for every character that would do something to a terminal."""
+    """Return the text with U+FFFD for every character that would do something to a terminal."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def parse(text: str | bytes) -> Any:
-    """What a JSON text holds, its strings printable. Raises ValueError where it is none, or nested too deep."""
+    """Return what a JSON text holds, its strings printable. Raises ValueError where it is none, or nested too deep."""
     try:
         return _printable(json.loads(text))
     except RecursionError:
@@ -27,7 +27,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> Any:
-    """What a JSON file holds. Raises OSError, and ValueError for none, one nested too deep or beyond `most`."""
+    """Return what a JSON file holds. Raises OSError, and ValueError for none, one nested too deep or beyond `most`."""
     with path.open("rb") as file:
         text = file.read(most + 1)
     if len(text) > most:

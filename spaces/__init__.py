@@ -1,4 +1,11 @@
-"""Search spaces: functions (trial, backbone) -> Configuration."""
+"""Search spaces: functions (trial, backbone) -> Configuration.
+
+space       a space by its name; points to and from coordinates
+shipped     what each space of ours consists of
+dimensions  what may be suggested, as data
+unified  lora  adapter  prefix   the spaces
+studies/    studies as YAML, the paper's tables among them
+"""
 
 import lazy_loader
 

@@ -41,17 +41,17 @@ class Ordinal:
 
     @property
     def first(self) -> Any:
-        """The lowest value: 0 for a size."""
+        """Return the lowest value: 0 for a size."""
         return self.values[0]
 
     def suggest(self, trial: BaseTrial, name: str) -> Any:
-        """The value at the index that the trial suggests; the value is kept as a user attribute of that name."""
+        """Return the value at the index that the trial suggests; the value is kept as a user attribute of that name."""
         value = self.values[trial.suggest_int(name, 0, len(self.values) - 1)]
         trial.set_user_attr(name, value)  # records show the size itself, not its index
         return value
 
     def coordinate(self, value: Any) -> int:
-        """The index of a value. Raises ValueError where the dimension does not have it."""
+        """Return the index of a value. Raises ValueError where the dimension does not have it."""
         return self.values.index(value)
 
 
@@ -63,15 +63,13 @@ class Choice:
 
     @property
     def first(self) -> str:
-        """The value that is listed first."""
         return self.values[0]
 
     def suggest(self, trial: BaseTrial, name: str) -> str:
-        """The value that the trial suggests."""
         return str(trial.suggest_categorical(name, self.values))
 
     def coordinate(self, value: Any) -> str:
-        """The value itself. Raises ValueError where the dimension does not have it."""
+        """Return the value itself. Raises ValueError where the dimension does not have it."""
         return self.values[self.values.index(str(value))]
 
 
@@ -84,15 +82,13 @@ class LogUniform:
 
     @property
     def first(self) -> float:
-        """The lower bound."""
         return self.low
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
-        """The number that the trial suggests."""
         return float(trial.suggest_float(name, self.low, self.high, log=True))
 
     def coordinate(self, value: Any) -> float:
-        """The number itself. Raises ValueError outside the bounds."""
+        """Return the number itself. Raises ValueError outside the bounds."""
         if not self.low <= value <= self.high:
             raise ValueError(f"{value} lies outside [{self.low}, {self.high}]")
         return float(value)
@@ -105,12 +101,12 @@ SWITCH: Final = Ordinal((0, 1))  # absent, present
 
 
 def suggest(trial: BaseTrial, dimensions: Dimensions) -> dict[str, Any]:
-    """The value of every dimension at the trial's point."""
+    """Return the value of every dimension at the trial's point."""
     return {name: dimension.suggest(trial, name) for name, dimension in dimensions.items()}
 
 
 def locate(dimensions: Dimensions, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The coordinates of these values, or None where the dimensions do not hold them.
+    """Return the coordinates of these values, or None where the dimensions do not hold them.
 
     A dimension without a value gets its `first`: 0 for a size.
     """
@@ -123,7 +119,7 @@ def locate(dimensions: Dimensions, values: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def of_sizes(name: str, values: Sequence[int], max_size: int | None = None) -> Ordinal:
-    """The sizes that a part may have, 0 always among them; those above `max_size` are dropped.
+    """Return the sizes that a part may have, 0 always among them; those above `max_size` are dropped.
 
     Raises SpaceError where a size is no integer of at least 0, or where only 0 is left.
     """
@@ -140,14 +136,14 @@ def of_sizes(name: str, values: Sequence[int], max_size: int | None = None) -> O
 
 
 def of_scales(values: Sequence[float]) -> Ordinal:
-    """The scales s that a part may have, ascending. Raises SpaceError unless all are positive."""
+    """Return the scales s that a part may have, ascending. Raises SpaceError unless all are positive."""
     if not values or not all(math.isfinite(value) and value > 0 for value in values):
         raise SpaceError(f"scales lists positive numbers; received {list(values)}")
     return Ordinal(tuple(sorted({float(value) for value in values})))
 
 
 def of_first_layers(backbone: Backbone, values: Sequence[int] | None) -> Ordinal:
-    """The first adapted layer: any layer of the stack, or one of `values`.
+    """Return the first adapted layer: any layer of the stack, or one of `values`.
 
     Raises SpaceError where the stack does not have the layer.
     """
@@ -159,14 +155,14 @@ def of_first_layers(backbone: Backbone, values: Sequence[int] | None) -> Ordinal
 
 
 def of_bounds(name: str, bounds: Sequence[float]) -> LogUniform:
-    """Raises SpaceError unless `bounds` are two ascending positive numbers."""
+    """Return the numbers between two bounds. Raises SpaceError unless they are two ascending positive numbers."""
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < math.inf:
         raise SpaceError(f"{name} is [low, high] with 0 < low <= high; received {list(bounds)}")
     return LogUniform(float(bounds[0]), float(bounds[1]))
 
 
 def chosen(name: str, values: Iterable[_Name], allowed: Sequence[_Name]) -> tuple[_Name, ...]:
-    """`values` in the order of `allowed`. Raises SpaceError where one is unknown, or none is given."""
+    """Return `values` in the order of `allowed`. Raises SpaceError where one is unknown, or none is given."""
     if isinstance(values, str):
         raise SpaceError(f"{name} is a list; received {values!r}")
     given = list(values)

@@ -30,7 +30,7 @@ class Space(Protocol):
     """A search space, bound to its options."""
 
     def __call__(self, trial: BaseTrial, backbone: Backbone, /) -> Configuration:
-        """The configuration at the trial's point."""
+        """Return the configuration at the trial's point."""
         ...
 
 
@@ -58,7 +58,7 @@ class Point:
 def resolve(
     name: str, options: Mapping[str, Any] | None = None, training: Training | None = None, seed: int = 0
 ) -> Space:
-    """The space of this name with its options, the study's training and the study's one training seed.
+    """Return the space of this name with its options, the study's training and the study's one training seed.
 
     A user's function, `package.module:function`, may lie in the current folder. It gets `training` if its signature
     names it.
@@ -86,7 +86,7 @@ def resolve(
 
 
 def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> Point:
-    """The point of a space at these coordinates.
+    """Return the point of a space at these coordinates.
 
     Raises SpaceError where the space has no such coordinates.
     """
@@ -102,7 +102,7 @@ def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> 
 
 
 def point(trial: BaseTrial, configuration: Configuration) -> Point:
-    """What a trial suggested while the space was called, and what came of it."""
+    """Return what a trial suggested while the space was called, and what came of it."""
     return Point(
         coordinates=dict(trial.params),
         distributions=dict(trial.distributions),
@@ -118,7 +118,7 @@ def encode(
     backbone: Backbone,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """The coordinates of a design in a space of ours, or None where it does not contain the design.
+    """Return the coordinates of a design in a space of ours, or None where it does not contain the design.
 
     A user's own space gives None: only its function knows what it holds. Raises SpaceError for
     limits that leave nothing.
@@ -153,7 +153,7 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 def _keywords(function: Callable[..., Any]) -> tuple[set[str], bool]:
-    """The options that a function takes after trial and backbone, and whether it takes any keyword."""
+    """Return the options that a function takes after trial and backbone, and whether it takes any keyword."""
     parameters = list(inspect.signature(function).parameters.values())
     named = {
         parameter.name

@@ -147,7 +147,7 @@ def convert(folder: str | Path, destination: str | Path, *, backbone: str = "") 
 
 
 def _library() -> Any:
-    """PEFT, which takes seconds to import."""
+    """Import PEFT, which takes seconds."""
     try:
         return importlib.import_module("peft")
     except ImportError as error:
@@ -173,26 +173,26 @@ def _method(design: Design, target: TargetModel) -> Layout:
 
 
 def _understood(method: Layout, name: str, value: Any) -> bool:
-    """Whether a field of PEFT's configuration says what a design can say, or says nothing."""
+    """Return whether a field of PEFT's configuration says what a design can say, or says nothing."""
     if name in method.fields:
         return not method.fields[name] or value in method.fields[name]
     return not value
 
 
 def _full(name: str, target: TargetModel) -> str:
-    """The path from the model of a parameter that is named from the base model, or of the head."""
+    """Return the path from the model of a parameter that is named from the base model, or of the head."""
     inner = f"{target.base}.{name}"
     return inner if target.base and name in target.shapes and inner in target.paths else name
 
 
 def _wrapped(name: str, wrapped: set[str]) -> str:
-    """The path of a bias once PEFT has put its own module in place of its linear."""
+    """Return the path of a bias once PEFT has put its own module in place of its linear."""
     module, _, leaf = name.rpartition(".")
     return f"{module}.base_layer.{leaf}" if module in wrapped else name
 
 
 def _unwrapped(key: str, method: Layout) -> str:
-    """A tensor's path from the model, "" for PEFT's second copy of it."""
+    """Return a tensor's path from the model, "" for PEFT's second copy of it."""
     if ".original_module." in key or ".modules_to_save." in key:
         return ""
     return key.removeprefix(method.prefix).replace(".base_layer.", ".")
@@ -206,7 +206,7 @@ def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: Targ
     there = dict(attachment.model.named_parameters(remove_duplicate=False))
 
     def given(path: str) -> Tensor:
-        """The file's value, under any name of a tied parameter; else the model's."""
+        """Return the file's value, under any name of a tied parameter; else the model's."""
         tied = [name for name in list(tensors) if there.get(name) is there[path]]
         values = [tensors.pop(name) for name in tied]
         return values[0] if values else there[path].detach()

@@ -37,7 +37,7 @@ class AdaptedModel:
     attachment: Attachment
 
     def predict(self, texts: Sequence[Text], batch_size: int = 32) -> list[str]:
-        """The most probable label of each text, or pair of texts; or the text generated from each.
+        """Return the most probable label of each text, or pair of texts; or the text generated from each.
 
         Raises TypeError as `probabilities` does.
         """
@@ -53,7 +53,7 @@ class AdaptedModel:
         return written
 
     def probabilities(self, texts: Sequence[Text], batch_size: int = 32) -> NDArray[np.float32]:
-        """Probabilities, shape (texts, labels), in the order of `labels`.
+        """Return the probabilities, shape (texts, labels), in the order of `labels`.
 
         Raises TypeError for a single string, and for texts and pairs mixed; ValueError for a model that has no
         labels.
@@ -82,7 +82,7 @@ def _check(texts: Sequence[Text]) -> None:
 
 
 def _by_length(texts: Sequence[Text], batch_size: int) -> Iterator[list[int]]:
-    """Rows in batches of like lengths, so that little is padded."""
+    """Yield rows in batches of like lengths, so that little is padded."""
     rows = sorted(range(len(texts)), key=lambda row: _length(texts[row]))
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]

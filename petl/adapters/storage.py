@@ -111,7 +111,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
 
 
 def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrainedModel, Attachment]:
-    """The backbone that the directory names, in evaluation mode, with the adapter on it.
+    """Return the backbone that the directory names, in evaluation mode, with the adapter on it.
 
     It classifies where the task had labels, generates where the task's kind does, and has its checkpoint's own
     head otherwise.
@@ -135,7 +135,7 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
 
 
 def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
-    """`load_pretrained` with its tokenizer: text in; labels out, or generated text.
+    """Load as `load_pretrained` does, with the tokenizer: text in; labels out, or generated text.
 
     Raises as that does, and StorageError where the task is of no kind that predicts text.
     """
@@ -183,7 +183,7 @@ def _on_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises StorageError where it is missing or damaged."""
+    """Return the tensors of a safetensors file. Raises StorageError where it is missing or damaged."""
     if not path.is_file():
         raise StorageError(f"{path.parent} lacks {path.name}")
     try:
@@ -194,7 +194,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises StorageError where it is missing or damaged."""
+    """Return what a JSON file holds. Raises StorageError where it is missing or damaged."""
     if not path.is_file():
         raise StorageError(f"{path.parent} lacks {path.name}")
     try:

@@ -93,7 +93,7 @@ class Attachment:
         self._head: dict[str, nn.Parameter] = {}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What trains: the adapter, then the head if it does.
+        """Return what trains: the adapter, then the head if it does.
 
         A prefix that is trained through an MLP has the MLP's tensors here, its keys and values in `state_dict`.
         """
@@ -103,11 +103,11 @@ class Attachment:
             yield from self._head.items()
 
     def owned_parameters(self) -> Mapping[str, nn.Parameter]:
-        """Those of the adapter that take the place of the model's own: BitFit's, or all."""
+        """Return the adapter's parameters that take the place of the model's own: BitFit's, or all."""
         return dict(self._owned)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The adapter's tensors as they are stored, detached, not copied. The head is apart."""
+        """Return the adapter's tensors as they are stored, detached, not copied, without the head."""
         stored: dict[str, Tensor] = {}
         for delta in self.deltas:
             change = self.changes[delta.name]
@@ -119,7 +119,7 @@ class Attachment:
         return stored | {name: parameter.detach() for name, parameter in self._owned.items()}
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        """The head's tensors that the adapter does not hold, also where they are frozen."""
+        """Return the head's tensors that the adapter does not hold, also where they are frozen."""
         return {name: parameter.detach() for name, parameter in self._head.items()}
 
     def load_state_dict(self, adapter: Mapping[str, Tensor], head: Mapping[str, Tensor] | None = None) -> None:
@@ -191,7 +191,7 @@ class Attachment:
         return self.model
 
     def _holder(self) -> AttachmentHolder | None:
-        """What the model carries, as long as this is part of it."""
+        """Return the model's holder, as long as this attachment is part of it."""
         holder = getattr(self.model, HOLDER, None)
         # By identity: numbers start anew with the first attachment after the last was taken off.
         there = isinstance(holder, AttachmentHolder) and getattr(holder, _child(self._number), None) is self._tree
@@ -283,7 +283,7 @@ def _own(attachment: Attachment, holder: AttachmentHolder, own: ModelParameters,
 
 
 def _latest(clones: Iterable[tuple[int, nn.Parameter]]) -> nn.Parameter:
-    """The latest that trains, if any does: a frozen head must not hide one that trains."""
+    """Return the latest that trains, if any does: a frozen head must not hide one that trains."""
     return max(clones, key=_rank)[1]
 
 
@@ -293,7 +293,7 @@ def _rank(clone: tuple[int, nn.Parameter]) -> tuple[bool, int]:
 
 
 def _moved(parameter: nn.Parameter, used: nn.Parameter) -> nn.Parameter:
-    """With the device and precision of the one in use: `model.to` does not reach those that are not."""
+    """Move a parameter to the device and precision of the one in use: `model.to` does not reach those that are not."""
     if (parameter.device, parameter.dtype) != (used.device, used.dtype):
         parameter.data = parameter.data.to(used.device, used.dtype)
     return parameter

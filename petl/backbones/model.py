@@ -67,41 +67,40 @@ class Backbone:
 
     @property
     def row(self) -> Family:
-        """The family's row."""
         return FAMILIES[self.family]
 
     @property
     def architecture(self) -> str:
-        """`encoder`, `decoder`, or `encoder-decoder`: what it can do with text."""
+        """Return `encoder`, `decoder`, or `encoder-decoder`: what it can do with text."""
         return "-".join(stack.name for stack in self.row.stacks)
 
     @cached_property
     def layout(self) -> Layout:
-        """Its stacks: what `Design.canonical` needs to know."""
+        """Return its stacks, as `Design.canonical` takes them."""
         return layout(self.row, self.shapes)
 
     @cached_property
     def linears(self) -> tuple[Site, ...]:
-        """The linears of its layers that a design can name."""
+        """Return the linears of its layers that a design can name."""
         return linears(self.row, self.shapes)
 
     @cached_property
     def has_biases(self) -> bool:
-        """Whether BitFit has anything to train."""
+        """Return whether BitFit has anything to train."""
         return any(map(is_bias, self.shapes))
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest input that has learned positions; None where positions are not a table."""
+        """Return the longest input that has learned positions; None where positions are not a table."""
         tables = [shape for name, shape in self.shapes.items() if name.endswith(_TABLES)]
         return tables[0][0] - self.row.reserved if tables else None
 
     def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of the parameters of a head for that many labels."""
+        """Return name -> shape of the parameters of a head for that many labels."""
         return {name: tuple(size or labels for size in shape) for name, shape in self.head.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
+        """Return JSON-ready values, which `from_dict` reads."""
         data = asdict(self)
         for name in ("shapes", "head"):
             data[name] = {key: list(shape) for key, shape in data[name].items()}
@@ -118,7 +117,7 @@ class Backbone:
 
 
 def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbone:
-    """The Backbone that `model` names (see `locate`), from its configuration alone.
+    """Return the Backbone that `model` names (see `locate`), from its configuration alone.
 
     With `weights`, local weight files are hashed into the fingerprint (0.13 s for 90 MB); a hub
     model's is that of its commit, so that none is downloaded. Raises BackboneError.
@@ -154,7 +153,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     revision: str = "",
 ) -> PreTrainedModel:
-    """The pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
+    """Return the pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
 
     With `labels` it has a new classification head, whose matrices are drawn from
     N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
@@ -206,7 +205,7 @@ def load(
 
 
 def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase:
-    """The tokenizer beside the pretrained model's weights; it pads, if need be with its end token.
+    """Return the tokenizer beside the pretrained model's weights; it pads, if need be with its end token.
 
     Raises BackboneError where there is none.
     """
@@ -225,7 +224,7 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
 
 
 def family_of(model: nn.Module) -> Family:
-    """The row of a loaded model. Raises BackboneError where the table has none."""
+    """Return the row of a loaded model. Raises BackboneError where the table has none."""
     config = getattr(model, "config", None)
     return _family(str(getattr(config, "model_type", type(model).__name__)))
 
@@ -245,7 +244,7 @@ class ModelParameters:
 
 
 def parameters_of(model: PreTrainedModel) -> ModelParameters:
-    """The parameters of a model, whatever head it has, without what is attached to it."""
+    """Return the parameters of a model, whatever head it has, without what is attached to it."""
     from torch.nn import Linear
 
     prefix = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
@@ -289,7 +288,7 @@ def _is_model(found: Any) -> bool:
 
 
 def _empty(config: Any) -> PreTrainedModel:
-    """The classifier on the meta device. First values are not even drawn: they would take half of the time."""
+    """Return the classifier on the meta device. First values are not even drawn: they would take half of the time."""
     import torch
     from torch.nn import init
     from torch.overrides import TorchFunctionMode
@@ -331,7 +330,7 @@ def _config(folder: Path, model: str) -> Any:
 
 
 def _require_no_code(written: Mapping[str, Any], model: str) -> None:
-    """Raises BackboneError for a model that runs with code of its own only; transformers has that of our families."""
+    """Raise BackboneError for a model that runs with code of its own only; transformers has that of our families."""
     kind = written.get("model_type")
     if "auto_map" in written and kind not in FAMILIES:
         raise BackboneError(
@@ -344,7 +343,7 @@ def _require_no_code(written: Mapping[str, Any], model: str) -> None:
 
 
 def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
-    """Draws a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
+    """Draw a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
 
     The result called brings back the one before.
     """

@@ -30,7 +30,7 @@ from petl.forms.vocabulary import Block, Delta, Shapes
 
 
 def layout(family: Family, shapes: Shapes) -> Layout:
-    """The stacks and attentions that a model with these parameters has."""
+    """Return the stacks and attentions that a model with these parameters has."""
     there = {}
     for stack in family.stacks:
         pattern = re.compile(rf"{re.escape(stack.layers)}\.(\d+)\.")
@@ -43,14 +43,14 @@ def layout(family: Family, shapes: Shapes) -> Layout:
 
 
 def linears(family: Family, shapes: Shapes) -> tuple[Site, ...]:
-    """The linears that a model with these parameters has, in the order of LINEARS."""
+    """Return the linears that a model with these parameters has, in the order of LINEARS."""
     stack = family.stacks[0]
     rows = {**stack.ffn.linears, **next(iter(stack.attentions.values())).linears}
     return tuple(site for site in LINEARS if _find(rows[site], f"{stack.layers}.0", shapes))
 
 
 def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
-    """Every delta of `design` on a model whose base has parameters of these shapes.
+    """Return every delta of `design` on a model whose base has parameters of these shapes.
 
     Raises DesignError for layers that are not there, for a modification that would change nothing,
     and for one that means nothing on this family.
@@ -154,12 +154,12 @@ def _located(delta: Delta, row: LinearRow, family: Family, shapes: Shapes) -> De
 
 
 def _find(row: LinearRow, layer: str, shapes: Shapes) -> str:
-    """The path of the linear from its layer, "" where the model has none."""
+    """Return the path of the linear from its layer, "" where the model has none."""
     return next((path for path in row.paths if f"{layer}.{path}.weight" in shapes), "")
 
 
 def _width(row: LinearRow, layer: str, family: Family, shapes: Shapes) -> tuple[int, int]:
-    """(in, out) of the linear, or of its part."""
+    """Return (in, out) of the linear, or of its part."""
     shape = shapes[f"{layer}.{_find(row, layer, shapes)}.weight"]
     into, out = shape if family.transposed else reversed(shape)
     return into, out // row.parts

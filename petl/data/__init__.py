@@ -1,1 +1,7 @@
-"""A task as tokenised rows, and its batches."""
+"""A task as tokenised rows, and its batches.
+
+sources  where a task's rows are, and how they are read
+tokens   `TaskData`: the rows as tokens
+batches  the order of rows in an epoch
+cache    tokenised tables, made once for all processes of a machine
+"""

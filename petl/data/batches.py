@@ -13,7 +13,7 @@ _WINDOW: Final = 50  # batches whose rows are sorted by length together: like le
 def epoch_batches(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, batch_tokens: int = 0
 ) -> list[np.ndarray]:
-    """The batches of one epoch as row indices: a function of (seed, epoch) alone. Every row occurs once.
+    """Return the batches of one epoch as row indices: a function of (seed, epoch) alone. Every row occurs once.
 
     Rows are shuffled, sorted by length within windows of some batches, cut into batches of
     `batch_size`, and the batches shuffled again; the last batch cut may be smaller.
@@ -38,14 +38,14 @@ def epoch_batches(
 
 
 def batches_per_epoch(lengths: np.ndarray, batch_size: int, batch_tokens: int = 0) -> int:
-    """How many batches `epoch_batches` makes, whatever its seed and epoch."""
+    """Return how many batches `epoch_batches` makes, whatever its seed and epoch."""
     if batch_tokens:
         return len(_cuts(np.sort(lengths), batch_tokens)) + 1
     return max(1, -(-len(lengths) // batch_size))
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int, batch_tokens: int = 0) -> Iterator[np.ndarray]:
-    """All rows, longest first, for evaluation: little padding, and memory runs out at once or never.
+    """Return all rows, longest first, for evaluation: little padding, and memory runs out at once or never.
 
     With `batch_tokens`, a batch is also no larger than rows x longest allows, one row at least.
     """
@@ -59,7 +59,7 @@ def sorted_batches(lengths: np.ndarray, batch_size: int, batch_tokens: int = 0) 
 
 
 def _cuts(ascending: np.ndarray, batch_tokens: int) -> list[int]:
-    """Where sorted lengths are cut so that each part's rows x longest keeps within `batch_tokens`."""
+    """Return where sorted lengths are cut so that each part's rows x longest keeps within `batch_tokens`."""
     cuts: list[int] = []
     start, rows = 0, len(ascending)
     while True:

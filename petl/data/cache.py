@@ -39,19 +39,19 @@ class Tables:
 
 
 def cache_folder() -> Path:
-    """$PETL_CACHE, else petl-search in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Return $PETL_CACHE, else petl-search in $XDG_CACHE_HOME, else in ~/.cache."""
     if own := os.environ.get("PETL_CACHE"):
         return Path(own).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "petl-search"
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """The key of what is made from `parts`, JSON-ready."""
+    """Return the key of what is made from `parts`, JSON-ready."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def fetch(key: str, make: Callable[[], Tables], folder: Path | None = None) -> Tables:
-    """The tables of a key, memory-mapped: from the cache, or made and kept there for the next process.
+    """Return the tables of a key, memory-mapped: from the cache, or made and stored there for the next process.
 
     Others that ask for the same key meanwhile wait. A damaged entry is made anew. Where `folder`, by
     default `cache_folder()`, cannot be written, the tables are made each time, with one warning.
@@ -81,7 +81,7 @@ def _uncached(tables: Tables, root: Path, error: Exception) -> Tables:
 
 
 def _write(tables: Tables, root: Path, key: str) -> None:
-    """Called by the holder of the key's lock, so what others left of this key belongs to no one."""
+    """Write an entry; the caller holds the key's lock, so what others left of this key belongs to no one."""
     for rest in root.glob(f".{key}-*"):
         shutil.rmtree(rest, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
@@ -99,7 +99,7 @@ def _write(tables: Tables, root: Path, key: str) -> None:
 
 
 def _read(entry: Path) -> Tables | None:
-    """None where there is no entry, or one that is not as it was written."""
+    """Return an entry; None where there is none, or it is not as it was written."""
     from datasets import load_from_disk
 
     try:

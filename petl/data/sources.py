@@ -32,7 +32,7 @@ class Source(Protocol):
     """One split of a task, as it lies somewhere."""
 
     def read(self) -> pd.DataFrame:
-        """Its rows, unchanged. Raises TaskError where they cannot be read."""
+        """Return its rows, unchanged. Raises TaskError where they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class File:
     path: Path
 
     def read(self) -> pd.DataFrame:
-        """As `read_table` does."""
         return read_table(str(self.path))
 
     def content(self) -> str:
-        """A hash of the bytes, with the ending, which says how they are read."""
+        """Return a hash of the bytes, with the ending, which says how they are read."""
         return f"{_sha256(self.path)} {_format(self.path)}"
 
     def __str__(self) -> str:
@@ -60,7 +59,7 @@ class Folder:
     path: Path
 
     def read(self) -> pd.DataFrame:
-        """All columns; names instead of numbers where the data set has them."""
+        """Return all columns; names instead of numbers where the data set has them."""
         from datasets import load_from_disk
 
         try:
@@ -69,7 +68,6 @@ class Folder:
             raise TaskError(f"{self.path} cannot be read as a folder that datasets saved: {error}") from error
 
     def content(self) -> str:
-        """A hash of every file."""
         digest = hashlib.sha256()
         for file in sorted(file for file in self.path.iterdir() if file.is_file()):
             digest.update(f"{file.name} {_sha256(file)}\n".encode())
@@ -88,7 +86,7 @@ class HubSplit:
     split: str
 
     def read(self) -> pd.DataFrame:
-        """All columns, downloaded where the cache does not have them."""
+        """Return all columns, downloaded where the cache does not have them."""
         with _hub_faults(self.task):
             self.builder.download_and_prepare()
             return _frame(self.builder.as_dataset(split=self.split))
@@ -98,7 +96,7 @@ class HubSplit:
 
 
 def locate_data(task: Task) -> Task:
-    """The task with its place fixed, so that other processes, anywhere on this machine, read the same.
+    """Return the task with its place fixed, so that other processes, anywhere on this machine, read the same.
 
     Paths and `data_dir` become absolute, a folder under $PETL_DATA becomes the `data_dir`, and a data
     set on the hub gets its commit as `revision`. Raises TaskError where there is nothing to read.
@@ -118,7 +116,7 @@ def locate_data(task: Task) -> Task:
 
 
 def sources(task: Task) -> dict[str, Source]:
-    """Where each split of a located task is. Raises TaskError where the train split is not there."""
+    """Return where each split of a located task is. Raises TaskError where the train split is not there."""
     if task.paths:
         return _from_paths(task)
     if task.data_dir:
@@ -131,7 +129,7 @@ def sources(task: Task) -> dict[str, Source]:
 
 
 def content(task: Task) -> dict[str, str]:
-    """What a located task's rows are read from, told by the bytes or the hub's commit, never by times."""
+    """Return what a located task's rows are read from, by the bytes or the hub's commit, never by times."""
     if not (task.paths or task.data_dir):
         named = " ".join(task.splits.get(split, split) for split in SPLITS)
         return {"hub": f"{task.hub} {task.hub_config} {task.revision} {named}"}
@@ -139,7 +137,7 @@ def content(task: Task) -> dict[str, str]:
 
 
 def read_table(path: str) -> pd.DataFrame:
-    """A csv, tsv, json, jsonl or parquet file. Bytes that are not UTF-8 become U+FFFD.
+    """Read a csv, tsv, json, jsonl or parquet file. Bytes that are not UTF-8 become U+FFFD.
 
     Values of csv and tsv files are text, only empty ones are missing: "NA" and "None" are words, and
     a label "1" does not become 1.0 because another one is missing.
@@ -198,7 +196,7 @@ def _from_folder(task: Task, root: Path) -> dict[str, Source]:
 
 
 def _named(task: Task, there: Mapping[str, Source], where: str) -> dict[str, Source]:
-    """What the source calls its splits, by our names.
+    """Return what the source calls its splits, by our names.
 
     Where a row of `TASKS` gives the names, ours do as well, so that one's own files may have them.
     """
@@ -225,12 +223,12 @@ def _named(task: Task, there: Mapping[str, Source], where: str) -> dict[str, Sou
 
 
 def _saved(folder: Path) -> dict[str, Source]:
-    """The Datasets that lie in a folder, by name."""
+    """Return the Datasets that lie in a folder, by name."""
     return {child.name: Folder(child) for child in sorted(folder.iterdir()) if (child / _SAVED).is_file()}
 
 
 def _frame(rows: Dataset) -> pd.DataFrame:
-    """A Dataset's rows; class numbers as their names, and none where the number is -1 (hidden)."""
+    """Return a Dataset's rows; class numbers as their names, and none where the number is -1 (hidden)."""
     from datasets import ClassLabel
 
     frame: pd.DataFrame = rows.to_pandas()
@@ -242,7 +240,7 @@ def _frame(rows: Dataset) -> pd.DataFrame:
 
 
 def _builder(task: Task) -> Any:
-    """The builder of `datasets`; from its cache alone where the hub cannot be reached."""
+    """Return the builder of `datasets`; from its cache alone where the hub cannot be reached."""
     import datasets
 
     why = unreachable()
@@ -270,7 +268,7 @@ def _builder(task: Task) -> Any:
 
 @contextmanager
 def _hub_faults(task: Task) -> Iterator[None]:
-    """Whatever the hub's clients raise inside becomes one TaskError."""
+    """Raise one TaskError for whatever the hub's clients raise within the context."""
     try:
         yield
     except TaskError:

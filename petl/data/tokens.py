@@ -77,7 +77,7 @@ class Split:
 
     @cached_property
     def tokens(self) -> Dataset:
-        """What of `rows` is no text."""
+        """Return the columns of `rows` that are no text."""
         texts = {column for kind in KINDS.values() for column in (*kind.inputs, "target")}
         return self.rows.select_columns([column for column in self.rows.column_names if column not in texts])
 
@@ -103,7 +103,7 @@ class TaskData:
     first: int | None = None
 
     def batch(self, split: str, index: Iterable[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """What a model's forward takes, shape (rows, tokens), padded on the right, and its labels.
+        """Return what a model's forward takes, shape (rows, tokens), padded on the right, and its labels.
 
         Labels of a classification are indices, shape (rows,). An encoder-decoder's are the target's
         tokens, (rows, target tokens), from which the decoder's inputs are made. A decoder reads source
@@ -125,7 +125,7 @@ class TaskData:
         return inputs, _padded(labels, IGNORED)
 
     def prompts(self, split: str, index: Iterable[int]) -> dict[str, Tensor]:
-        """What `generate` continues or answers: a decoder's sources padded on the left, else `batch`'s inputs.
+        """Return what `generate` continues or answers: a decoder's sources padded on the left, else `batch`'s inputs.
 
         Raises ValueError where nothing is to be generated.
         """
@@ -138,18 +138,18 @@ class TaskData:
         return self._inputs({"input_ids": sources}, left=True)
 
     def sources(self, split: str) -> list[str]:
-        """The texts as they were read: the source, or the (first) text."""
+        """Return the texts as they were read: the source, or the (first) text."""
         return list(self.splits[split].rows[KINDS[self.task.kind].inputs[0]])
 
     def references(self, split: str) -> list[str]:
-        """The answers: targets as they were read, label names, or the texts of a language model."""
+        """Return the answers: targets as they were read, label names, or the texts of a language model."""
         part = self.splits[split]
         if self.labels:
             return [self.labels[index] for index in part.labels.tolist()]
         return list(part.rows["target" if KINDS[self.task.kind].generates else "text"])
 
     def facts(self) -> dict[str, Any]:
-        """What a model trained on this has to know to predict: JSON-ready; without labels where it generates."""
+        """Return what a model trained on this has to know to predict: JSON-ready; without labels where it generates."""
         return self.task.facts | ({"labels": list(self.labels)} if self.labels else {})
 
     def _inputs(self, rows: Mapping[str, list[list[int]]], left: bool = False) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class TaskData:
 def load_data(
     task: Task, tokenizer: PreTrainedTokenizerBase, *, decoder_only: bool = False, cache: str | Path | None = None
 ) -> TaskData:
-    """Reads and tokenises a task, once on a machine: `cache` is a folder, by default `cache_folder()`.
+    """Read and tokenise a task, once on a machine: `cache` is a folder, by default `cache_folder()`.
 
     A decoder reads the prompt, a new line where that does not end in white space, and the target. Of a
     source that is too long its end is cut off, never what the prompt has behind it. The tokenizer of
@@ -203,7 +203,7 @@ def load_data(
 def encode_sources(
     texts: Sequence[Any], task: Task, tokenizer: PreTrainedTokenizerBase, *, decoder_only: bool = False
 ) -> dict[str, Tensor]:
-    """Texts, or pairs of them, as inputs: what `TaskData` gives a classifier, or `generate`, of a split."""
+    """Return texts, or pairs of them, as inputs, such as `TaskData` gives a classifier, or `generate`, of a split."""
     kind = KINDS[task.kind]
     if kind.generates:
         made = _tokens(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
@@ -218,13 +218,13 @@ def encode_sources(
 
 
 def language_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    """`TaskData`'s `start` and `first` of a tokenizer, which is set to the task's languages."""
+    """Return `TaskData`'s `start` and `first` of a tokenizer, and set it to the task's languages."""
     _set_languages(task, tokenizer)
     return _language_tokens(tokenizer)
 
 
 def read_splits(task: Task) -> dict[str, pd.DataFrame]:
-    """The rows of each split under the names of the kind's columns: texts and label names, in file order.
+    """Return the rows of each split under the names of the kind's columns: texts and label names, in file order.
 
     A split that the source lacks is cut from the train split before that is bounded, so that changing
     `train_rows` leaves validation and test as they are; only then are repeated inputs dropped, which
@@ -256,14 +256,14 @@ def read_splits(task: Task) -> dict[str, pd.DataFrame]:
 
 
 def _drawn(rows: int, wanted: int | None, seed: int) -> np.ndarray:
-    """`wanted` of so many rows, ascending; all where None. A larger draw holds the smaller ones."""
+    """Draw `wanted` of so many rows, ascending; all where None. A larger draw holds the smaller ones."""
     if wanted is None or wanted >= rows:
         return np.arange(rows)
     return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
 
 
 def _clean(task: Task, split: str, frame: pd.DataFrame, where: str) -> pd.DataFrame | None:
-    """None for a test split whose labels are hidden."""
+    """Return the rows that can be used; None for a test split whose labels are hidden."""
     found = {name: _column(frame, name) for name in {*task.columns.values(), *task.minimum}}
     absent = sorted(name for name, column in found.items() if column is None)
     if absent:
@@ -285,7 +285,7 @@ def _clean(task: Task, split: str, frame: pd.DataFrame, where: str) -> pd.DataFr
 
 
 def _column(frame: pd.DataFrame, name: str) -> Any:
-    """A column by its name, a dotted path into nested ones, or the name in the one nested column that has it."""
+    """Return a column by its name, a dotted path into nested ones, or the name in the one nested column that has it."""
     if name in frame:
         return frame[name]
     outer, _, inner = name.partition(".")
@@ -296,13 +296,13 @@ def _column(frame: pd.DataFrame, name: str) -> Any:
 
 
 def _keys(column: pd.Series[Any]) -> Iterable[str]:
-    """Of a nested column's first value; none of a flat one."""
+    """Return the keys of a nested column's first value; none of a flat one."""
     where = column.first_valid_index()
     return column[where].keys() if where is not None and isinstance(column[where], Mapping) else ()
 
 
 def _named(task: Task, split: str, values: pd.Series[Any]) -> pd.Series[Any]:
-    """Label names; missing where a label is hidden. Raises TaskError for a label that is not among the task's."""
+    """Return label names; missing where a label is hidden. Raises TaskError for one that is not among the task's."""
     texts = values.map(_text, na_action="ignore").astype(object)
     if task.labels is None:
         return texts
@@ -319,7 +319,7 @@ def _named(task: Task, split: str, values: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _text(value: Any) -> str:
-    """Integers that a missing neighbour made floats are integers again."""
+    """Return the column as text; integers that a missing neighbour made floats are integers again."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -365,7 +365,7 @@ def _table(frame: pd.DataFrame, tokens: Callable[[Texts], Mapping[str, Any]]) ->
 def _tokens(
     task: Task, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, decoder_only: bool
 ) -> Callable[[Texts], dict[str, Any]]:
-    """What is made of texts: the tokenizer's columns, the answer's, and `length` and `terms` of each row."""
+    """Return what becomes of texts: the tokenizer's columns, the answer's, and `length` and `terms` of each row."""
     cut = {"truncation": True, "verbose": False}
     numbers = {label: number for number, label in enumerate(labels)}
     before, _, behind = task.prompt.partition("{source}")
@@ -419,7 +419,7 @@ def _tokens(
 
 
 def _of_decoder(tokens: list[list[int]], given: list[int]) -> dict[str, Any]:
-    """`given` tokens of each row are not predicted, the first one never."""
+    """Return the columns of a decoder; `given` tokens of each row are not predicted, the first one never."""
     given = [max(1, number) for number in given]
     length = _lengths(tokens)
     terms = [whole - first for whole, first in zip(length, given, strict=True)]
@@ -444,7 +444,7 @@ def _sample(validation: Split, task: Task) -> Split:
 
 
 def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises TaskError for a language that a tokenizer with language codes has none for."""
+    """Set the languages. Raises TaskError for one that a tokenizer with language codes has none for."""
     if task.languages is None or not hasattr(tokenizer, "src_lang"):
         return
     vocabulary = tokenizer.get_vocab()
@@ -459,7 +459,7 @@ def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    """(start, first): the code stands at the end of a target in mBART, whose decoder wraps it to the front."""
+    """Return (start, first). In mBART the code ends a target, whose decoder wraps it to the front."""
     if not hasattr(tokenizer, "src_lang"):
         return None, None
     tokens = tokenizer(text_target="")["input_ids"]
@@ -467,7 +467,7 @@ def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, in
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides what tokens a text becomes."""
+    """Return a hash of all that decides what tokens a text becomes."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "model_input_names", "truncation_side", "padding_side")
     for name in (*names, "src_lang", "tgt_lang"):
@@ -504,7 +504,7 @@ def _inputs(
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
-    """Shape (rows, tokens of the longest)."""
+    """Return a tensor of shape (rows, tokens of the longest)."""
     padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for line, row in zip(padded, rows, strict=True):
         line[len(line) - len(row) if left else 0 :][: len(row)] = row

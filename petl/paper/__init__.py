@@ -1,1 +1,6 @@
-"""The paper's own percentages and results."""
+"""What He et al. (ICLR 2022) print.
+
+results.json  scores, percentages of parameters, conclusions
+results       the same as values
+percentages   the percentages recomputed; `python -m petl.paper` prints them
+"""

@@ -36,7 +36,7 @@ _FILE: Final = "baseline.safetensors"
 
 
 def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> dict[str, Tensor]:
-    """`weight` (classes, width) and `bias` (classes,) of a baseline, from the train split; nothing of `untuned`.
+    """Return `weight` (classes, width) and `bias` (classes,) of a baseline, from the train split; nothing of `untuned`.
 
     The probe is a logistic regression; the strength of its regularisation is the one that scores
     best on the validation split.
@@ -71,7 +71,7 @@ def evaluate(
     generates: bool = True,
     progress: Progress = silent,
 ) -> Evaluation:
-    """What `fit` returned on a split, as `evaluation.evaluate` has it of a model."""
+    """Evaluate what `fit` returned on a split, as `evaluation.evaluate` does a model."""
     if not baseline:
         return evaluate_model(model, data, split, precision, generates=generates, progress=progress)
     weight, bias = (baseline[name].numpy() for name in ("weight", "bias"))
@@ -83,12 +83,12 @@ def evaluate(
 
 
 def save(baseline: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes what `fit` returned; `load` reads it."""
+    """Write what `fit` returned; `load` reads it."""
     save_file(dict(baseline), folder / _FILE)
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """The inverse of `save`."""
+    """Read what `save` writes."""
     return load_file(folder / _FILE)
 
 

@@ -40,22 +40,22 @@ Before = list[tuple[dict[Any, Any], set[Any]]]  # tables that DeepSpeed adds to,
 
 
 def device() -> torch.device:
-    """The GPU that this process was given, its current one, else the CPU."""
+    """Return the GPU that this process was given, its current one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def place(model: nn.Module, *, training: bool) -> None:
-    """Moves the model to this process's device, and into training or evaluation mode."""
+    """Move the model to this process's device, and into training or evaluation mode."""
     model.to(device()).train(training)
 
 
 def autocast(precision: str) -> torch.autocast:
-    """The context in which forward passes compute in `precision`, "fp32" or "bf16"; weights stay float32."""
+    """Return the context in which forward passes compute in `precision`, "fp32" or "bf16"; weights stay float32."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def prepare_process() -> None:
-    """Settings that libraries read when they are imported: call it before transformers is.
+    """Set what libraries read when they are imported: call it before transformers is.
 
     No chatter, no threads of the tokenizer's own, no telemetry.
     """
@@ -73,14 +73,14 @@ def prepare_process() -> None:
 
 @cache
 def _own_store() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the file over which a process joins itself; it goes with the process."""
+    """Return a folder for the file over which a process joins itself; it is removed with the process."""
     return tempfile.TemporaryDirectory(prefix="petl-store-")
 
 
 def join_process_group(
     rank: int = 0, world_size: int = 1, init_method: str = "", local_rank: int = 0, host: str = "127.0.0.1"
 ) -> None:
-    """Makes this process number `rank` of `world_size`, which then train together; a second call does nothing.
+    """Make this process number `rank` of `world_size`, which then train together; a second call does nothing.
 
     `init_method` is where they meet, as torch writes it: `tcp://host:port`, or `file://` and a path
     that all see and that does not exist yet. A process on its own needs none: it has a file of its
@@ -132,23 +132,23 @@ def open_meeting_place(host: str) -> tuple[str, object]:
 
 
 def _interface(address: str) -> str:
-    """The network interface that has an address; "" where none has."""
+    """Return the network interface that has an address; "" where none has."""
     found = psutil.net_if_addrs().items()
     return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
 
 
 def rank() -> int:
-    """This process's number in its group; 0 without one."""
+    """Return this process's number in its group; 0 without one."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes that train together; 1 without a group."""
+    """Return the number of processes that train together; 1 without a group."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def share(rows: np.ndarray) -> np.ndarray:
-    """This rank's rows of a batch to evaluate; none where there are fewer rows than ranks.
+    """Return this rank's rows of a batch to evaluate; none where there are fewer rows than ranks.
 
     Every world-th one, since batches are sorted by length: all ranks get like lengths.
     """
@@ -156,7 +156,7 @@ def share(rows: np.ndarray) -> np.ndarray:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of all ranks' tensors, on each of them. Collective; the tensor itself in a group of one."""
+    """Return the sum of all ranks' tensors, on each of them. Collective; the tensor itself in a group of one."""
     if world_size() == 1:
         return tensor
     total = tensor.to(device(), copy=True)
@@ -180,7 +180,7 @@ class Engine:
 
     @contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """The parameters are whole inside, to be read only, on every rank.
+        """Make the parameters whole within the context, to be read only, on every rank.
 
         DeepSpeed's hooks are off: a module of these parameters may be called by one rank alone.
         """
@@ -197,7 +197,7 @@ class Engine:
                     table.update(hooks)
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """AdamW's state of a trained parameter: `step` and, in the parameter's shape, MOMENTS.
+        """Return AdamW's state of a trained parameter: `step` and, in the parameter's shape, MOMENTS.
 
         At every stage and world size the same, but that stage 0 has none before the first step.
         """
@@ -209,7 +209,7 @@ class Engine:
         return {"step": step} | {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
 
     def load(self, values: Mapping[nn.Parameter, Tensor], moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Sets trained parameters, and what `moments` gave of each (nothing: the optimizer has made no step)."""
+        """Set trained parameters, and what `moments` gave of each (nothing: the optimizer has made no step)."""
         from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters(list(values), modifier_rank=0), torch.no_grad():
@@ -224,11 +224,11 @@ class Engine:
 
     @property
     def skipped(self) -> bool:
-        """Whether a step was left out because its gradients were no numbers: ZeRO 1 to 3 do, stage 0 does not."""
+        """Return whether a step was left out because its gradients were no numbers, as at ZeRO stages 1 to 3."""
         return bool(self.deepspeed.skipped_steps)
 
     def seek(self, micro_batch: int, step: int) -> None:
-        """Sets counters and learning rates to those after so many micro-batches of this rank, and steps."""
+        """Set counters and learning rates to those after so many micro-batches of this rank, and steps."""
         self.deepspeed.micro_steps, self.deepspeed.global_steps = micro_batch, step
         scheduler = self.deepspeed.lr_scheduler
         scheduler.last_epoch = step
@@ -238,7 +238,7 @@ class Engine:
             group["lr"] = base * factor(step)
 
     def close(self) -> None:
-        """Gives the model back as it was, whole, also after an error in a pass.
+        """Give the model back as it was, whole, also after an error in a pass.
 
         DeepSpeed's own `destroy` leaves hooks, which hold the engine, and attributes on modules and
         parameters, by which the next engine would take them for its own.
@@ -279,7 +279,7 @@ def open_engine(
     offload: Collection[str] = (),
     persistent: int = 100_000,
 ) -> Engine:
-    """DeepSpeed around what trains in `model`: AdamW, clipping, accumulation, a schedule over `steps`.
+    """Return DeepSpeed around what trains in `model`: AdamW, clipping, accumulation, a schedule over `steps`.
 
     Matrices decay; vectors (biases, norms, scales) do not. `zero` is the ZeRO stage: what is
     partitioned among the ranks, 0 nothing, 1 moments, 2 gradients too, 3 parameters too, frozen ones
@@ -333,14 +333,14 @@ def open_engine(
 
 
 def _flat(engine: DeepSpeedEngine) -> list[Tensor]:
-    """This rank's part of the float32 copy of what trains, as ZeRO 1 to 3 give it to AdamW, by group."""
+    """Return this rank's part of the float32 copy of what trains, as ZeRO 1 to 3 give it to AdamW, by group."""
     stage_3 = engine.zero_optimization_stage() == 3
     optimizer = engine.optimizer
     return list(optimizer.fp32_partitioned_groups_flat if stage_3 else optimizer.single_partition_of_fp32_groups)
 
 
 def _begin_moments(engine: DeepSpeedEngine, optimizer: Optimizer) -> None:
-    """AdamW's state before its first step, which it would make in that step.
+    """Make AdamW's state before its first step, as AdamW would in that step.
 
     DeepSpeed 0.19 tells parameters where their moments lie after the first group's first step, when
     the second group has none yet, and never again.
@@ -362,7 +362,7 @@ def _drop_added(before: Before) -> None:
 
 
 def _unpartition(engine: DeepSpeedEngine) -> None:
-    """Makes the parameters whole again, on every rank, and undoes what ZeRO-3 did to the whole process."""
+    """Make the parameters whole again, on every rank, and undoes what ZeRO-3 did to the whole process."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 
@@ -376,7 +376,7 @@ def _unpartition(engine: DeepSpeedEngine) -> None:
 
 
 def _placed(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A copy of AdamW's state where it keeps it: its step counter is on the CPU."""
+    """Return a copy of AdamW's state where it keeps it: its step counter is on the CPU."""
     return {name: value.to("cpu" if name == "step" else device, copy=True) for name, value in state.items()}
 
 
@@ -385,7 +385,7 @@ def _whole(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 
 def _part(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's part of a value of a ZeRO-3 parameter; the last rank's is padded."""
+    """Return this rank's part of a value of a ZeRO-3 parameter; the last rank's is padded."""
     size = vars(parameter)["ds_tensor"].numel()
     return pad(value.flatten(), (0, world_size() * size - value.numel())).narrow(0, rank() * size, size)
 

@@ -52,7 +52,7 @@ class Evaluation:
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The Progress that tells nobody."""
+    """Report nothing."""
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     generates: bool = True,
     progress: Progress = silent,
 ) -> Evaluation:
-    """All scores of the task on a split; without `generates` only those that need no generated text.
+    """Return all scores of the task on a split; without `generates` only those that need no generated text.
 
     Leaves the model in evaluation mode. Collective in a process group: every rank computes its share, and all
     get the whole. Raises DivergedError where predictions or loss are not finite.
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:
-    """A classifier's logits (rows, classes), float32, in the split's own order. Collective, as `evaluate` is."""
+    """Return a classifier's logits (rows, classes), float32, in the split's own order. Collective, as `evaluate` is."""
     place(model, training=False)
     part = data.splits[split]
     logits = np.zeros((len(part), len(data.labels)), np.float32)
@@ -104,7 +104,7 @@ def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str =
 def mean_loss(
     model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32", progress: Progress = silent
 ) -> float:
-    """The mean cross-entropy of a split's labels or target tokens, in nats. Collective, as `evaluate` is."""
+    """Return the mean cross-entropy of a split's labels or target tokens, in nats. Collective, as `evaluate` is."""
     place(model, training=False)
     part = data.splits[split]
     total, done = torch.zeros((), dtype=torch.float64), 0
@@ -129,7 +129,7 @@ def summed_loss(
     labels: Tensor,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """The cross-entropy of a batch, summed over its labels or target tokens.
+    """Return the cross-entropy of a batch, summed over its labels or target tokens.
 
     `call` is what is called, the `model` or an engine around it; labels of encoder-decoders, (rows, tokens),
     are shifted right for the decoder as the model itself does.
@@ -151,7 +151,7 @@ def summed_loss(
 def generate_split(
     model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32", progress: Progress = silent
 ) -> list[str]:
-    """The text generated for each row of a split, in its order, as the task decodes. Collective, as `evaluate` is."""
+    """Return the text generated for each row of a split, in its order, as the task decodes. Collective."""
     place(model, training=False)
     part = data.splits[split]
     texts: dict[int, str] = {}
@@ -174,7 +174,7 @@ def generate_split(
 
 
 def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
-    """Median milliseconds for one row of median length: one pass, or generating 16 tokens greedily."""
+    """Return the median milliseconds for one row of median length: one pass, or generating 16 tokens greedily."""
     generates = KINDS[data.task.kind].generates
     lengths = data.splits["sample"].lengths
     row = [int(np.argsort(lengths, kind="stable")[len(lengths) // 2])]

@@ -26,7 +26,7 @@ _ROMANIAN: Final = str.maketrans("ŞşŢţȘșȚțĂăÂâÎî", "SsTtSsTtAaAaIi
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """accuracy, macro f1, matthews and loss (mean cross-entropy, nats) of logits (rows, classes)."""
+    """Return accuracy, macro f1, matthews and loss (mean cross-entropy, nats) of logits (rows, classes)."""
     predicted = logits.argmax(1)
     classes = range(logits.shape[1])
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
@@ -40,7 +40,7 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def text(predictions: Sequence[str], references: Sequence[str], names: Collection[str] = GENERATED) -> dict[str, float]:
-    """The named scores of generated text against one reference a row.
+    """Return the named scores of generated text against one reference a row.
 
     ROUGE is the mean F-measure of the rows, a share in [0, 1], on Porter stems; rougeLsum takes each line
     for a sentence. BLEU is of the whole corpus, 0 to 100: `sacrebleu` is sacreBLEU's default, of the text
@@ -64,7 +64,7 @@ def text(predictions: Sequence[str], references: Sequence[str], names: Collectio
 
 
 def signatures(names: Iterable[str] = GENERATED) -> dict[str, str]:
-    """How `text` computes each named score, with the versions of what computes it; needs no data."""
+    """Return how `text` computes each named score, with the versions of what computes it; needs no data."""
     names = _check(names)
     rouge = f"stemmer:porter|score:f1|rows:mean|version:{version('rouge_score')}"
     steps = "text:plain-punctuation,moses-normalised-ro,printing,no-diacritics,moses-tokenised-ro,unescaped"
@@ -78,7 +78,7 @@ def signatures(names: Iterable[str] = GENERATED) -> dict[str, str]:
 
 
 def paper_tokens(lines: Iterable[str]) -> list[str]:
-    """Romanian as He et al. (2022) score it: Moses tokens, separated by spaces, without diacritics.
+    """Return Romanian as He et al. (2022) score it: Moses tokens, separated by spaces, without diacritics.
 
     The steps are those of exps/romanian_postprocess.sh in their repository: Unicode punctuation replaced,
     Moses' punctuation normalisation, a space for each non-printing character, no diacritics, Moses'

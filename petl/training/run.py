@@ -87,12 +87,12 @@ class Position:
     validations: list[Validation] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
+        """Return JSON-ready values, which `from_dict` reads."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Position:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` writes."""
         return cls(
             **{
                 **data,
@@ -155,21 +155,21 @@ class TrainingRun:
 
     @property
     def epoch(self) -> float:
-        """Epochs trained so far; exactly `training.epochs` at the end."""
+        """Return the epochs trained so far; exactly `training.epochs` at the end."""
         if self.position.step == self.steps:
             return self.configuration.training.epochs
         return self.position.micro_batch / self.batches_per_epoch
 
     @property
     def finished(self) -> bool:
-        """Whether it has validated at the end of its epochs, or its patience has ended."""
+        """Return whether it has validated at the end of its epochs, or its patience has ended."""
         validations, training = self.position.validations, self.configuration.training
         # Two milestones may round to one step, of which the second says nothing new.
         waited = len({validation.step for validation in validations[self.position.best :]}) - 1
         return bool(validations) and (validations[-1].epoch >= training.epochs or 0 < training.patience <= waited)
 
     def advance(self, until: float) -> Validation:
-        """Trains to `until` epochs and validates there. `until` beyond the budget means its end.
+        """Train to `until` epochs and validates there. `until` beyond the budget means its end.
 
         Keeps the weights where they are the best so far and the training asks for the best.
         """
@@ -191,21 +191,21 @@ class TrainingRun:
         return validation
 
     def finish(self) -> None:
-        """Ends the run with what the training keeps: its last weights, or those of its best validation."""
+        """End the run with what the training keeps: its last weights, or those of its best validation."""
         if self._kept:
             parameters = dict(self.attachment.named_parameters())
             self._engine.load({parameters[name]: value for name, value in self._kept.items()}, {})
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """The attachment's tensors, head included, are whole inside, to be read, at every ZeRO stage."""
+        """Make the attachment's tensors, head included, whole within the context, to be read, at every ZeRO stage."""
         head = [self.model.get_parameter(name) for name in self.attachment.head_state_dict()]
         trained = [parameter for _, parameter in self.attachment.named_parameters()]
         with self._engine.gathered([*trained, *head]):
             yield
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, the same on every rank, and JSON that `restore` continues from."""
+        """Return tensors, the same on every rank, and JSON; `restore` continues from both."""
         tensors = {}
         with self.gathered():
             for name, parameter in self.attachment.named_parameters():
@@ -216,7 +216,7 @@ class TrainingRun:
         return {name: value.cpu().contiguous() for name, value in tensors.items()}, self.position.to_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Continues where another run's `state()` was taken. Raises ValueError if it is of another design."""
+        """Continue where another run's `state()` was taken. Raises ValueError if it is of another design."""
         parameters = dict(self.attachment.named_parameters())
         kept = {name.removeprefix("model.") for name in tensors if name.startswith("model.")}
         if kept != set(parameters):
@@ -237,18 +237,18 @@ class TrainingRun:
         self._engine.seek(self.position.micro_batch // world_size(), self.position.step)
 
     def save(self, folder: Path | None) -> None:
-        """Writes `state()` as safetensors and JSON. Collective: ranks without a folder only take part."""
+        """Write `state()` as safetensors and JSON. Collective: ranks without a folder only take part."""
         tensors, position = self.state()
         if folder:
             save_file(tensors, folder / _TENSORS)
             (folder / _POSITION).write_text(json.dumps(position))
 
     def load(self, folder: Path) -> None:
-        """Continues from what `save` wrote."""
+        """Continue from what `save` wrote."""
         self.restore(load_file(folder / _TENSORS), json.loads((folder / _POSITION).read_text()))
 
     def measurements(self, counts: Counts) -> Measurements:
-        """What the run has come to: the scores of the validation that it keeps, the counts, and the pace.
+        """Return the outcome of the run: the scores of the validation that it keeps, the counts, and the pace.
 
         `epochs` are the full ones where patience ended it before.
         """
@@ -267,14 +267,14 @@ class TrainingRun:
         )
 
     def close(self) -> None:
-        """Detaches the design: the model's outputs are bit-equal to before."""
+        """Detach the design: the model's outputs are bit-equal to before."""
         self._engine.close()
         self.attachment.detach()
         self._restore_head()
         self._restore_dropout()
 
     def _keep(self, validation: Validation) -> None:
-        """Keeps the weights of the newest validation, if it is the best by the score that the training names."""
+        """Keep the weights of the newest validation, if it is the best by the score that the training names."""
         name = self.configuration.training.keep
         if name == LAST:
             return
@@ -364,7 +364,7 @@ def fastest_precision(model: PreTrainedModel) -> str:
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> Callable[[], None]:
-    """Sets every dropout of the backbone to `rate`; the result called brings back the rates it had.
+    """Set every dropout of the backbone to `rate`; the result called brings back the rates it had.
 
     A rate is the `p` of a Dropout module, or a number that a module keeps for nn.functional.dropout
     and attention functions (BART's `activation_dropout`, llama's `attention_dropout`).
@@ -386,13 +386,13 @@ def set_dropout(model: nn.Module, rate: float | None) -> Callable[[], None]:
 
 
 def _mix(*numbers: int) -> int:
-    """A well-spread 63-bit seed from small numbers; trailing zeros change nothing."""
+    """Return a well-spread 63-bit seed from small numbers; trailing zeros change nothing."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
 def _peak_memory() -> Iterator[Callable[[], float]]:
-    """Gives a function that tells, at any later time, the highest memory in MB since entering."""
+    """Yield a function that returns, at any later time, the highest memory in MB since entering."""
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         yield lambda: torch.cuda.max_memory_allocated() / 1e6

@@ -22,7 +22,7 @@ from pydantic import (
 
 from petl import presets
 from petl.backbones.locate import is_hub_id
-from petl.configuration import check_offload
+from petl.configuration import EPOCHS, check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED
 from search.optimizer.rungs import Rule, rule
@@ -158,7 +158,7 @@ class BudgetConfig(_Section):
     @classmethod
     def _default(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("epochs") is None and data.get("steps") is None:
-            return {**data, "epochs": 3.0}
+            return {**data, "epochs": EPOCHS}
         return data
 
     @model_validator(mode="after")

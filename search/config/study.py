@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from petl import presets, tasks
-from petl.configuration import LAST, TRAINING_FIELDS, Configuration, Training
+from petl.configuration import EPOCHS, LAST, TRAINING_FIELDS, Configuration, Training
 from petl.design import DesignError
 from petl.errors import faults
 from petl.paper.results import TABLES, results
@@ -96,7 +96,7 @@ class StudyConfig(_Section):
     space: dict[str, Any] = {}
     objectives: ObjectivesConfig = ObjectivesConfig()
     constraints: dict[str, PositiveFloat] = {}
-    budget: BudgetConfig = BudgetConfig(epochs=3.0)
+    budget: BudgetConfig = BudgetConfig(epochs=EPOCHS)
     references: dict[str, dict[str, Any]] = {}
     enqueue: tuple[str, ...] = ()
     warm_start: tuple[str, ...] = ()
