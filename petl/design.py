@@ -62,7 +62,7 @@ SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field chan
 
 
 class StackShape(NamedTuple):
-    """One stack of a model, as far as a design can tell: its number of layers, and the attentions of each."""
+    """What a design knows of one stack of a model: its number of layers, and the attentions of each."""
 
     depth: int
     attentions: tuple[str, ...]
@@ -190,33 +190,33 @@ class Modification(Settings):
         """
         deepest = max((stack.depth for name, stack in layout.items() if self.stacks in ("all", name)), default=0)
         if deepest and self._layers_wanted() > deepest:
-            there = f"the stack has {deepest} layers, 0 to {deepest - 1}"
-            raise DesignError(f"{there}; received layers {self.layers!r}")
+            raise DesignError(f"the stack has {deepest} layers, 0 to {deepest - 1}; received layers {self.layers!r}")
         return self._places(layout, self.stacks, self.attentions, self.layers)
 
     def _places(self, layout: Layout, stacks: str, attentions: str, layers: str) -> tuple[tuple[str, int, str], ...]:
-        found: list[tuple[str, int, str]] = []
+        places: list[tuple[str, int, str]] = []
         for name, stack in layout.items():
             if stacks in ("all", name):
-                there = ("",) if self.site in FEED_FORWARD else stack.attentions
-                kinds = [kind for kind in there if attentions in ("all", kind)]
-                found += [(name, layer, kind) for layer in _numbers(layers, stack.depth) for kind in kinds]
-        return tuple(found)
+                sub_layers = ("",) if self.site in FEED_FORWARD else stack.attentions
+                kinds = [kind for kind in sub_layers if attentions in ("all", kind)]
+                places += [(name, layer, kind) for layer in _numbers(layers, stack.depth) for kind in kinds]
+        return tuple(places)
 
     def canonical(self, layout: Layout) -> Modification:
         """Return the same change with `stacks`, `attentions` and `layers` in their one spelling for that layout."""
         if "layers" not in self.rule.options:
             return self
-        here = self.covers(layout)
-        chosen = sorted({layer for _, layer, _ in here})
+        places = self.covers(layout)
+        numbers = sorted({layer for _, layer, _ in places})
         spellings = product(
             ("all", *layout),
             ("all", "self", "cross") if self.site not in FEED_FORWARD else ("all",),
-            ("all", f"top {len(chosen)}", ",".join(map(str, chosen))) if here else (self.layers,),
+            ("all", f"top {len(numbers)}", ",".join(map(str, numbers))) if places else (self.layers,),
         )
-        own = (self.stacks, self.attentions, self.layers)
-        stacks, attentions, layers = next((each for each in spellings if self._places(layout, *each) == here), own)
-        if (stacks, attentions, layers) == own:
+        spelling = (self.stacks, self.attentions, self.layers)
+        equal = (candidate for candidate in spellings if self._places(layout, *candidate) == places)
+        stacks, attentions, layers = next(equal, spelling)
+        if (stacks, attentions, layers) == spelling:
             return self
         return replace(self, stacks=stacks, attentions=attentions, layers=layers)
 

@@ -62,17 +62,17 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     """
     peft, target = _library(), TargetModel(attachment.model)
     method = _method(attachment.design, target)
-    stored, where = attachment.state_dict(), Path(folder)
+    stored, path = attachment.state_dict(), Path(folder)
     options, tensors = method.write(target, attachment.deltas, stored)
     if any(m.form is Form.BIAS for m in attachment.design.modifications):
         options["bias"] = "all"
-    own = {
+    head_and_biases = {
         **attachment.head_state_dict(),
         **{_full(name, target): stored[name] for name in attachment.owned_parameters()},
     }
     for module in target.head:  # whole, what the head shares with the base included
         frozen = target.model.get_submodule(module).state_dict()
-        own = {**{f"{module}.{name}": tensor for name, tensor in frozen.items()}, **own}
+        head_and_biases = {**{f"{module}.{name}": tensor for name, tensor in frozen.items()}, **head_and_biases}
     config = getattr(peft, method.config)(
         task_type=target.task or None,
         base_model_name_or_path=base_model or target.model.name_or_path,
@@ -81,12 +81,12 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
         **options,
     )
     wrapped = set(options.get("target_modules", ()))
-    tensors |= {_wrapped(name, wrapped): tensor for name, tensor in own.items()}
+    tensors |= {_wrapped(name, wrapped): tensor for name, tensor in head_and_biases.items()}
     named = {name if name == PROMPT else method.prefix + name: tensor for name, tensor in tensors.items()}
-    where.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(where)
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, where / TENSORS)
-    return where
+    path.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(path)
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, path / TENSORS)
+    return path
 
 
 def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
@@ -96,35 +96,37 @@ def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
     for files that are missing or damaged or do not fit the model, DesignError for what no design is;
     the model is then as it was.
     """
-    where, target = Path(folder), TargetModel(model)
-    config = storage.read_json(where / CONFIG)
-    if not (where / TENSORS).exists() and (where / _PICKLED).exists():
-        raise StorageError(f"{where} has {_PICKLED}, which would be unpickled; only {TENSORS} is read")
-    named = storage.read_tensors(where / TENSORS)
+    path, target = Path(folder), TargetModel(model)
+    config = storage.read_json(path / CONFIG)
+    if not (path / TENSORS).exists() and (path / _PICKLED).exists():
+        raise StorageError(f"{path} has {_PICKLED}, which would be unpickled; only {TENSORS} is read")
+    named = storage.read_tensors(path / TENSORS)
     if not isinstance(config, dict):
-        raise StorageError(f"{where / CONFIG} is no configuration of PEFT")
+        raise StorageError(f"{path / CONFIG} is no configuration of PEFT")
     method = METHODS.get(str(config.get("peft_type")))
     if method is None:
         raise DesignError(f"a design can be one of PEFT's {', '.join(METHODS)}; received {config.get('peft_type')}")
-    strange = [f"{name}={value!r}" for name, value in config.items() if not _understood(method, name, value)]
-    if strange:
-        raise DesignError(f"a design has nothing like PEFT's {', '.join(strange)}")
+    unknown = [f"{name}={value!r}" for name, value in config.items() if not _understood(method, name, value)]
+    if unknown:
+        raise DesignError(f"a design has nothing like PEFT's {', '.join(unknown)}")
     tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, method))}
     changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT in tensors else {}
     if not changes:
-        raise StorageError(f"{where / TENSORS} holds no tensors of {config['peft_type']}")
+        raise StorageError(f"{path / TENSORS} holds no tensors of {config['peft_type']}")
     head = parameters_of(model).head
     design = replace(united(target, changes), head=not head or not head.keys().isdisjoint(tensors))
     if config.get("bias") == "all":
         design |= Design((_BIASES,), head=design.head)
     _method(design, target)  # raises where PEFT's forward pass is none of ours
-    state = {f"{place}.{m.form}.{leaf}": tensor for place, (m, own) in changes.items() for leaf, tensor in own.items()}
+    state = {
+        f"{place}.{m.form}.{leaf}": tensor for place, (m, leaves) in changes.items() for leaf, tensor in leaves.items()
+    }
     attachment = attach(model, design)
     try:
         _fill(attachment, state, tensors, target)
     except StateError as error:
         attachment.detach()
-        raise StorageError(f"the adapter in {where} was made for another model: {error}") from error
+        raise StorageError(f"the adapter in {path} was made for another model: {error}") from error
     except BaseException:
         attachment.detach()
         raise
@@ -140,10 +142,10 @@ def convert(folder: str | Path, destination: str | Path, *, backbone: str = "") 
     named = backbone or str(storage.read_json(Path(folder) / storage.MODEL)["backbone"]["model"])
     # PEFT knows the hub and folders.
     base_model = locate(named) if named.startswith("package:") else named
-    where = to_peft(attachment, destination, base_model=base_model)
+    path = to_peft(attachment, destination, base_model=base_model)
     if (tokenizer := Path(folder) / storage.TOKENIZER).is_dir():
-        shutil.copytree(tokenizer, where / storage.TOKENIZER, dirs_exist_ok=True)
-    return where
+        shutil.copytree(tokenizer, path / storage.TOKENIZER, dirs_exist_ok=True)
+    return path
 
 
 def _library() -> Any:
@@ -165,8 +167,8 @@ def _method(design: Design, target: TargetModel) -> Layout:
     if len(methods) > 1:
         faults.append(f"one PEFT adapter is of one method; received parts of {', '.join(methods)}")
     for name in methods:
-        own = [m for m in design.modifications if m.rule.peft == name]
-        faults += dict.fromkeys(METHODS[name].faults(own, target))
+        modifications = [m for m in design.modifications if m.rule.peft == name]
+        faults += dict.fromkeys(METHODS[name].faults(modifications, target))
     if faults:
         raise DesignError(f"PEFT cannot express {design.describe()} on this model: {'; '.join(faults)}")
     return METHODS[methods[0]]
@@ -203,20 +205,20 @@ def _fill(attachment: Attachment, state: Tensors, tensors: Tensors, target: Targ
 
     Raises StateError for those that do not fit, DesignError for one of the frozen model's with another value.
     """
-    there = dict(attachment.model.named_parameters(remove_duplicate=False))
+    parameters = dict(attachment.model.named_parameters(remove_duplicate=False))
 
-    def given(path: str) -> Tensor:
+    def take(path: str) -> Tensor:
         """Return the file's value, under any name of a tied parameter; else the model's."""
-        tied = [name for name in list(tensors) if there.get(name) is there[path]]
+        tied = [name for name in list(tensors) if parameters.get(name) is parameters[path]]
         values = [tensors.pop(name) for name in tied]
-        return values[0] if values else there[path].detach()
+        return values[0] if values else parameters[path].detach()
 
-    owned = {name: given(_full(name, target)) for name in attachment.owned_parameters()}
-    heads = {name: given(name) for name in attachment.head_state_dict()}
+    owned = {name: take(_full(name, target)) for name in attachment.owned_parameters()}
+    heads = {name: take(name) for name in attachment.head_state_dict()}
     frozen = attachment.model.state_dict()
-    strange = [name for name, tensor in tensors.items() if not _same(tensor, frozen.get(name))]
-    if strange:
-        raise DesignError(f"a design of this method does not change {', '.join(sorted(strange)[:5])}")
+    unknown = [name for name, tensor in tensors.items() if not _same(tensor, frozen.get(name))]
+    if unknown:
+        raise DesignError(f"a design of this method does not change {', '.join(sorted(unknown)[:5])}")
     attachment.load_state_dict(state | owned, heads)
 
 

@@ -58,17 +58,17 @@ def save(
 
     `task` is JSON-ready; without `labels` in it, the model keeps the head that its checkpoint has.
     """
-    where = Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    save_file(_on_disk(attachment.state_dict()), where / ADAPTER)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(_on_disk(attachment.state_dict()), path / ADAPTER)
     if head := attachment.head_state_dict():
-        save_file(_on_disk(head), where / HEAD)
-    _write(where / DESIGN, attachment.design.to_dict())
+        save_file(_on_disk(head), path / HEAD)
+    _write(path / DESIGN, attachment.design.to_dict())
     versions = {name: _version(name) for name in _VERSIONS}
-    _write(where / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
+    _write(path / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
     if tokenizer is not None:
-        tokenizer.save_pretrained(where / TOKENIZER)
-    return where
+        tokenizer.save_pretrained(path / TOKENIZER)
+    return path
 
 
 def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
@@ -77,36 +77,36 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     A prefix that was trained through an MLP comes back as its keys and values. Raises StorageError for
     a file that is missing or damaged, and for a model that it does not fit; the model is then as it was.
     """
-    where = Path(folder)
+    path = Path(folder)
     try:
-        design = Design.from_dict(read_json(where / DESIGN)).folded()
+        design = Design.from_dict(read_json(path / DESIGN)).folded()
     except (DesignError, TypeError, AttributeError) as error:
-        raise StorageError(f"{where / DESIGN} holds no design: {error}") from error
-    wanted, _ = _described(where)
+        raise StorageError(f"{path / DESIGN} holds no design: {error}") from error
+    described, _ = _described(path)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(model).base.items()}
-    differ = sorted(name for name, shape in wanted.shapes.items() if shapes.get(name) != shape)
-    if differ:
+    misfits = sorted(name for name, shape in described.shapes.items() if shapes.get(name) != shape)
+    if misfits:
         raise StorageError(
-            f"the adapter in {where} was made for another model, {wanted.model}: {len(differ)} of its parameters are "
-            f"not there or have another shape, such as {differ[0]}"
+            f"the adapter in {path} was made for another model, {described.model}: {len(misfits)} of its parameters "
+            f"are not there or have another shape, such as {misfits[0]}"
         )
-    adapter = read_tensors(where / ADAPTER)
-    head = read_tensors(where / HEAD) if (where / HEAD).exists() else None
-    there = sum(tensor.numel() for tensor in adapter.values())
+    adapter = read_tensors(path / ADAPTER)
+    head = read_tensors(path / HEAD) if (path / HEAD).exists() else None
+    size = sum(tensor.numel() for tensor in adapter.values())
     try:
-        asked = sum(math.prod(shape) for shape in stored_shapes(design, wanted).values())
-        if asked > there:  # before so many are made: design.json may ask for any number
-            raise StorageError(f"the design in {where} has {asked:,} parameters or more, its {ADAPTER} {there:,}")
+        required = sum(math.prod(shape) for shape in stored_shapes(design, described).values())
+        if required > size:  # before so many are made: design.json may ask for any number
+            raise StorageError(f"the design in {path} has {required:,} parameters or more, its {ADAPTER} {size:,}")
         attachment = attach(model, design)
     except (DesignError, BackboneError) as error:
-        raise StorageError(f"the adapter in {where} cannot be attached to this model: {error}") from error
+        raise StorageError(f"the adapter in {path} cannot be attached to this model: {error}") from error
     try:
         if head is None and attachment.head_state_dict():
-            raise StorageError(f"{where} lacks {HEAD}")
+            raise StorageError(f"{path} lacks {HEAD}")
         attachment.load_state_dict(adapter, head)
     except (StateError, StorageError) as error:
         attachment.detach()
-        raise StorageError(f"the adapter in {where} was made for another model: {error}") from error
+        raise StorageError(f"the adapter in {path} was made for another model: {error}") from error
     return attachment
 
 
@@ -119,19 +119,19 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
     StorageError where its fingerprint or shapes differ, and for missing or damaged files;
     BackboneError where it cannot be found.
     """
-    where = Path(folder)
-    wanted, task = _described(where)
-    place = backbone or wanted.model
-    found = describe(place, revision=wanted.revision)
-    if wanted.fingerprint not in ("", found.fingerprint) or wanted.shapes != found.shapes:
+    path = Path(folder)
+    described, task = _described(path)
+    place = backbone or described.model
+    candidate = describe(place, revision=described.revision)
+    if described.fingerprint not in ("", candidate.fingerprint) or described.shapes != candidate.shapes:
         raise StorageError(
-            f"the adapter in {where} was trained on {wanted.model} with fingerprint {wanted.fingerprint or 'unknown'}; "
-            f"{place} has {found.fingerprint or 'other shapes'}"
+            f"the adapter in {path} was trained on {described.model} with fingerprint "
+            f"{described.fingerprint or 'unknown'}; {place} has {candidate.fingerprint or 'other shapes'}"
         )
     labels = _labels(task)
     generates = labels is None and task.get("kind") in KINDS
-    model = load(place, labels=labels, generates=generates, revision=wanted.revision)
-    return model, load_adapter(where, model)
+    model = load(place, labels=labels, generates=generates, revision=described.revision)
+    return model, load_adapter(path, model)
 
 
 def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
@@ -141,27 +141,27 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
     """
     from transformers import AutoTokenizer
 
-    where = Path(folder)
-    _, facts = _described(where)
+    path = Path(folder)
+    _, facts = _described(path)
     try:
         task = Task.from_dict({name: value for name, value in facts.items() if name in FACTS})
     except (TaskError, TypeError) as error:
-        raise StorageError(f"the adapter in {where} is of no task that predicts text: {error}") from error
+        raise StorageError(f"the adapter in {path} is of no task that predicts text: {error}") from error
     labels = _labels(facts)
     if KINDS[task.kind].labelled and labels is None:
-        raise StorageError(f"the adapter in {where} has no labels to predict: load_pretrained gives its model")
-    if not (where / TOKENIZER).is_dir():
-        raise StorageError(f"{where} lacks {TOKENIZER}/")
+        raise StorageError(f"the adapter in {path} has no labels to predict: load_pretrained gives its model")
+    if not (path / TOKENIZER).is_dir():
+        raise StorageError(f"{path} lacks {TOKENIZER}/")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where / TOKENIZER, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{where / TOKENIZER} is no tokenizer: {str(error).splitlines()[0]}") from error
-    model, attachment = load_pretrained(where, backbone=backbone)
+        raise StorageError(f"{path / TOKENIZER} is no tokenizer: {str(error).splitlines()[0]}") from error
+    model, attachment = load_pretrained(path, backbone=backbone)
     return AdaptedModel(model, tokenizer, task, labels or (), attachment)
 
 
-def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
-    data = read_json(where / MODEL)
+def _described(path: Path) -> tuple[Backbone, Mapping[str, Any]]:
+    data = read_json(path / MODEL)
     try:
         task: Mapping[str, Any] = data["task"]
         _labels(task)
@@ -170,7 +170,7 @@ def _described(where: Path) -> tuple[Backbone, Mapping[str, Any]]:
             raise KeyError(f"family {backbone.family!r}")
         return backbone, task
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StorageError(f"{where / MODEL} does not describe a model: {error!r}") from error
+        raise StorageError(f"{path / MODEL} does not describe a model: {error!r}") from error
 
 
 def _labels(task: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -9,14 +9,14 @@ and DeepSpeed see them, and reach the frozen modules through hooks. What a desig
 model's own parameters (BitFit, full fine-tuning, the head) is replaced by clones, never written in
 place: the originals may be memory that other processes read.
 
-A model may carry several attachments. Their deltas act as those of one design would, in whatever order
+A model may have several attachments. Their deltas act as those of one design would, in whatever order
 they came, and each can be taken off at any time. Where two own the same parameter (a bias, the head),
 the model uses the clone of the latest one that is there and trains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, cast
 
 import torch
@@ -59,7 +59,7 @@ class ModuleTree(nn.Module):
 class AttachmentHolder(nn.Module):
     """All that is attached to a model: a `ModuleTree` for each attachment, and what they share.
 
-    It is there from the first attachment to the end of the last. `replaced` holds, for the path of
+    A model has one from the first attachment to the end of the last. `replaced` holds, for the path of
     each parameter of the model that attachments own, the original and then their clones in order.
     """
 
@@ -73,7 +73,7 @@ class AttachmentHolder(nn.Module):
 
 
 class Attachment:
-    """A design on a model. Made by `attach`; as a context manager it detaches at the end.
+    """A design on a model, made by `attach`; as a context manager it detaches at the end.
 
     The tensors of the adapter are those of `count`'s `stored`. Names are stable: a delta's own name
     (`encoder.0.ffn.bottleneck.down.weight`), and for what was the model's its name from the base model
@@ -95,7 +95,7 @@ class Attachment:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return what trains: the adapter, then the head if it does.
 
-        A prefix that is trained through an MLP has the MLP's tensors here, its keys and values in `state_dict`.
+        Of a prefix that is trained through an MLP these are the MLP's tensors; `state_dict` has its keys and values.
         """
         yield from self._trained.items()
         yield from self._owned.items()
@@ -130,18 +130,18 @@ class Attachment:
         """
         if self.design != self.design.folded():
             raise StateError("stored keys and values do not give an MLP back: attach the design folded()")
-        own = {**self._trained, **self._owned}
-        pairs = [(own, adapter)] if head is None else [(own, adapter), (self._head, head)]
-        faults = [fault for own, given in pairs for fault in _faults(own, given)]
+        tensors = {**self._trained, **self._owned}
+        pairs = [(tensors, adapter)] if head is None else [(tensors, adapter), (self._head, head)]
+        faults = [fault for parameters, stored in pairs for fault in _faults(parameters, stored)]
         if faults:
             raise StateError(f"the tensors do not fit {self.design.describe()}: {'; '.join(faults)}")
         with torch.no_grad():
-            for own, given in pairs:
-                for name, parameter in own.items():
-                    parameter.copy_(given[name])
+            for parameters, stored in pairs:
+                for name, parameter in parameters.items():
+                    parameter.copy_(stored[name])
 
     def detach(self) -> None:
-        """Give the model back as it was without this design, bit for bit. A second call does nothing."""
+        """Restore the model as it was without this design, bit for bit. A second call does nothing."""
         holder = self._holder()
         if holder is None:
             return
@@ -168,20 +168,20 @@ class Attachment:
         attachment owned, the head included, becomes the model's own. Other attachments stay, and act on
         the merged model as they did before; a parameter of theirs that this one's hid no longer returns.
 
-        Raises DesignError where a part cannot be folded in (see `merge.UNMERGEABLE`) or another attachment
+        Raises DesignError where a part cannot be folded in (see `unmergeable` of its form) or another attachment
         stands in the way, listing all of them; nothing is changed then.
         """
         holder = self._holder()
         if holder is None:
             raise DesignError(f"{self.design.describe()} is not on the model any more: there is nothing to merge")
-        taken = {p for p, clones in holder.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
-        changed = fold(self.design, self.deltas, self.changes, holder.points, taken)
+        claimed = {p for p, clones in holder.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
+        changed = fold(self.design, self.deltas, self.changes, holder.points, claimed)
         for clones in holder.replaced.values():
-            mine = [pair for pair in clones if pair[0] == self._number]
-            if mine:
+            merged = next((pair for pair in clones if pair[0] == self._number), None)
+            if merged:
                 # What this one hid stays hidden.
-                clones[:] = [(0, mine[0][1]), *(pair for pair in clones if _rank(pair) > _rank(mine[0]))]
-                mine[0][1].requires_grad_(False)
+                clones[:] = [(0, merged[1]), *(pair for pair in clones if _rank(pair) > _rank(merged))]
+                merged[1].requires_grad_(False)
         for path, value in changed.items():
             parameter = nn.Parameter(value, requires_grad=False)
             if path in holder.replaced:
@@ -193,9 +193,9 @@ class Attachment:
     def _holder(self) -> AttachmentHolder | None:
         """Return the model's holder, as long as this attachment is part of it."""
         holder = getattr(self.model, HOLDER, None)
-        # By identity: numbers start anew with the first attachment after the last was taken off.
-        there = isinstance(holder, AttachmentHolder) and getattr(holder, _child(self._number), None) is self._tree
-        return holder if there else None
+        # By identity: numbers start again with the first attachment after the last was taken off.
+        attached = isinstance(holder, AttachmentHolder) and getattr(holder, _child(self._number), None) is self._tree
+        return holder if attached else None
 
     def __enter__(self) -> Attachment:
         return self
@@ -207,21 +207,21 @@ class Attachment:
 def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachment:
     """Freeze `model` and attach `design`; new tensors are drawn from `seed` alone.
 
-    Other attachments that the model carries stay, and go on training. Raises DesignError for a design
+    Other attachments of the model stay, and continue to train. Raises DesignError for a design
     that does not fit the model, BackboneError for a family without a row; the model is then as it was.
     """
-    family, own = family_of(model), parameters_of(model)
-    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in own.base.items()})
-    mine = unfrozen(design, family, own.base, own.head)
-    if not (planned or mine or (design.head and own.head)):
+    family, frozen = family_of(model), parameters_of(model)
+    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in frozen.base.items()})
+    owned = unfrozen(design, family, frozen.base, frozen.head)
+    if not (planned or owned or (design.head and frozen.head)):
         raise DesignError(
             f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
         )
-    like = next(iter(own.base.values()))
+    like = next(iter(frozen.base.values()))
 
     holder = getattr(model, HOLDER, None)
     if holder is None:
-        holder = AttachmentHolder(HookPoints(model, family, own.prefix))
+        holder = AttachmentHolder(HookPoints(model, family, frozen.prefix))
         model.add_module(HOLDER, holder)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -232,7 +232,7 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
     try:
         attachment.deltas = planned
         _build(attachment, tree, seed, like)
-        _own(attachment, holder, own, mine)
+        _own(attachment, holder, frozen, set(owned))
         for delta in planned:
             holder.points.insert(delta, attachment.changes[delta.name])
         if not holder.attention and holder.points.at_heads:
@@ -264,15 +264,14 @@ def _build(attachment: Attachment, tree: ModuleTree, seed: int, like: Tensor) ->
         put(delta.name, change)
 
 
-def _own(attachment: Attachment, holder: AttachmentHolder, own: ModelParameters, mine: Iterable[str]) -> None:
+def _own(attachment: Attachment, holder: AttachmentHolder, frozen: ModelParameters, owned: Collection[str]) -> None:
     """Replace what the attachment owns by trainable clones, one clone for all places of a tied parameter."""
-    model, everything = attachment.model, {**own.base, **own.head}
+    model, originals = attachment.model, {**frozen.base, **frozen.head}
     paths: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         paths.setdefault(id(parameter), []).append(path)
-    owned = set(mine)
-    for name, original in everything.items():
-        if name not in owned and name not in own.head:
+    for name, original in originals.items():
+        if name not in owned and name not in frozen.head:
             continue
         clone = nn.Parameter(original.detach().clone(), requires_grad=name in owned or attachment.design.head)
         (attachment._owned if name in owned else attachment._head)[name] = clone
@@ -304,11 +303,11 @@ def _set(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     setattr(model.get_submodule(module_path), leaf, parameter)
 
 
-def _faults(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    for name in own.keys() - given.keys():
+def _faults(parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Iterator[str]:
+    for name in parameters.keys() - stored.keys():
         yield f"missing {name}"
-    for name in given.keys() - own.keys():
+    for name in stored.keys() - parameters.keys():
         yield f"unknown {name}"
-    for name in own.keys() & given.keys():
-        if own[name].shape != given[name].shape:
-            yield f"{name} has shape {tuple(given[name].shape)}, wanted {tuple(own[name].shape)}"
+    for name in parameters.keys() & stored.keys():
+        if parameters[name].shape != stored[name].shape:
+            yield f"{name} has shape {tuple(stored[name].shape)}, wanted {tuple(parameters[name].shape)}"

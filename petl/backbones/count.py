@@ -96,8 +96,8 @@ def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[s
 
     With `labels` 0 the head is left out. Raises DesignError where `attach` would.
     """
-    found = deltas(design, backbone.row, backbone.shapes)
-    return _added(found) | _owned(design, backbone, labels)
+    added = deltas(design, backbone.row, backbone.shapes)
+    return _added_shapes(added) | _owned(design, backbone, labels)
 
 
 def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
@@ -106,10 +106,10 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     Raises DesignError where `attach` would.
     """
     canonical = design.canonical(backbone.layout)
-    found = deltas(canonical, backbone.row, backbone.shapes)
+    added = deltas(canonical, backbone.row, backbone.shapes)
     owned = _owned(canonical, backbone, labels)
     by_part: defaultdict[Settings, list[Delta]] = defaultdict(list)
-    for delta in found:
+    for delta in added:
         by_part[delta.modification].append(delta)
     parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
     base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
@@ -125,12 +125,12 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
     )
 
 
-def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> ModificationCounts:
+def _part(m: Modification, added: Sequence[Delta], owned: Shapes) -> ModificationCounts:
     if m.rule.owns:
         size = _size(owned.values())
         return ModificationCounts(m, size, size, size)
-    stored, direct = _added(found), [delta for delta in found if not m.reparameterisation]
-    mlps = [shape for mlp in reparameterisations(found) for shape in mlp.shapes().values()]
+    stored, direct = _added_shapes(added), [delta for delta in added if not m.reparameterisation]
+    mlps = [shape for mlp in reparameterisations(added) for shape in mlp.shapes().values()]
     # Beside its MLP, such a prefix may have a norm or a scale of its own.
     rest = {name: shape for name, shape in stored.items() if direct or name.rpartition(".")[2] not in STORED}
     return ModificationCounts(
@@ -141,8 +141,8 @@ def _part(m: Modification, found: Sequence[Delta], owned: Shapes) -> Modificatio
     )
 
 
-def _added(found: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
-    return {f"{delta.name}.{name}": shape for delta in found for name, shape in table.stored_shapes(delta).items()}
+def _added_shapes(added: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
+    return {f"{delta.name}.{name}": shape for delta in added for name, shape in table.stored_shapes(delta).items()}
 
 
 def _owned(design: Design, backbone: Backbone, labels: int) -> dict[str, tuple[int, ...]]:

@@ -114,8 +114,8 @@ def package_path(name: str) -> Path:
     """
     distribution, _, inside = name.removeprefix("package:").partition("/")
     try:
-        found = metadata.distribution(distribution)
-        root, path = (Path(str(found.locate_file(part))).resolve() for part in ("", inside))
+        installed = metadata.distribution(distribution)
+        root, path = (Path(str(installed.locate_file(part))).resolve() for part in ("", inside))
         if not path.is_relative_to(root):
             raise BackboneError(f"what package: names lies in the distribution {distribution!r}; received {name}")
         return path
@@ -131,9 +131,9 @@ def _in_package(model: str) -> Path:
     folder = package_path(model)
     if not (folder / CONFIG).is_file():
         name = model.removeprefix("package:").partition("/")[0]
-        listed = [Path(str(file)).parent for file in metadata.files(name) or () if file.name == CONFIG]
-        there = ", ".join(f"package:{name}/{parent}" for parent in listed) or "none at all"
-        raise BackboneError(f"{model}: no {CONFIG} in {folder}; the distribution has {there}")
+        parents = [Path(str(file)).parent for file in metadata.files(name) or () if file.name == CONFIG]
+        folders = ", ".join(f"package:{name}/{parent}" for parent in parents) or "none at all"
+        raise BackboneError(f"{model}: no {CONFIG} in {folder}; the distribution has {folders}")
     return folder
 
 

@@ -129,12 +129,12 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     config.num_labels = _LABELS
     own = parameters_of(_empty(config))
     shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
-    bare = not weights or Path(place).name == CONFIG
+    without_weights = not weights or Path(place).name == CONFIG
     return Backbone(
         model=model,
         family=family.name,
         revision=commit,
-        fingerprint=commit[:16] or ("" if bare else fingerprint(folder)),
+        fingerprint=commit[:16] or ("" if without_weights else fingerprint(folder)),
         depth=max(stack.depth for stack in layout(family, shapes).values()),
         shapes=shapes,
         head={
@@ -166,7 +166,7 @@ def load(
 
     place = model if revision else locate(model)  # the hub's alone have revisions
     if Path(place).name == CONFIG:
-        raise BackboneError(f"{model} is a bare configuration: it can be counted, but has no weights to load")
+        raise BackboneError(f"{model} is a configuration alone: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
     config = _config(folder, model)
     _family(str(config.model_type))
@@ -275,16 +275,16 @@ def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any
     if generates:
         return transformers.AutoModelForCausalLM
     name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-    found = getattr(transformers, name, None)
-    if found is not transformers.AutoModel and not _is_model(found):
+    architecture = getattr(transformers, name, None)
+    if architecture is not transformers.AutoModel and not _is_model(architecture):
         raise BackboneError(f"{model}: its configuration names the architecture {name!r}, which transformers lacks")
-    return found
+    return architecture
 
 
-def _is_model(found: Any) -> bool:
+def _is_model(architecture: Any) -> bool:
     from transformers import PreTrainedModel
 
-    return isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)
 
 
 def _empty(config: Any) -> PreTrainedModel:

@@ -31,15 +31,15 @@ from petl.forms.vocabulary import Block, Delta, Shapes
 
 def layout(family: Family, shapes: Shapes) -> Layout:
     """Return the stacks and attentions that a model with these parameters has."""
-    there = {}
+    stacks = {}
     for stack in family.stacks:
         pattern = re.compile(rf"{re.escape(stack.layers)}\.(\d+)\.")
         numbers = [int(match[1]) for name in shapes if (match := pattern.match(name))]
         if numbers:
             first = f"{stack.layers}.0"
             kinds = [kind for kind, row in stack.attentions.items() if _find(row.query, first, shapes)]
-            there[stack.name] = StackShape(1 + max(numbers), tuple(kinds))
-    return there
+            stacks[stack.name] = StackShape(1 + max(numbers), tuple(kinds))
+    return stacks
 
 
 def linears(family: Family, shapes: Shapes) -> tuple[Site, ...]:

@@ -3,6 +3,10 @@
 An entry is a folder `data/KEY` with one Dataset per split and `entry.json`: a hash of every file, and
 facts about the tables. It is written beside its place and renamed, by the one process that holds the
 key's lock, so that it is whole or not there.
+
+The cache of `datasets.map` would not do. Its key is of the pickled function, so that it differs between machines and
+releases, and its files cannot be shared by the nodes of a cluster; this key is of the data, the task and the tokenizer.
+Nor does it lock, so that every process of a study would tokenise, nor notice a damaged file.
 """
 
 from __future__ import annotations
@@ -53,20 +57,20 @@ def key_of(parts: Mapping[str, Any]) -> str:
 def fetch(key: str, make: Callable[[], Tables], folder: Path | None = None) -> Tables:
     """Return the tables of a key, memory-mapped: from the cache, or made and stored there for the next process.
 
-    Others that ask for the same key meanwhile wait. A damaged entry is made anew. Where `folder`, by
+    Others that ask for the same key meanwhile wait. A damaged entry is made again. Where `folder`, by
     default `cache_folder()`, cannot be written, the tables are made each time, with one warning.
     """
     root = (folder or cache_folder()) / "data"
-    if found := _read(root / key):
-        return found
-    with ExitStack() as held:
+    if tables := _read(root / key):
+        return tables
+    with ExitStack() as lock:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(root / f"{key}.lock"))
+            lock.enter_context(FileLock(root / f"{key}.lock"))
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             return _uncached(make(), root, error)
-        if found := _read(root / key):
-            return found
+        if tables := _read(root / key):
+            return tables
         tables = make()
         try:
             _write(tables, root, key)

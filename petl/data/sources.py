@@ -164,19 +164,19 @@ def read_table(path: str) -> pd.DataFrame:
 
 
 def _from_paths(task: Task) -> dict[str, Source]:
-    found: dict[str, Source] = {}
+    splits: dict[str, Source] = {}
     for split, path in task.paths.items():
         place = _path(path)
         if (place / _SAVED_SPLITS).is_file():
             inside = _named(task, _saved(place), str(place))
             if split == "train":  # one folder with all splits needs to be named once
-                found = {**inside, **found}
+                splits = {**inside, **splits}
             if split not in inside:
                 raise TaskError(f"task {task.name}: {place} has no {task.splits.get(split, split)} split")
-            found[split] = inside[split]
+            splits[split] = inside[split]
         else:
-            found[split] = Folder(place) if place.is_dir() else File(place)
-    return {split: found[split] for split in SPLITS if split in found}
+            splits[split] = Folder(place) if place.is_dir() else File(place)
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def _from_folder(task: Task, root: Path) -> dict[str, Source]:
@@ -185,41 +185,41 @@ def _from_folder(task: Task, root: Path) -> dict[str, Source]:
         raise TaskError(f"task {task.name}: there is no folder at {folder}, which task.data_dir names")
     if (folder / _SAVED).is_file():
         return {"train": Folder(folder)}
-    found: dict[str, Source] = _saved(folder)
+    splits: dict[str, Source] = _saved(folder)
     for file in sorted(folder.iterdir()):
         stem, _, ending = file.name.partition(".")
         if file.is_file() and ending.removesuffix(".gz") in _FORMATS:
-            if stem in found:
-                raise TaskError(f"task {task.name}: both {found[stem]} and {file} hold its {stem} split; keep one")
-            found[stem] = File(file)
-    return _named(task, found, str(folder))
+            if stem in splits:
+                raise TaskError(f"task {task.name}: both {splits[stem]} and {file} hold its {stem} split; keep one")
+            splits[stem] = File(file)
+    return _named(task, splits, str(folder))
 
 
-def _named(task: Task, there: Mapping[str, Source], where: str) -> dict[str, Source]:
+def _named(task: Task, listed: Mapping[str, Source], source: str) -> dict[str, Source]:
     """Return what the source calls its splits, by our names.
 
     Where a row of `TASKS` gives the names, ours do as well, so that one's own files may have them.
     """
-    found = {}
+    splits = {}
     shipped = task.name in TASKS and task.splits == TASKS[task.name].splits
     for split in SPLITS:
         name = task.splits.get(split, split)
-        if shipped and name not in there:
+        if shipped and name not in listed:
             name = split
-        if name in there:
-            found[split] = there[name]
+        if name in listed:
+            splits[split] = listed[name]
         elif split in task.splits and not shipped and split != "train":
             raise TaskError(
-                f"task {task.name}: {where} has no {name} split, which task.splits names; it has "
-                f"{', '.join(sorted(there)) or 'none'}"
+                f"task {task.name}: {source} has no {name} split, which task.splits names; it has "
+                f"{', '.join(sorted(listed)) or 'none'}"
             )
-    if "train" not in found:
+    if "train" not in splits:
         name = task.splits.get("train", "train")
         raise TaskError(
-            f"task {task.name}: {where} has no {name} split; it has {', '.join(sorted(there)) or 'none'}. "
+            f"task {task.name}: {source} has no {name} split; it has {', '.join(sorted(listed)) or 'none'}. "
             f"In a folder, a split is a file {name}.csv, .tsv, .json, .jsonl or .parquet (.gz allowed)"
         )
-    return found
+    return splits
 
 
 def _saved(folder: Path) -> dict[str, Source]:

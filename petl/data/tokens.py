@@ -88,7 +88,7 @@ class TaskData:
 
     `splits` has train, validation, where there is one test, and `sample`: the fixed part of validation
     that is scored during a search, validation itself where that is all of it. `digest` is a hash of
-    the rows drawn (texts, labels, split by split), so that a study can tell that its data changed.
+    the rows drawn (texts, labels, split by split), so that a study notices that its data changed.
     `start` is the token that a decoder starts with and `first` the one that generated text begins
     with, where that depends on the target's language (mBART has the one, NLLB the other).
     """
@@ -161,8 +161,8 @@ def load_data(
 ) -> TaskData:
     """Read and tokenise a task, once on a machine: `cache` is a folder, by default `cache_folder()`.
 
-    A decoder reads the prompt, a new line where that does not end in white space, and the target. Of a
-    source that is too long its end is cut off, never what the prompt has behind it. The tokenizer of
+    A decoder reads the prompt, a new line where that does not end in white space, and the target. The
+    end of a source that is too long is cut off, never what the prompt has behind it. The tokenizer of
     a model with language codes is set to the task's `languages`.
 
     Raises TaskError, naming the place and the column, where the data is not what the task says.
@@ -206,15 +206,15 @@ def encode_sources(
     """Return texts, or pairs of them, as inputs, such as `TaskData` gives a classifier, or `generate`, of a split."""
     kind = KINDS[task.kind]
     if kind.generates:
-        made = _tokens(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
-        tokens = made["input_ids"]
+        encoded = _tokens(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
+        tokens = encoded["input_ids"]
         if decoder_only:
-            tokens = [row[:given] for row, given in zip(tokens, made["given"], strict=True)]
+            tokens = [row[:given] for row, given in zip(tokens, encoded["given"], strict=True)]
         return _inputs({"input_ids": tokens}, tokenizer, left=decoder_only)
     first = [text if isinstance(text, str) else text[0] for text in texts]
     second = [text[1] for text in texts if not isinstance(text, str)]
-    made = tokenizer(first, second or None, truncation=True, max_length=task.max_length)
-    return _inputs(made, tokenizer, left=not kind.labelled)
+    encoded = tokenizer(first, second or None, truncation=True, max_length=task.max_length)
+    return _inputs(encoded, tokenizer, left=not kind.labelled)
 
 
 def language_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
@@ -232,12 +232,12 @@ def read_splits(task: Task) -> dict[str, pd.DataFrame]:
     missing column, an unknown label or an empty split.
     """
     task = locate_data(task)
-    found = sources(task)
+    places = sources(task)
     frames = {}
-    for split, source in found.items():
+    for split, source in places.items():
         if (frame := _clean(task, split, source.read(), str(source))) is not None:
             frames[split] = frame
-    lacking = [split for split in ("test", "validation") if split not in found]
+    lacking = [split for split in ("test", "validation") if split not in places]
     if lacking == ["test"]:  # two splits say what is trained on and what decides; nothing is set aside unasked
         lacking = []
     if lacking:
@@ -262,18 +262,18 @@ def _drawn(rows: int, wanted: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
 
 
-def _clean(task: Task, split: str, frame: pd.DataFrame, where: str) -> pd.DataFrame | None:
+def _clean(task: Task, split: str, frame: pd.DataFrame, source: str) -> pd.DataFrame | None:
     """Return the rows that can be used; None for a test split whose labels are hidden."""
-    found = {name: _column(frame, name) for name in {*task.columns.values(), *task.minimum}}
-    absent = sorted(name for name, column in found.items() if column is None)
+    columns = {name: _column(frame, name) for name in {*task.columns.values(), *task.minimum}}
+    absent = sorted(name for name, column in columns.items() if column is None)
     if absent:
         raise TaskError(
-            f"task {task.name}: {where} has no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}"
+            f"task {task.name}: {source} has no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}"
         )
-    kept = pd.Series(True, index=frame.index)
+    selected = pd.Series(True, index=frame.index)
     for column, least in task.minimum.items():
-        kept &= pd.to_numeric(found[column], errors="coerce") >= least
-    clean = pd.DataFrame({name: found[column] for name, column in task.columns.items()})[kept]
+        selected &= pd.to_numeric(columns[column], errors="coerce") >= least
+    clean = pd.DataFrame({name: columns[column] for name, column in task.columns.items()})[selected]
     if "label" in clean:
         clean["label"] = _named(task, split, clean["label"])
         if split == "test" and len(clean) and clean["label"].isna().all():
@@ -354,9 +354,9 @@ def _table(frame: pd.DataFrame, tokens: Callable[[Texts], Mapping[str, Any]]) ->
     parts = []
     for start in range(0, len(frame), _CHUNK):
         texts = {str(name): column.tolist() for name, column in frame[start : start + _CHUNK].items()}
-        made = tokens(texts)
-        arrays = {name: pa.array(column, pa.string()) for name, column in texts.items() if name not in made}
-        for name, column in made.items():
+        encoded = tokens(texts)
+        arrays = {name: pa.array(column, pa.string()) for name, column in texts.items() if name not in encoded}
+        for name, column in encoded.items():
             arrays[name] = pa.array(column, pa.list_(pa.int32()) if isinstance(column[0], list) else pa.int64())
         parts.append(pa.table(arrays))
     return Dataset(pa.concat_tables(parts))
@@ -371,18 +371,18 @@ def _tokens(
     before, _, behind = task.prompt.partition("{source}")
 
     def classification(rows: Texts) -> dict[str, Any]:
-        made = tokenizer(rows["text"], rows.get("pair"), max_length=task.max_length, **cut)
-        columns = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        encoded = tokenizer(rows["text"], rows.get("pair"), max_length=task.max_length, **cut)
+        columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         answers = [numbers[label] for label in rows["label"]]
-        return {**columns, "label": answers, "length": _lengths(made["input_ids"]), "terms": [1] * len(answers)}
+        return {**columns, "label": answers, "length": _lengths(encoded["input_ids"]), "terms": [1] * len(answers)}
 
     def pairs(rows: Texts) -> dict[str, Any]:
         prompts = [before + source + behind for source in rows["source"]]
-        made = tokenizer(prompts, max_length=task.max_length, **cut)
-        columns = {name: made[name] for name in ("input_ids", "token_type_ids") if name in made}
+        encoded = tokenizer(prompts, max_length=task.max_length, **cut)
+        columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         targets = tokenizer(text_target=rows["target"], max_length=task.max_target_length, **cut)["input_ids"]
         terms = _lengths(targets)
-        length = list(map(max, _lengths(made["input_ids"]), terms))
+        length = list(map(max, _lengths(encoded["input_ids"]), terms))
         return {**columns, "labels": targets, "length": length, "terms": terms}
 
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -402,13 +402,13 @@ def _tokens(
             over = len(tokens) > task.max_length
             given.append(tokens[: task.max_length - tail] + tokens[len(tokens) - tail :] if over else tokens)
         most = task.max_target_length - len(end)
-        made = tokenizer(rows["target"], add_special_tokens=False, max_length=most, **cut)["input_ids"]
-        whole = [source + target + end for source, target in zip(given, made, strict=True)]
+        encoded = tokenizer(rows["target"], add_special_tokens=False, max_length=most, **cut)["input_ids"]
+        whole = [source + target + end for source, target in zip(given, encoded, strict=True)]
         return _of_decoder(whole, _lengths(given))
 
     def language(rows: Texts) -> dict[str, Any]:
-        made = tokenizer(rows["text"], max_length=task.max_length - len(end), **cut)["input_ids"]
-        whole = [tokens if tokens[-1:] == end else tokens + end for tokens in made]
+        encoded = tokenizer(rows["text"], max_length=task.max_length - len(end), **cut)["input_ids"]
+        whole = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
         return _of_decoder(whole, [1] * len(whole))
 
     if labels:
@@ -451,10 +451,10 @@ def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
     codes = []
     for language in task.languages:
         forms = (rf"{re.escape(language)}_[A-Z]{{2}}", rf"__{re.escape(language)}__", re.escape(language))
-        found = [code for form in forms for code in sorted(vocabulary) if re.fullmatch(form, code)]
-        if not found:
+        matches = [code for form in forms for code in sorted(vocabulary) if re.fullmatch(form, code)]
+        if not matches:
             raise TaskError(f"task {task.name}: the tokenizer has no code for the language {language!r}")
-        codes.append(found[0].strip("_"))
+        codes.append(matches[0].strip("_"))
     tokenizer.src_lang, tokenizer.tgt_lang = codes
 
 

@@ -1,7 +1,7 @@
 """DeepSpeed set-up: one process or several, CPU or GPU, ZeRO stages 0 to 3, no C++ compilation on CPU.
 
 Every rank of a process group trains its share of a step's micro-batches; what a run comes to depends
-neither on the number of ranks nor on the ZeRO stage, but for rounding. Where parameters or moments are
+neither on the number of ranks nor on the ZeRO stage, except in rounding. Where parameters or moments are
 partitioned (ZeRO 1 to 3), this file alone knows how to read and write them whole.
 """
 
@@ -133,8 +133,8 @@ def open_meeting_place(host: str) -> tuple[str, object]:
 
 def _interface(address: str) -> str:
     """Return the network interface that has an address; "" where none has."""
-    found = psutil.net_if_addrs().items()
-    return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if any(entry.address == address for entry in addresses)), "")
 
 
 def rank() -> int:
@@ -199,7 +199,7 @@ class Engine:
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return AdamW's state of a trained parameter: `step` and, in the parameter's shape, MOMENTS.
 
-        At every stage and world size the same, but that stage 0 has none before the first step.
+        They are the same at every stage and world size, except that stage 0 has none before the first step.
         """
         if self.zero == 0:
             return dict(self.optimizer.state.get(parameter, {}))
@@ -283,7 +283,7 @@ def open_engine(
 
     Matrices decay; vectors (biases, norms, scales) do not. `zero` is the ZeRO stage: what is
     partitioned among the ranks, 0 nothing, 1 moments, 2 gradients too, 3 parameters too, frozen ones
-    included, but for those of up to `persistent` elements. `offload`, as `configuration.OFFLOAD` has it,
+    included, without those of up to `persistent` elements. `offload`, as `configuration.OFFLOAD` has it,
     is what lies in the host's memory and not in the GPU's. The micro-batches of a step are those of all
     ranks together, which DeepSpeed takes the mean of.
 
@@ -342,7 +342,7 @@ def _flat(engine: DeepSpeedEngine) -> list[Tensor]:
 def _begin_moments(engine: DeepSpeedEngine, optimizer: Optimizer) -> None:
     """Make AdamW's state before its first step, as AdamW would in that step.
 
-    DeepSpeed 0.19 tells parameters where their moments lie after the first group's first step, when
+    DeepSpeed 0.19 links parameters to their moments after the first group's first step, when
     the second group has none yet, and never again.
     """
     for flat in _flat(engine):

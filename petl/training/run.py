@@ -6,7 +6,7 @@ and resumed equals, bit for bit, one that was not.
 
 Several processes train one configuration together if each makes the same calls on a TrainingRun: the
 micro-batches of a step are dealt out to the ranks, which leaves losses, gradients and scores as they
-are in one process, but for rounding.
+are in one process, except in rounding.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Position:
 class TrainingRun:
     """One configuration being trained on a resident backbone.
 
-    Draws the head anew by the configuration's seed, where the task has labels, attaches the design, and
-    puts the model back as it was on `close`. `state()` and `restore()`
+    Draws a new head by the configuration's seed, where the task has labels, attaches the design, and
+    restores the model on `close`. `state()` and `restore()`
     carry a run over to another process, which may be one of a group of another size, at another
     ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 

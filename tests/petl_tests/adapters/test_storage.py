@@ -182,7 +182,7 @@ def test_the_fingerprint_is_that_of_the_weights(home: Path, tmp_path: Path) -> N
 
 
 def test_weights_must_be_whole(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="bare configuration"):
+    with pytest.raises(BackboneError, match="a configuration alone"):
         load(str(home / "config.json"), labels=tiny.LABELS)
     (tmp_path / "config.json").write_bytes((home / "config.json").read_bytes())
     with pytest.raises(BackboneError, match=r"no \*\.safetensors"):
