@@ -56,6 +56,7 @@ __all__ = [
     "Positions",
     "Site",
     "StackShape",
+    "table",
 ]
 
 SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
@@ -329,6 +330,16 @@ class Design:
 
     def __str__(self) -> str:
         return self.describe()
+
+
+def table() -> str:
+    """Return PLACES as text: site, insertion, what Δh reads, where it is added."""
+    rows = [(str(site), str(insertion), place.reads, place.added) for (site, insertion), place in PLACES.items()]
+    head = ("site", "insertion", "reads", "is added to")
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    )
 
 
 def _describe(group: Sequence[Modification]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from designs import NAMED, random_design
 
-from petl.design import PLACES, Design, DesignError, Form, Layout, Modification, Site, StackShape
+from petl.design import PLACES, Design, DesignError, Form, Layout, Modification, Site, StackShape, table
 from petl.forms.table import FORMS
 from petl.presets import PRESETS, parse
 
@@ -127,3 +127,4 @@ def test_every_rule_has_a_place_and_every_place_a_row() -> None:
         for site in rule.sites:
             assert any((site, insertion) in PLACES for insertion in rule.insertions)
     assert {site for site, _ in PLACES} == set(Site)
+    assert len(table().splitlines()) == len(PLACES) + 1
