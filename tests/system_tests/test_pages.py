@@ -32,7 +32,8 @@ from search.config.sections import DesignConfig
 from search.config.study import StudyConfig, load_config
 from search.optimizer.rungs import RULES
 from search.trials.objectives import COUNTS
-from spaces.space import SPACES, Row
+from spaces.shipped import ShippedSpace
+from spaces.space import SPACES
 
 ROOT: Final = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 MAKEFILE: Final = (ROOT / "Makefile").read_text()
@@ -466,7 +467,7 @@ def test_the_reference_has_every_kind_and_task() -> None:
         assert tuple(re.findall(r"`(\w+)`", scores)) == kind.scores
 
 
-def _options(row: Row) -> set[str]:
+def _options(row: ShippedSpace) -> set[str]:
     return set(inspect.signature(row.dimensions).parameters) - {"backbone"}
 
 
