@@ -33,7 +33,7 @@ from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Form, Modification, Site
 from petl.errors import UserError
-from petl.forms.exchange import PATHS, PROMPT, Layout, Tensors
+from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors
 from petl.forms.table import FORMS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ TENSORS: Final = "adapter_model.safetensors"
 _PICKLED: Final = "adapter_model.bin"
 _BIASES: Final = Modification(form=Form.BIAS, site=Site.MODEL)
 # PEFT's name of a method -> its layout.
-METHODS: Final[Mapping[str, Layout]] = {form.peft: form.layout for form in FORMS.values() if form.layout}
+METHODS: Final[Mapping[str, PeftLayout]] = {form.peft: form.layout for form in FORMS.values() if form.layout}
 
 
 class PeftMissingError(UserError, ImportError):
@@ -82,7 +82,7 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     )
     wrapped = set(options.get("target_modules", ()))
     tensors |= {_wrapped(name, wrapped): tensor for name, tensor in head_and_biases.items()}
-    named = {name if name == PROMPT else method.prefix + name: tensor for name, tensor in tensors.items()}
+    named = {name if name == PROMPT_EMBEDDINGS else method.prefix + name: tensor for name, tensor in tensors.items()}
     path.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(path)
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, path / TENSORS)
@@ -110,7 +110,7 @@ def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
     if unknown:
         raise DesignError(f"a design has nothing like PEFT's {', '.join(unknown)}")
     tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, method))}
-    changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT in tensors else {}
+    changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT_EMBEDDINGS in tensors else {}
     if not changes:
         raise StorageError(f"{path / TENSORS} holds no tensors of {config['peft_type']}")
     head = parameters_of(model).head
@@ -156,7 +156,7 @@ def _library() -> Any:
         raise PeftMissingError("writing PEFT adapters needs the library: pip install 'petl-search[peft]'") from error
 
 
-def _method(design: Design, target: TargetModel) -> Layout:
+def _method(design: Design, target: TargetModel) -> PeftLayout:
     """Return the layout of PEFT's method for the design. Raises DesignError with every rule that the design breaks."""
     forms = {m.form for m in design.modifications}
     rows = [row for form, row in FORMS.items() if form in forms]
@@ -174,7 +174,7 @@ def _method(design: Design, target: TargetModel) -> Layout:
     return METHODS[methods[0]]
 
 
-def _understood(method: Layout, name: str, value: Any) -> bool:
+def _understood(method: PeftLayout, name: str, value: Any) -> bool:
     """Return whether a field of PEFT's configuration says what a design can say, or says nothing."""
     if name in method.fields:
         return not method.fields[name] or value in method.fields[name]
@@ -193,7 +193,7 @@ def _wrapped(name: str, wrapped: set[str]) -> str:
     return f"{module}.base_layer.{leaf}" if module in wrapped else name
 
 
-def _unwrapped(key: str, method: Layout) -> str:
+def _unwrapped(key: str, method: PeftLayout) -> str:
     """Return a tensor's path from the model, "" for PEFT's second copy of it."""
     if ".original_module." in key or ".modules_to_save." in key:
         return ""

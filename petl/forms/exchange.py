@@ -20,7 +20,7 @@ Tensors: TypeAlias = "dict[str, Tensor]"
 # name of a delta without its form, such as `encoder.0.self.query` -> what is there
 Found: TypeAlias = "dict[str, tuple[Settings, Tensors]]"
 
-PROMPT: Final = "prompt_embeddings"
+PROMPT_EMBEDDINGS: Final = "prompt_embeddings"
 
 
 class Target(Protocol):
@@ -66,7 +66,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class PeftLayout:
     """How one of PEFT's methods lays out its tensors and its configuration.
 
     `faults` yields the rules that modifications of its forms break. `write` gives fields of PEFT's configuration,

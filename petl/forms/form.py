@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from petl.forms.exchange import Layout
+from petl.forms.exchange import PeftLayout
 from petl.forms.vocabulary import LINEARS, Composition, Delta, Insertion, LayerNorm, Shapes, Site
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FunctionalForm:
     unmergeable: str = "no weight of the frozen model can hold it"
 
     peft: str = ""
-    layout: Layout | None = None
+    layout: PeftLayout | None = None
     not_in_peft: str = "PEFT has no such adapters"
 
     phrase: str = "{form}"

@@ -12,7 +12,17 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from petl.forms.exchange import COMMON_FIELDS, PATHS, Found, Layout, Target, Tensors, by_linear, linears_with, padded
+from petl.forms.exchange import (
+    COMMON_FIELDS,
+    PATHS,
+    Found,
+    PeftLayout,
+    Target,
+    Tensors,
+    by_linear,
+    linears_with,
+    padded,
+)
 from petl.forms.form import IN_LAYERS, FunctionalForm
 from petl.forms.vocabulary import LINEARS, SCALED, Composition, Delta, DesignError, Settings, Shapes
 
@@ -167,7 +177,7 @@ LOW_RANK = FunctionalForm(
     module=module,
     unmergeable="",
     peft="LORA",
-    layout=Layout(
+    layout=PeftLayout(
         "LoraConfig",
         PATHS,
         _faults,

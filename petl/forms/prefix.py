@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from petl.forms.exchange import PROMPT as ROWS
-from petl.forms.exchange import VIRTUAL_FIELDS, Found, Layout, Target, Tensors, virtual_tokens
+from petl.forms.exchange import PROMPT_EMBEDDINGS, VIRTUAL_FIELDS, Found, PeftLayout, Target, Tensors, virtual_tokens
 from petl.forms.form import IN_LAYERS, FunctionalForm
 from petl.forms.vocabulary import SCALED, Composition, Delta, DesignError, LayerNorm, Settings, Shapes, Site
 
@@ -200,13 +199,13 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
     length = len(keys[0])
     pairs = [(_turned(key, length, target), value) for key, value in zip(keys, values, strict=True)]
     rows = torch.cat([row for pair in pairs for row in pair], 1)
-    return virtual_tokens(target, length, keys[0].shape[1]), {ROWS: rows}
+    return virtual_tokens(target, length, keys[0].shape[1]), {PROMPT_EMBEDDINGS: rows}
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     if not target.rotary:
         raise DesignError(f"{_SHIFTS}; received {target.family_name}")
-    rows = tensors.pop(ROWS)
+    rows = tensors.pop(PROMPT_EMBEDDINGS)
     length = len(rows)
     m = Settings(form="prefix", site=Site.HEADS, composition=Composition.GATE, size=length)
     deltas = target.deltas(m)
@@ -243,6 +242,6 @@ PREFIX = FunctionalForm(
     module=module,
     unmergeable="its keys and values stand in the sequence, where no weight is",
     peft="PREFIX_TUNING",
-    layout=Layout("PrefixTuningConfig", "base_model.", _faults, _write, _read, VIRTUAL_FIELDS),
+    layout=PeftLayout("PrefixTuningConfig", "base_model.", _faults, _write, _read, VIRTUAL_FIELDS),
     size_name="length",
 )

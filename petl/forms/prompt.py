@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import PROMPT as ROWS
-from petl.forms.exchange import VIRTUAL_FIELDS, Found, Layout, Target, Tensors, virtual_tokens
+from petl.forms.exchange import PROMPT_EMBEDDINGS, VIRTUAL_FIELDS, Found, PeftLayout, Target, Tensors, virtual_tokens
 from petl.forms.form import FunctionalForm
 from petl.forms.vocabulary import Delta, Positions, Settings, Shapes, Site
 
@@ -67,12 +66,12 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
     import torch
 
     rows = torch.cat([stored[f"{delta.name}.weight"] for delta in deltas])
-    return virtual_tokens(target, len(rows), rows.shape[1]), {ROWS: rows}
+    return virtual_tokens(target, len(rows), rows.shape[1]), {PROMPT_EMBEDDINGS: rows}
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     # An encoder-decoder's file may hold as many rows again, which its forward pass leaves aside.
-    rows = tensors.pop(ROWS)[: config.get("num_virtual_tokens")]
+    rows = tensors.pop(PROMPT_EMBEDDINGS)[: config.get("num_virtual_tokens")]
     positions = Positions.SHIFTED if target.has_positions else Positions.KEPT
     m = Settings(form="prompt", site=Site.INPUT, size=len(rows), positions=positions)
     return {target.stack: (m, {"weight": rows})}
@@ -88,6 +87,6 @@ PROMPT = FunctionalForm(
     module=module,
     unmergeable="its rows stand in the sequence, where no weight is",
     peft="PROMPT_TUNING",
-    layout=Layout("PromptTuningConfig", "base_model.", _faults, _write, _read, VIRTUAL_FIELDS),
+    layout=PeftLayout("PromptTuningConfig", "base_model.", _faults, _write, _read, VIRTUAL_FIELDS),
     size_name="length",
 )

@@ -12,7 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import COMMON_FIELDS, PATHS, Found, Layout, Target, Tensors, by_linear, linears_with, padded
+from petl.forms.exchange import (
+    COMMON_FIELDS,
+    PATHS,
+    Found,
+    PeftLayout,
+    Target,
+    Tensors,
+    by_linear,
+    linears_with,
+    padded,
+)
 from petl.forms.form import IN_LAYERS, FunctionalForm
 from petl.forms.vocabulary import LINEARS, Delta, DesignError, Insertion, Settings, Shapes, Site
 
@@ -116,7 +126,7 @@ RESCALE = FunctionalForm(
     counts_vectors=True,
     unmergeable="",
     peft="IA3",
-    layout=Layout(
+    layout=PeftLayout(
         "IA3Config", PATHS, _faults, _write, _read, COMMON_FIELDS | {"feedforward_modules": (), "init_ia3_weights": ()}
     ),
     phrase="rescale {sites}",

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from designs import FORMS as TESTED
 from designs import NAMED, random_design
 
 from petl.design import PLACES, Design, DesignError, Form, Layout, Modification, Site, StackShape, table
@@ -122,8 +123,8 @@ def test_keys_last() -> None:
 
 
 def test_every_rule_has_a_place_and_every_place_a_row() -> None:
-    for form, rule in FORMS.items():
-        assert form in Form
+    assert set(FORMS) == set(Form) == set(TESTED)
+    for rule in FORMS.values():
         for site in rule.sites:
             assert any((site, insertion) in PLACES for insertion in rule.insertions)
     assert {site for site, _ in PLACES} == set(Site)

@@ -38,7 +38,18 @@ def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny.model(request.param)
 
 
-@pytest.mark.parametrize("text", ["mam", "parallel:where=both", "lora"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mam",
+        "parallel:where=both",
+        "lora",
+        "prefix:length=4,reparameterisation=6",
+        "multihead_parallel",
+        "ia3",
+        "prompt",
+    ],
+)
 def test_an_attached_model_can_be_copied_and_pickled(model: PreTrainedModel, text: str) -> None:
     with attach(model, parse(text)) as attachment:
         randomise(attachment)
