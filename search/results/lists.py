@@ -18,6 +18,7 @@ from petl.paper.results import EN_RO, FINDINGS, PAPER_TASKS, REMARKS, Finding, N
 from search.results.console import add, count_states, new_table, say
 from search.results.query import Study, Trial
 from search.storage.locations import StoreError
+from search.tracking.schema import ListedDesign, PaperTable
 from search.trials.record import State
 
 _COUNTS: Final = ("stored_parameters", "trained_parameters", "paper_parameters")
@@ -128,18 +129,19 @@ class List:
 
     def __init__(self, study: Study) -> None:
         info = study.summary.info
-        if not info.get("designs"):
+        if not info.designs:
             raise StoreError(f"study {study.name!r} is a search, not a list of designs; see `petl-search front`")
         self.study = study
-        self.designs: Mapping[str, Mapping[str, Any]] = info["designs"]
-        self.paper: Mapping[str, str] | None = info.get("paper")
-        self.seeds = tuple(info.get("seeds") or (info.get("seed", 0),))
+        self.designs = info.designs
+        # A table of another release is not one to compare with.
+        self.paper = info.paper if info.paper and info.paper.task in PAPER_TASKS else None
+        self.seeds = info.seeds or (info.seed,)
 
     @cached_property
     def columns(self) -> tuple[tuple[str, str], ...]:
         """Scores with the split that they are shown of: the paper's, else the study's own."""
         if self.paper:
-            task = PAPER_TASKS[self.paper["task"]]
+            task = PAPER_TASKS[self.paper.task]
             return tuple((score, task.split) for score in (*task.scores, _LOSS))
         score = self.study.objectives[0].name
         wanted = ((score, "validation"), (_LOSS, "validation"), (score, "test"))
@@ -150,23 +152,23 @@ class List:
         """The score that the paper's findings are about, and the loss."""
         if not self.paper:
             return ()
-        task = PAPER_TASKS[self.paper["task"]]
+        task = PAPER_TASKS[self.paper.task]
         return (task.headline, task.split), (_LOSS, task.split)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """In the order of the study file."""
-        table, task = (self.paper["table"], self.paper["task"]) if self.paper else ("", "")
+        table, task = (self.paper.table, self.paper.task) if self.paper else ("", "")
         printed = results(table, task)
         return tuple(
             self._row(name, design, printed.get(name), *percent(table, name)) for name, design in self.designs.items()
         )
 
-    def _row(self, name: str, design: Mapping[str, Any], printed: Result | None, share: str, slip: str) -> Row:
+    def _row(self, name: str, design: ListedDesign, printed: Result | None, share: str, slip: str) -> Row:
         return Row(
             name,
             tuple(trial for trial in self.study.trials if trial.record.name == name),
-            len(design.get("seeds") or self.seeds),
+            len(design.seeds or self.seeds),
             printed,
             share,
             f"{share} %: {slip}" if slip else "",
@@ -179,9 +181,9 @@ class List:
             return ()
         rows = {row.name: row for row in self.rows}
         return tuple(
-            _comparison(finding, rows[better], rows[worse], score, split, self.paper["task"])
+            _comparison(finding, rows[better], rows[worse], score, split, self.paper.task)
             for finding in FINDINGS
-            if self.paper["table"] in finding.tables
+            if self.paper.table in finding.tables
             for better, worse in finding.pairs
             if {better, worse} <= set(rows)
             for score, split in self.headline
@@ -248,9 +250,9 @@ def _print(listed: List, out: Console, against: bool) -> None:
                 notes.setdefault(note, chr(ord("a") + len(notes)))
     out.print(_score_table(listed, notes, against))
     out.print(_count_table(listed, notes, against))
-    if against and listed.paper and listed.paper["table"] in REMARKS:
-        say(out, REMARKS[listed.paper["table"]])
-    if against and listed.paper and listed.paper["task"] == "en-ro":
+    if against and listed.paper and listed.paper.table in REMARKS:
+        say(out, REMARKS[listed.paper.table])
+    if against and listed.paper and listed.paper.task == "en-ro":
         say(out, EN_RO)
     for note, mark in notes.items():
         say(out, f"[{mark}] {note}")
@@ -275,7 +277,7 @@ def _score_table(listed: List, notes: Mapping[str, str], against: bool) -> Table
         f"{', '.join(score for score, of in listed.columns if of == split)} of the {split} split"
         for split in dict.fromkeys(split for _, split in listed.columns)
     )
-    beside = f" against the paper's table {listed.paper['table']}" if against and listed.paper else ""
+    beside = f" against the paper's table {listed.paper.table}" if against and listed.paper else ""
     table = new_table(
         f"{listed.study.name}{beside}: {splits} ({'; '.join(used) or 'nats'}), mean ± deviation over seeds"
     )
@@ -358,8 +360,8 @@ def _scores(trial: Trial, split: str) -> Mapping[str, float]:
     return trial.row.test if split == "test" else trial.row.validation
 
 
-def _printed(row: Row, paper: Mapping[str, str] | None) -> Mapping[str, Number]:
-    return row.printed.scores[paper["task"]] if row.printed and paper else {}
+def _printed(row: Row, paper: PaperTable | None) -> Mapping[str, Number]:
+    return row.printed.scores[paper.task] if row.printed and paper else {}
 
 
 def _shown(score: str, value: float) -> float:

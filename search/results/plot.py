@@ -150,7 +150,7 @@ def _frame(axes: Axes, view: _View) -> None:
     axes.spines[["right", "top"]].set_visible(False)
     axes.tick_params(labelsize=8.5, color="#999999", labelcolor=_INK)
     info = view.study.summary.info
-    facts = [view.study.name, _model(info.get("backbone", {}).get("model", "")), info.get("task", {}).get("name")]
+    facts = [view.study.name, _model(info.backbone.model), info.task.name]
     title = " · ".join(str(fact)[:_LONGEST] for fact in facts if fact)
     axes.set_title(title, loc="left", fontsize=10, color=_INK, parse_math=False)
     base = view.front.base_parameters

@@ -265,7 +265,7 @@ class Study:
     @cached_property
     def objectives(self) -> Objectives:
         """Score, cost, and the second cost if there is one."""
-        return objectives(**self.summary.info["objectives"])
+        return objectives(**vars(self.summary.info.objectives))
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -307,7 +307,7 @@ class Study:
         """
         sure = None if fdr is None else self._named(_share(fdr), cost)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
-        limits = [*self.summary.info.get("constraints", {}).items(), *_limit(max_parameters)]
+        limits = [*self.summary.info.constraints.items(), *_limit(max_parameters)]
         candidates = [
             replace(trial, objectives=searched)
             for trial in self.trials

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +33,7 @@ from search.trials.record import State
 if TYPE_CHECKING:
     from petl.backbones.count import Counts
     from search.results.query import ParetoFront, Study, Trial
+    from search.tracking.schema import DiskUse
     from search.trials.objectives import Objectives
     from search.trials.record import SeedSummary
 
@@ -115,7 +116,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
     from search.storage.locations import StudyHome, store_uri
 
     out = out or console()
-    front, listed = study.front(), study.summary.info.get("designs")
+    front, listed = study.front(), study.summary.info.designs
     if listed:
         _print_list(study, out)
     else:
@@ -126,7 +127,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
     if len(front):
         share = study.objectives[0].name in SHARES
         smallest = front.best(within=0.01 if share else 0.0).trial
-        compared = study.summary.info.get("paper")
+        compared = study.summary.info.paper
         where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
         commands = {
             f"front {study.name} --max-parameters 1%": "the front under a limit",
@@ -148,10 +149,10 @@ def print_study(study: Study, out: Console | None = None) -> None:
     out = out or console()
     info, front = study.summary.info, study.front()
     facts = {
-        "model": info.get("backbone", {}).get("model"),
-        "task": info.get("task", {}).get("name"),
-        "space": info.get("space", {}).get("name"),
-        "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.get("constraints", {}).items()),
+        "model": info.backbone.model,
+        "task": info.task.name,
+        "space": info.space.name,
+        "limits": ", ".join(f"{name} <= {limit:g}" for name, limit in info.constraints.items()),
         "trials": count_states(study),
         "disk": _disk(study.summary.disk),
         "spent": _spent(study),
@@ -160,7 +161,7 @@ def print_study(study: Study, out: Console | None = None) -> None:
     for name, fact in facts.items():
         if fact:
             say(out, f"  {name:<7} {fact}")
-    if info.get("designs"):
+    if info.designs:
         _print_list(study, out)
         return
     print_front(study, front, out)
@@ -216,8 +217,8 @@ def studies_table(studies: Sequence[Study]) -> Table:
             study.summary.status.lower(),
             count_states(study),
             best,
-            info.get("backbone", {}).get("model", ""),
-            info.get("task", {}).get("name", ""),
+            info.backbone.model,
+            info.task.name,
         )
     return table
 
@@ -308,21 +309,22 @@ def _beliefs(found: SeedSummary) -> tuple[str, str, str, str]:
 
 def _spent(study: Study) -> str:
     """Such as `0.5 of 0.5 hours, 0.83 device-hours, 2.1 in money`; empty where it is not on record."""
-    limits, spent = study.summary.info.get("budget", {}), dict(study.summary.spent)
-    if not spent:
+    limits = study.summary.info.budget
+    if study.summary.spent is None:
         return ""
-    if price := limits.get("price_per_device_hour"):
+    spent = asdict(study.summary.spent)
+    if price := limits.price_per_device_hour:
         spent["money"] = price * spent["device_hours"]
     return ", ".join(
-        f"{amount_text(spent[name])} {f'of {amount_text(limit)} ' if (limit := limits.get(name)) else ''}{unit}"
+        f"{amount_text(spent[name])} {f'of {amount_text(limit)} ' if (limit := getattr(limits, name)) else ''}{unit}"
         for name, unit in _SPENT.items()
         if name in spent
     )
 
 
-def _disk(disk: Mapping[str, int | None]) -> str:
+def _disk(disk: DiskUse | None) -> str:
     """Such as `0.25 of 2 GB`."""
-    used, limit = disk.get("used"), disk.get("limit")
-    if used is None:
+    if disk is None:
         return ""
-    return f"{bytes_text(used)} used" + ("" if limit is None else f" of {bytes_text(limit)} (storage.max_gb)")
+    limit = "" if disk.limit is None else f" of {bytes_text(disk.limit)} (storage.max_gb)"
+    return f"{bytes_text(disk.used)} used{limit}"

@@ -6,18 +6,18 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Final
 
 from mlflow.entities import Experiment, Run
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from petl.errors import faults
 from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
 from search.storage.locations import STUDY_NAME, StoreError
 from search.trials.objectives import objectives
-from search.trials.record import SeedSummary, State, TrialRecord
+from search.trials.record import SeedSummary, Spent, State, TrialRecord
 from search.trials.upgrade import upgraded
 
 STATUS: Final[Mapping[State, str]] = {
@@ -29,19 +29,81 @@ STATUS: Final[Mapping[State, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Info:
-    """What readers look at in a study's `info`."""
+_MOST: Final = 1e18  # of counts, seconds, bytes
+_Amount = Annotated[float, Field(ge=0, le=_MOST)]
 
-    objectives: dict[str, str | None]
-    constraints: dict[str, float] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
-    task: dict[str, Any] = field(default_factory=dict)
-    space: dict[str, Any] = field(default_factory=dict)
-    designs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class ObjectiveNames:
+    score: str
+    cost: str
+    second_cost: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ListedDesign:
+    """A row of a list of designs, with seeds of its own where it has some."""
+
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    table: str
+    task: str
+
+
+@dataclass(frozen=True)
+class BudgetLimits:
+    """What a study may spend; None for no limit."""
+
+    hours: _Amount | None = None
+    device_hours: _Amount | None = None
+    money: _Amount | None = None
+    price_per_device_hour: _Amount | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyInfo:
+    """The sections of a study file that readers look at; their other settings are ignored."""
+
+    objectives: ObjectiveNames
+    constraints: Mapping[str, _Amount] = field(default_factory=dict)  # upper limits by the names of Measurements
+    backbone: Model = Model()
+    task: Named = Named()
+    space: Named = Named()
+    designs: Mapping[str, ListedDesign] = field(default_factory=dict)  # of a list, by the names of its rows
+    seeds: tuple[int, ...] = ()
     seed: int = 0
-    paper: dict[str, str] | None = None
+    paper: PaperTable | None = None
+    budget: BudgetLimits = BudgetLimits()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudyInfo:
+        """Parse a study file as JSON holds it. Raises ValueError where a field is not what a study file may have."""
+        info = _INFO.validate_python(data)
+        objectives(**vars(info.objectives))
+        if unknown := set(info.constraints) - {each.name for each in fields(Measurements)}:
+            raise ValueError(f"a constraint names a measurement; received {', '.join(sorted(unknown))}")
+        return info
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Bytes that a study uses, and their limit, None for none."""
+
+    used: Annotated[int, Field(ge=0)]
+    limit: Annotated[int, Field(ge=0)] | None = None
 
 
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
@@ -55,22 +117,22 @@ _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older s
 # What is read of a run is bounded, and is what this module can have written: whoever reads a study may not know who
 # else writes into its store.
 _MOST_TAGS: Final = 200  # of one text: a million characters, a list of some thousand designs
-_MOST: Final = 1e18  # of counts, seconds, bytes
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
 _BELIEFS: Final = TypeAdapter(SeedSummary)
-_BYTES: Final = TypeAdapter(dict[str, int | None])
-_INFO: Final = TypeAdapter(_Info)
+_DISK_USE: Final = TypeAdapter(DiskUse)
+_AMOUNTS: Final = TypeAdapter(dict[str, _Amount])
+_INFO: Final = TypeAdapter(StudyInfo)
 _NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
-    """A study as its experiment and parent run tell it. `info` is what `Tracker.open` was given.
+    """A study as its experiment and parent run have it.
 
-    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. As it last told, `disk` has the
-    bytes `used` by the study, and their `limit`, and `spent` its `hours` of searching and `device_hours`.
+    `status` is MLflow's word for the parent run; `started` is seconds since the epoch. `disk` and `spent` are as they
+    were last published, None before.
     """
 
     name: str
@@ -78,9 +140,9 @@ class StudySummary:
     run_id: str
     status: str
     started: float
-    info: Mapping[str, Any]
-    disk: Mapping[str, int | None] = field(default_factory=dict)
-    spent: Mapping[str, float] = field(default_factory=dict)
+    info: StudyInfo
+    disk: DiskUse | None = None
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,23 +203,22 @@ def _row(run: Run) -> TrialRow:
 def _summary(experiment: Experiment, parent: Run) -> StudySummary:
     """Raises StoreError for an experiment, or a parent run, that is not as this module writes it."""
     with _sense(parent):
-        name, info = experiment.tags[_STUDY_TAG], upgraded(_parsed(parent, "info"))
+        name = experiment.tags[_STUDY_TAG]
         if name != experiment.name or not STUDY_NAME.fullmatch(name):
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
-        _INFO.validate_python(info)
-        disk = _BYTES.validate_python(_parsed(parent, _DISK))
-        spent = _NUMBERS.validate_python(_parsed(parent, _SPENT))
-        objectives(**info["objectives"])
-    return StudySummary(
-        name=name,
-        experiment_id=experiment.experiment_id,
-        run_id=parent.info.run_id,
-        status=parent.info.status,
-        started=parent.info.start_time / 1000,
-        info=info,
-        disk=disk,
-        spent=spent,
-    )
+        info = StudyInfo.from_dict(upgraded(_parsed(parent, "info")))
+        disk = _DISK_USE.validate_python(data) if (data := _parsed(parent, _DISK)) else None
+        spent = Spent(**_AMOUNTS.validate_python(data)) if (data := _parsed(parent, _SPENT)) else None
+        return StudySummary(
+            name=name,
+            experiment_id=experiment.experiment_id,
+            run_id=parent.info.run_id,
+            status=parent.info.status,
+            started=parent.info.start_time / 1000,
+            info=info,
+            disk=disk,
+            spent=spent,
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from petl.configuration import Configuration
 from petl.design import Composition, Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import Study
-from search.tracking.schema import StudySummary, TrialRow
+from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.trials.record import State, TrialRecord
 
 BASE = 22_713_216
@@ -62,7 +62,9 @@ RECORDS = [
 
 def study(records: list[TrialRecord] = RECORDS, **objectives: str) -> Study:
     info = {**INFO, "objectives": {**INFO["objectives"], **objectives}}
-    summary = StudySummary(name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=info)
+    summary = StudySummary(
+        name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=StudyInfo.from_dict(info)
+    )
     rows = [
         TrialRow(
             record=record,

@@ -259,15 +259,21 @@ def test_another_studys_nonsense_is_left_out(alone: Study) -> None:
         ("b", {"petl_search.study": "b"}, {"objectives": {"score": "\x1b[2J", "cost": "x"}}),
         ("c", {"petl_search.study": "c"}, {**INFO, "constraints": {"stored_percent": "all"}}),
         ("d", {"petl_search.study": "demo"}, INFO),
+        ("e", {"petl_search.study": "e"}, {**INFO, "constraints": {"foo": 1}}),
+        ("f", {"petl_search.study": "f"}, {**INFO, "backbone": {"model": 5}}),
+        ("g", {"petl_search.study": "g"}, {**INFO, "budget": [1]}),
+        ("h", {"petl_search.study": "h"}, {**INFO, "designs": {"a": {"seeds": 3}}}),
     ):
         experiment = alone.client.create_experiment(name, tags=tags)
         alone.client.create_run(experiment, tags={"kind": "study", "info": json.dumps(info)})
+        trial = {"kind": "trial", "trial": "0", "record": json.dumps(says(0))}
+        alone.client.create_run(experiment, tags=trial)
     done = alone.command("ls")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("petl-search: left out: run ") == 4
+    assert done.stderr.count("petl-search: left out: run ") == 8
     assert done.stdout.count("demo") == 1
     assert "\x1b" not in done.stderr
-    for name in "bc":
+    for name in "bcefgh":
         with pytest.raises(StoreError, match="makes no sense"):
             load_study(name, alone.uri)
 

@@ -18,7 +18,7 @@ from search.results import tables as report
 from search.results.lists import List, compare, print_against, print_list
 from search.results.query import Study
 from search.storage.locations import StoreError
-from search.tracking.schema import StudySummary, TrialRow
+from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.trials.record import State, TrialRecord
 
 BASE = 406_291_456
@@ -54,7 +54,9 @@ def study(rows: list[TrialRow], names: tuple[str, ...] = (SCALED, PLAIN), **info
         "paper": {"table": "5", "task": "xsum"},
         **info,
     }
-    summary = StudySummary(name="t5", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=whole)
+    summary = StudySummary(
+        name="t5", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=StudyInfo.from_dict(whole)
+    )
     return Study(summary, tuple(rows), "sqlite:///nowhere.db")
 
 

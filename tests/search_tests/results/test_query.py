@@ -21,7 +21,7 @@ from petl.design import Design
 from search import load_study
 from search.results.query import ROW, ParetoFront, Study
 from search.storage.locations import StoreError
-from search.tracking.schema import StudySummary, TrialRow
+from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.tracking.writer import Tracker
 from search.trials.record import State, TrialRecord
 
@@ -243,7 +243,9 @@ def drawn(count: int, seed: int, **objectives: str) -> Study:
         records.append(replace(one, measurements=measured))
     records.append(replace(records[0], number=count))
     info = {**INFO, "objectives": {**THREE, **objectives}}
-    summary = StudySummary(name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=info)
+    summary = StudySummary(
+        name="demo", experiment_id="1", run_id="p", status="FINISHED", started=0.0, info=StudyInfo.from_dict(info)
+    )
     rows = tuple(TrialRow(record=each, run_id=str(each.number)) for each in records)
     return Study(summary, rows, "sqlite:///nowhere.db")
 

@@ -16,7 +16,8 @@ from handmade import INFO, RECORDS, failed, printed, size_of_png, study, trial
 from petl.measurements import Measurements
 from search.results import tables
 from search.results.query import ROW
-from search.trials.record import State
+from search.tracking.schema import StudyInfo
+from search.trials.record import Spent, State
 
 
 @pytest.mark.parametrize("width", [200, 80])
@@ -62,7 +63,8 @@ def test_what_was_not_measured_is_left_out() -> None:
     what = study([*records, RECORDS[1]], cost="latency_ms")
     assert [trial.trial for trial in what.front()] == [1]
     assert "latency" not in printed(lambda out: tables.print_trial(what.trial(0), out), 100)
-    limited = replace(what, summary=replace(what.summary, info={**what.summary.info, "constraints": {"latency_ms": 9}}))
+    limits = replace(what.summary.info, constraints={"latency_ms": 9.0})
+    limited = replace(what, summary=replace(what.summary, info=limits))
     assert [trial.trial for trial in limited.front(cost="stored_parameters")] == [1]  # not known to keep the limit
 
 
@@ -126,7 +128,7 @@ def test_brackets_are_no_markup(brackets: str, monkeypatch: pytest.MonkeyPatch, 
     ]
     info = {**INFO, "backbone": {"model": f"model {brackets}"}, "task": {"name": f"task {brackets}"}}
     named = study(records)
-    named = replace(named, summary=replace(named.summary, name=f"study {brackets}", info=info))
+    named = replace(named, summary=replace(named.summary, name=f"study {brackets}", info=StudyInfo.from_dict(info)))
     empty = replace(named, everything=named.everything[1:2])
     for show, words in (
         (lambda out: tables.print_study(named, out), ["study", "model", "task", "mam", "OSError:", "full"]),
@@ -151,14 +153,14 @@ def test_what_a_study_has_spent_and_what_it_left() -> None:
     """By its own clock; at 2.5 an hour, 0.4 device-hours are 1."""
     left = study([trial(0, 0.5, 100), trial(1, 0.5, 100, state=State.RUNNING, measurements=None)])
     budget = {"trials": 24, "hours": None, "money": 1.0, "price_per_device_hour": 2.5}
-    spent = {"hours": 0.25, "device_hours": 0.4}
-    summary = replace(left.summary, info={**left.summary.info, "budget": budget}, spent=spent)
+    info = StudyInfo.from_dict({**INFO, "budget": budget})
+    summary = replace(left.summary, info=info, spent=Spent(hours=0.25, device_hours=0.4))
     text = printed(lambda out: tables.print_study(replace(left, summary=summary), out), 120)
     assert "  trials  1 complete, 1 not finished\n" in text
     assert "  spent   0.25 hours, 0.4 device-hours, 1 of 1 in money\n" in text
     status = left.summary.status
     assert "not finished" in printed(lambda out: tables.print_trial(left.trial(1), out, study=status), 120)
-    running = replace(left, summary=replace(summary, status="RUNNING", info=INFO))
+    running = replace(left, summary=replace(summary, status="RUNNING", info=StudyInfo.from_dict(INFO)))
     text = printed(lambda out: tables.print_study(running, out), 120)
     assert "1 complete, 1 running" in text
     assert "  spent   0.25 hours, 0.4 device-hours\n" in text

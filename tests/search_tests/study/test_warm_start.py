@@ -20,7 +20,7 @@ from search.optimizer.budget import Budget
 from search.optimizer.search import Search
 from search.results.query import Study, load_study
 from search.study.warm_start import _covering, prior
-from search.tracking.schema import StudySummary, TrialRow
+from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.tracking.writer import Tracker
 from search.trials.pareto import hypervolume
 from search.trials.record import State, TrialRecord
@@ -93,7 +93,9 @@ def test_of_three_objectives_the_cost_that_rules_counts() -> None:
         run_id="p",
         status="FINISHED",
         started=0.0,
-        info={"objectives": {"score": "accuracy", "cost": "latency_ms", "second_cost": "stored_parameters"}},
+        info=StudyInfo.from_dict(
+            {"objectives": {"score": "accuracy", "cost": "latency_ms", "second_cost": "stored_parameters"}}
+        ),
     )
     study = Study(summary, tuple(TrialRow(record=each, run_id=str(each.number)) for each in members), "sqlite:///no.db")
     assert [each.trial for each in _covering(study)][:2] == [0, 3]

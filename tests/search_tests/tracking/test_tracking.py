@@ -23,10 +23,10 @@ from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.locations import StoreError
 from search.tracking import client, reader
-from search.tracking.schema import STATUS
+from search.tracking.schema import STATUS, DiskUse, StudyInfo
 from search.tracking.writer import Tracker
 from search.trials.naming import flat_parameters, label, run_name
-from search.trials.record import Replicate, SeedSummary, State, TrialRecord
+from search.trials.record import Replicate, SeedSummary, Spent, State, TrialRecord
 from search.trials.report import curve
 
 INFO = {
@@ -437,7 +437,7 @@ def test_mlflow_gives_three_objectives_back(uri: str, study: str, tmp_path: Path
         measured = replace(COMPLETE.measurements, accuracy=0.5 - number / 10, latency_ms=latency)
         tracker.publish(replace(COMPLETE, number=number, measurements=measured))
     loaded = load_study(study, uri)
-    assert loaded.summary.info == info
+    assert loaded.summary.info == StudyInfo.from_dict(info)
     assert [objective.name for objective in loaded.objectives] == ["accuracy", "stored_parameters", "latency_ms"]
     assert [(t.trial, t.score, t.cost, t.second_cost) for t in loaded.front()] == [
         (1, 0.4, 1234.0, 2.0),
@@ -457,15 +457,15 @@ def test_a_study_without_a_second_cost_is_read(uri: str, study: str, tmp_path: P
 def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
     assert study in {summary.name for summary in reader.studies(uri)}
     summary = reader.summary(uri, study)
-    assert (summary.info, summary.run_id, summary.status) == (INFO, tracker.run_id, "RUNNING")
-    assert (summary.disk, summary.spent) == ({}, {})  # as of earlier releases
+    assert (summary.info, summary.run_id, summary.status) == (StudyInfo.from_dict(INFO), tracker.run_id, "RUNNING")
+    assert (summary.disk, summary.spent) == (None, None)  # as of earlier releases
     tracker.disk(5, None)
     tracker.spent({"hours": 0.5, "device_hours": 1.25})
     tracker.close()
     summary = reader.summary(uri, study)
     assert summary.status == "FINISHED"
-    assert summary.disk == {"used": 5, "limit": None}
-    assert summary.spent == {"hours": 0.5, "device_hours": 1.25}
+    assert summary.disk == DiskUse(used=5, limit=None)
+    assert summary.spent == Spent(hours=0.5, device_hours=1.25)
 
 
 def test_a_study_is_readable_from_its_first_moment(
@@ -482,7 +482,7 @@ def test_a_study_is_readable_from_its_first_moment(
         with pytest.raises(KeyboardInterrupt):
             Tracker.open(uri, study, tmp_path / "artifacts", INFO)
     before = reader.summary(uri, study)
-    assert (before.info, before.status) == (INFO, "RUNNING")
+    assert (before.info, before.status) == (StudyInfo.from_dict(INFO), "RUNNING")
     assert Tracker.open(uri, study, tmp_path / "artifacts", INFO).run_id == before.run_id
 
 
@@ -493,7 +493,7 @@ def test_a_study_that_does_not_say_what_it_is(tracker: Tracker, uri: str, study:
         with pytest.raises(StoreError, match=f"does not say what it is.*resume {study}"):
             read(uri, study)
     again(tracker, uri, tmp_path)
-    assert reader.summary(uri, study).info == INFO
+    assert reader.summary(uri, study).info == StudyInfo.from_dict(INFO)
 
 
 def test_unknown_study_and_missing_store(tracker: Tracker, uri: str, tmp_path: Path) -> None:
