@@ -33,9 +33,9 @@ from search.study.places import (
     store_of,
 )
 from search.study.plan import disk_limit, replication, search_plan
+from search.tracking.entries import Begin, Close
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
-from search.tracking.writer import Tracker
 from search.trials.formats import amount_text
 from search.trials.front import front_of
 from search.trials.records import Records
@@ -94,7 +94,7 @@ class Runner:
         with Delivery(journal, connect, self.folder, self.display.say, tracker) as self.delivery:
             artifacts, limit = self.places.artifacts, disk_limit(self.config)
             self.publisher = Publisher(
-                self.delivery.tell,
+                self.delivery.send,
                 self.records,
                 self.folder,
                 lambda: Held(self.folder, artifacts, self.records.all()).used,
@@ -110,7 +110,7 @@ class Runner:
                 settled=self.delivery.drain,
                 patience=self.config.tracking.patience,
             )
-            self.delivery.tell(("begin", {}))
+            self.delivery.send(Begin())
             try:
                 with terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
                     self._train()
@@ -120,7 +120,7 @@ class Runner:
                 raise
             except BaseException as error:
                 failed = isinstance(error, Exception) and not isinstance(error, InterruptedStudy)
-                self.delivery.tell(("close", {"status": "FAILED" if failed else "KILLED"}))
+                self.delivery.send(Close("FAILED" if failed else "KILLED"))
                 if not self.delivery.drain(patience=0.0, limit=_BRIEFLY):
                     self.display.say(f"{self.delivery.waiting} for MLflow wait on disk; a resume delivers them")
                 raise
@@ -164,7 +164,7 @@ class Runner:
 
     def _replicate(self, search: Search) -> None:
         replicates = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
-        self.publisher.believed(replicates.conclude())
+        self.publisher.summaries(replicates.conclude())
         if not self.config.replicates.per_trial:
             return
         if search.meter.spent():
@@ -180,7 +180,7 @@ class Runner:
             with self.display.replicating(lambda: replicates.runs):
                 self._until_done(replicates)
         beliefs = replicates.conclude()
-        self.publisher.believed(beliefs)
+        self.publisher.summaries(beliefs)
         if replicates.note:
             self.display.say(replicates.note)
         elif search.meter.spent():
@@ -230,10 +230,10 @@ class Runner:
         study = self._read()
         files = [file.name for file in tables.write_front(study, self.folder)]
         front = {"rows": study.front().to_rows(), "references": study.reference_rows(), "files": files}
-        self.delivery.tell(("front", front))
+        self.delivery.send(front)
         self._deliver()
         self.publisher.weighed()
-        self.delivery.tell(("close", {"status": "FINISHED"}))
+        self.delivery.send(Close("FINISHED"))
         self._deliver()
 
     def _deliver(self) -> None:

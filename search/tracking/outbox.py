@@ -23,26 +23,23 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, TypeAlias, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from search.storage.address import one_line
-from search.storage.folder import RESULT, TrialFolder
 from search.storage.locations import StoreError
 from search.tracking.client import refused
-from search.tracking.writer import Tracker
-from search.trials.record import Replicate, SeedSummary, TrialRecord
-
-Told: TypeAlias = tuple[str, Mapping[str, Any]]  # what to do, with which JSON-ready arguments
+from search.tracking.entries import Entry, parsed, written
+from search.tracking.tracker import Tracker
 
 _DELIVERED: Final = "delivered"
 _FULL: Final = 1_000_000  # bytes, from which on a file gets no further entries
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One thing that MLflow is to be told.
+class Line:
+    """An entry as the journal holds it: `tell` is its kind, and `what` its fields.
 
-    `at` is when it was written, in seconds since the epoch. Entries are at least a millisecond apart, MLflow's
+    `at` is when it was written, in seconds since the epoch. Lines are at least a millisecond apart, MLflow's
     unit, which takes of a metric's values the one with the latest time for the last.
     """
 
@@ -66,33 +63,33 @@ class Journal:
         self._refused = False  # by the disk
         self._file: IO[bytes] | None = None  # a new one for every process: nothing is written behind a torn line
         done = _number(folder / _DELIVERED)
-        kept = [(entry, path) for path in sorted(folder.glob("*.jsonl")) for entry in _entries(path)]
-        self._last = max((entry.number for entry, _ in kept), default=done)
-        self._at = max((entry.at for entry, _ in kept), default=0.0)
-        self._waiting: deque[tuple[Entry, Path | None]] = deque(item for item in kept if item[0].number > done)
+        stored = [(line, path) for path in sorted(folder.glob("*.jsonl")) for line in _lines(path)]
+        self._last = max((line.number for line, _ in stored), default=done)
+        self._at = max((line.at for line, _ in stored), default=0.0)
+        self._waiting: deque[tuple[Line, Path | None]] = deque(item for item in stored if item[0].number > done)
         for path in {*folder.glob("*.jsonl")} - {path for _, path in self._waiting}:
             path.unlink()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def append(self, *told: Told) -> None:
-        """New entries at the end, safe on the disk when this returns. Raises nothing where the disk is full."""
-        if not told:
+    def append(self, *entries: Entry) -> None:
+        """Add entries at the end, safe on the disk when this returns. Raises nothing where the disk is full."""
+        if not entries:
             return
         with self._lock:
             now = max(time.time(), self._at + 0.001)
-            entries = [
-                Entry(self._last + 1 + i, round(now + i / 1000, 3), tell, what) for i, (tell, what) in enumerate(told)
+            lines = [
+                Line(self._last + 1 + i, round(now + i / 1000, 3), *written(entry)) for i, entry in enumerate(entries)
             ]
-            self._last, self._at = entries[-1].number, entries[-1].at
+            self._last, self._at = lines[-1].number, lines[-1].at
             try:
-                path: Path | None = self._write(entries)
+                path: Path | None = self._write(lines)
                 refusal = None
             except OSError as error:
                 path, refusal = None, error
                 self._abandon()
-            self._waiting.extend((entry, path) for entry in entries)
+            self._waiting.extend((line, path) for line in lines)
         if refusal and not self._refused:
             self._say(
                 f"the journal {self.folder} cannot be written ({refusal}); what MLflow is to be told waits in memory, "
@@ -100,18 +97,18 @@ class Journal:
             )
         self._refused = refusal is not None
 
-    def first(self) -> Entry | None:
-        """The entry that waits longest."""
+    def first(self) -> Line | None:
+        """Return the line that waits longest, None where none waits."""
         return self._waiting[0][0] if self._waiting else None
 
     def delivered(self) -> None:
         """The first entry has arrived."""
         with self._lock:
-            entry, path = self._waiting.popleft()
+            line, path = self._waiting.popleft()
             following = self._waiting[0][1] if self._waiting else None
             with suppress(OSError):  # then it is delivered again after a crash, which changes nothing
                 mark = self.folder / f"{_DELIVERED}.new"
-                mark.write_text(str(entry.number))
+                mark.write_text(str(line.number))
                 mark.replace(self.folder / _DELIVERED)
             if path and path != following:
                 if self._file and Path(self._file.name) == path:
@@ -124,16 +121,16 @@ class Journal:
         with self._lock:
             self._close()
 
-    def _write(self, entries: list[Entry]) -> Path:
+    def _write(self, lines: list[Line]) -> Path:
         """The file that has them, safe on the disk. Raises OSError."""
-        lines = memoryview(b"".join(json.dumps(vars(entry)).encode() + b"\n" for entry in entries))
+        data = memoryview(b"".join(json.dumps(vars(line)).encode() + b"\n" for line in lines))
         if self._file and self._file.tell() >= _FULL:
             self._close()
         if self._file is None:
-            self._file = (self.folder / f"{entries[0].number:010d}.jsonl").open("xb", buffering=0)
+            self._file = (self.folder / f"{lines[0].number:010d}.jsonl").open("xb", buffering=0)
         path = Path(self._file.name)
-        while lines:
-            lines = lines[self._file.write(lines) :]
+        while data:
+            data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
         return path
 
@@ -152,17 +149,17 @@ class Journal:
             self._file = None
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def _lines(path: Path) -> Iterator[Line]:
     """The whole ones of a file, up to a torn line."""
-    with path.open("rb") as lines:
-        for line in lines:
+    with path.open("rb") as file:
+        for text in file:
             try:
-                entry = Entry(**json.loads(line))
+                line = Line(**json.loads(text))
             except (ValueError, TypeError):
                 return
-            if not line.endswith(b"\n"):
+            if not text.endswith(b"\n"):
                 return
-            yield entry
+            yield line
 
 
 def _number(path: Path) -> int:
@@ -176,36 +173,6 @@ _EVERY: Final = 10.0  # seconds between two lines about what still waits
 _GRACE: Final = 5.0  # seconds that a request under way is given to end
 
 T = TypeVar("T")
-Telling: TypeAlias = Callable[[Tracker, Path, Entry], object]
-
-# What an entry's `tell` means; paths are relative to the study's folder, which may have moved in between.
-TELLINGS: Final[Mapping[str, Telling]] = {
-    "begin": lambda tracker, folder, entry: tracker.begin(),
-    "ensure": lambda tracker, folder, entry: tracker.ensure(TrialRecord.from_dict(entry.what["record"])),
-    "publish": lambda tracker, folder, entry: tracker.publish(
-        TrialRecord.from_dict(entry.what["record"]), entry.what["counts"], at=entry.at
-    ),
-    "progress": lambda tracker, folder, entry: tracker.progress(
-        entry.what["number"], entry.what["points"], at=entry.at
-    ),
-    "tested": lambda tracker, folder, entry: tracker.tested(entry.what["number"], entry.what["scores"], at=entry.at),
-    "replicate": lambda tracker, folder, entry: tracker.replicate(
-        Replicate.from_dict(entry.what["run"]), entry.what["points"], at=entry.at
-    ),
-    "believed": lambda tracker, folder, entry: tracker.believed(
-        entry.what["number"], SeedSummary(**entry.what["what"]), at=entry.at
-    ),
-    "artifacts": lambda tracker, folder, entry: tracker.artifacts(
-        entry.what["number"], folder / entry.what["folder"], entry.what["name"]
-    ),
-    "withdraw": lambda tracker, folder, entry: _withdraw(tracker, folder, entry.what["number"], entry.what["why"]),
-    "disk": lambda tracker, folder, entry: tracker.disk(entry.what["used"], entry.what["limit"]),
-    "spent": lambda tracker, folder, entry: tracker.spent(entry.what),
-    "front": lambda tracker, folder, entry: tracker.front(
-        entry.what["rows"], entry.what["references"], [folder / file for file in entry.what["files"]]
-    ),
-    "close": lambda tracker, folder, entry: tracker.close(entry.what["status"]),
-}
 
 
 class Delivery:
@@ -214,25 +181,25 @@ class Delivery:
     Example::
 
         with Delivery(journal, connect, folder, print) as delivery:
-            delivery.tell(("begin", {}))
+            delivery.send(Begin())
             arrived = delivery.drain(patience=60.0)
 
-    `connect` opens the study's Tracker, `tracker` is one that is open already; `folder` is the study's.
+    `connect` opens the study's trackers, `trackers` are open already; `folder` is the study's.
     `say` hears when MLflow stays away and when it is back.
     """
 
     def __init__(
         self,
         journal: Journal,
-        connect: Callable[[], Tracker],
+        connect: Callable[[], Sequence[Tracker]],
         folder: Path,
         say: Callable[[str], None],
-        tracker: Tracker | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.journal, self.folder = journal, folder
         self.left_out = 0  # entries that MLflow refused, and will
         self.trouble = ""  # what the last attempt ran into, "" where it went well
-        self._connect, self._say, self._tracker = connect, say, tracker
+        self._connect, self._say, self._trackers = connect, say, trackers
         self._failures = 0  # in a row
         self._away = 0.0  # since when, by the monotonic clock
         self._news, self._stopping = threading.Event(), threading.Event()
@@ -251,9 +218,9 @@ class Delivery:
         self._thread.join(_GRACE)
         self.journal.close()
 
-    def tell(self, *told: Told) -> None:
-        """Has MLflow told, in this order and after all that was told before. Returns at once, and raises nothing."""
-        self.journal.append(*told)
+    def send(self, *entries: Entry) -> None:
+        """Publish entries, in this order and after all that were sent before. Returns at once, and raises nothing."""
+        self.journal.append(*entries)
         self._news.set()
 
     def drain(self, patience: float, limit: float = math.inf) -> bool:
@@ -277,31 +244,33 @@ class Delivery:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._news.clear()
-            entry = self.journal.first()
-            if entry is None:
+            line = self.journal.first()
+            if line is None:
                 self._news.wait()
-            elif self._arrived(entry):
+            elif self._arrived(line):
                 self.journal.delivered()
             else:
                 self._stopping.wait(_PAUSES[min(self._failures, len(_PAUSES)) - 1])
 
-    def _arrived(self, entry: Entry) -> bool:
-        """Whether there is nothing more to do about it."""
-        tracker, self._tracker = self._tracker, None  # kept only where all went well
-        fresh = tracker is None
+    def _arrived(self, line: Line) -> bool:
+        """Publish a line; return whether there is nothing more to do about it."""
+        trackers, self._trackers = self._trackers, ()  # kept only where all went well
+        fresh = not trackers
         try:
-            tracker = tracker or self._connect()
+            trackers = trackers or self._connect()
         except Exception as error:  # whatever a store or a server of the user's raises
             return self._failed(error)
         try:
-            TELLINGS[entry.tell](tracker, self.folder, entry)
+            entry = parsed(line.tell, line.what)
+            for tracker in trackers:
+                entry.apply(tracker, self.folder, line.at)
         except Exception as error:
             if not (fresh and refused(error)):  # a tracker that has just read what is there errs no more
                 return self._failed(error)
             self.left_out += 1
-            self._say(f"MLflow refuses an entry ({entry.tell}), and it is left out: {_line(error)}")
+            self._say(f"MLflow refuses an entry ({line.tell}), and it is left out: {_line(error)}")
         else:
-            self._tracker = tracker
+            self._trackers = trackers
         if self._failures > 1:
             self._say(f"MLflow is back; {self.waiting} to go")
         self._failures, self.trouble = 0, ""
@@ -315,13 +284,6 @@ class Delivery:
         if self._failures == 2:  # one alone is nothing to speak of: a connection that was dropped
             self._say(f"MLflow does not answer; the search goes on, and what it is to be told waits: {self.trouble}")
         return False
-
-
-def _withdraw(tracker: Tracker, folder: Path, number: int, why: str) -> None:
-    """A trial's result goes in both places; from the folder last, by which it is known to be there."""
-    if tracker.run_of(number):
-        tracker.withdraw(number, why)
-    TrialFolder(folder, number).drop(RESULT)
 
 
 def patiently(ask: Callable[[], T], patience: float) -> T:

@@ -11,7 +11,18 @@ from typing import Final
 
 from petl.measurements import SCORES as MEASURED
 from search.storage.folder import PREDICTIONS, TrialFolder, drop_states, read_json
-from search.tracking.outbox import Told
+from search.tracking.entries import (
+    Artifacts,
+    Disk,
+    Ensure,
+    Entry,
+    Facts,
+    Progress,
+    Publish,
+    Replicated,
+    Spending,
+    Withdraw,
+)
 from search.tracking.schema import ADAPTER
 from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 from search.trials.records import Records
@@ -23,33 +34,33 @@ _WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands o
 class Publisher:
     """A Listener that keeps MLflow in line with the records.
 
-    `tell` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
+    `send` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
     the search does not depend on it. `folder` is the study's, `used` tells the bytes that it uses, `limit` is theirs.
     """
 
     def __init__(
         self,
-        tell: Callable[..., None],
+        send: Callable[..., None],
         records: Records,
         folder: Path,
         used: Callable[[], int] = lambda: 0,
         limit: int | None = None,
     ) -> None:
         self.records, self.folder = records, folder
-        self._tell, self._used, self._limit = tell, used, limit
-        self._weighed = -math.inf  # when the disk was told of last
-        self._told: dict[int, tuple[int, int]] = {}  # points and validations of a trial that were told of
-        self._believed: set[int] = set()  # trials of which was told what replicates say
+        self._send, self._used, self._limit = send, used, limit
+        self._measured = -math.inf  # when the disk's use was published last
+        self._progress: dict[int, tuple[int, int]] = {}  # points and validations of a trial that are published
+        self._summarised: set[int] = set()  # trials whose summary over seeds is published
 
     def started(self, run: Run) -> None:
         """Create the trial's run; a replicate has one when it is over."""
         if isinstance(run, TrialRecord):
-            self._tell(self._record(run))
+            self._send(self._record(run))
 
     def reported(self, run: Run, report: Report) -> None:
         """Publish what the curves of a trial have gained."""
         if isinstance(run, TrialRecord):
-            self._tell(self._record(run), *self._curves(run.number, report))
+            self._send(self._record(run), *self._curves(run.number, report))
 
     def restarted(self, run: Run) -> None:
         pass
@@ -57,51 +68,51 @@ class Publisher:
     def paused(self, run: Run) -> None:
         """Publish that a trial waits; what it was trained stays on the disk."""
         if isinstance(run, TrialRecord):
-            self._tell(self._record(run))
+            self._send(self._record(run))
 
     def ended(self, run: Run) -> None:
         """Publish all that there is of a run: of a trial its adapter too. Nothing that a resume needs is left of it."""
         if isinstance(run, Replicate):
-            self._tell(self._replicate(run))
+            self._send(self._replicate(run))
             TrialFolder(self.folder, run.number, run.seed).remove()
             return
-        self._tell(*self._whole(run))
+        self._send(*self._whole(run))
         TrialFolder(self.folder, run.number).drop_states()
-        if time.monotonic() - self._weighed >= _WEIGHED:
+        if time.monotonic() - self._measured >= _WEIGHED:
             self.weighed()
 
     def weighed(self) -> None:
         """The bytes that the study uses now, and what it has spent."""
-        self._weighed = time.monotonic()
-        self._tell(("disk", {"used": self._used(), "limit": self._limit}))
+        self._measured = time.monotonic()
+        self._send(Disk(self._used(), self._limit))
         self.spent()
 
     def spent(self) -> None:
         """The time that the study has taken."""
-        self._tell(("spent", asdict(self.records.spent)))
+        self._send(Spending(**asdict(self.records.spent)))
 
     def withdrawn(self, number: int) -> None:
         """A trial's adapter goes, here and there, so that the study stays within its limit."""
-        self._tell(("withdraw", {"number": number, "why": "removed to stay within storage.max_gb"}))
+        self._send(Withdraw(number, "removed to stay within storage.max_gb"))
 
     def everything(self) -> None:
         """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
-        self._told.clear()
-        self._tell(*(told for record in self.records.all() for told in self._whole(record)))
+        self._progress.clear()
+        self._send(*(entry for record in self.records.all() for entry in self._whole(record)))
         over = [run for run in self.records.replicates if run.over]
-        self._tell(*(self._replicate(run) for run in over))
-        self.believed(self.records.summaries)
+        self._send(*(self._replicate(run) for run in over))
+        self.summaries(self.records.summaries)
         # What is nobody's any more; an earlier driver may not have lived to remove it.
         drop_states(self.folder, [record.number for record in self.records.all() if not record.state.open])
         for run in over:
             TrialFolder(self.folder, run.number, run.seed).remove()
 
-    def believed(self, beliefs: Mapping[int, SeedSummary]) -> None:
-        """What replicates say of the trials, of those that have some or may be on the true front, or once might."""
-        for number, item in beliefs.items():
-            if item.seeds > 1 or item.failed or item.probability > 0 or number in self._believed:
-                self._believed.add(number)
-                self._tell(("believed", {"number": number, "what": asdict(item)}))
+    def summaries(self, summaries: Mapping[int, SeedSummary]) -> None:
+        """Publish the summaries of trials that have replicates or may be on the true front, or once might."""
+        for number, summary in summaries.items():
+            if summary.seeds > 1 or summary.failed or summary.probability > 0 or number in self._summarised:
+                self._summarised.add(number)
+                self._send(Facts(number, {"believed": asdict(summary)}))
 
     def tested(self, records: Sequence[TrialRecord]) -> None:
         """Scores on whole splits, and predictions, of those that have them.
@@ -113,37 +124,37 @@ class Publisher:
                 measured = record.measurements.to_dict() if record.measurements else {}
                 validation = {name: value for name, value in measured.items() if name in MEASURED}
                 scores = {"validation": validation, **read_json(part.scores)}
-                self._tell(
-                    ("tested", {"number": record.number, "scores": scores}),
+                self._send(
+                    Facts(record.number, {"final": scores}),
                     self._files(record.number, part.predictions, PREDICTIONS),
                 )
 
-    def _record(self, record: TrialRecord) -> Told:
-        return "publish", {"record": record.to_dict(), "counts": dict(self.records.proposal(record.number).counts)}
+    def _record(self, record: TrialRecord) -> Publish:
+        return Publish(record, dict(self.records.proposal(record.number).counts))
 
-    def _whole(self, record: TrialRecord) -> list[Told]:
+    def _whole(self, record: TrialRecord) -> list[Entry]:
         """All that there is of a trial: curves before the record, since a metric's last value is the measured one."""
         result = TrialFolder(self.folder, record.number).result() if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
         curves = self._curves(record.number, Report.from_dict(read_json(result.report)))
-        told = [("ensure", {"record": record.to_dict()}), *curves, self._record(record)]
-        return [*told, self._files(record.number, result.adapter, ADAPTER)]
+        adapter = self._files(record.number, result.adapter, ADAPTER)
+        return [Ensure(record), *curves, self._record(record), adapter]
 
-    def _replicate(self, run: Replicate) -> Told:
+    def _replicate(self, run: Replicate) -> Replicated:
         result = TrialFolder(self.folder, run.number, run.seed).result()
         report = Report.from_dict(read_json(result.report)) if result else Report()
-        return "replicate", {"run": run.to_dict(), "points": curve(report.points, report.validations)}
+        return Replicated(run, curve(report.points, report.validations))
 
-    def _curves(self, number: int, report: Report) -> list[Told]:
+    def _curves(self, number: int, report: Report) -> list[Entry]:
         """What a report has beyond the last one: each has all from the trial's beginning."""
         points, validations = report.points, report.validations
-        at, validated = self._told.get(number, (0, 0))
+        at, validated = self._progress.get(number, (0, 0))
         new = curve(points[at:], validations[validated:])
-        if number not in self._told and report.startup_seconds is not None:
+        if number not in self._progress and report.startup_seconds is not None:
             new.insert(0, {"step": 0, "startup_seconds": report.startup_seconds})
-        self._told[number] = (len(points), len(validations))
-        return [("progress", {"number": number, "points": new})] if new else []
+        self._progress[number] = (len(points), len(validations))
+        return [Progress(number, new)] if new else []
 
-    def _files(self, number: int, folder: Path, name: str) -> Told:
-        return "artifacts", {"number": number, "folder": str(folder.relative_to(self.folder)), "name": name}
+    def _files(self, number: int, folder: Path, name: str) -> Artifacts:
+        return Artifacts(number, str(folder.relative_to(self.folder)), name)

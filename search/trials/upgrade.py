@@ -73,3 +73,17 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     for upgrade in _UPGRADES[version:]:
         config = upgrade(config)
     return config
+
+
+def upgraded_entry(kind: str, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return a journal's entry, its kind and its values, as they are written today."""
+    if kind not in _FACTS:
+        return kind, values
+    name, key = _FACTS[kind]
+    return "facts", {"number": values["number"], "facts": {name: values[key]}}
+
+
+_FACTS: Final[Mapping[str, tuple[str, str]]] = {  # entries of version 0 that are facts now: their name, and their key
+    "tested": ("final", "scores"),
+    "believed": ("believed", "what"),
+}

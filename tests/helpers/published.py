@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from mlflow import MlflowClient
+
 from petl.configuration import Configuration
 from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
+from search.results.query import Study
+from search.tracking import schema
 from search.trials.record import State, TrialRecord
 
 INFO = {
@@ -34,3 +41,10 @@ def record(number: int, accuracy: float, stored: int, **changes: object) -> Tria
         ),
     }
     return TrialRecord(**{**values, **changes})
+
+
+def published_info(study: Study) -> dict[str, Any]:
+    """The study file and what was resolved for it, as MLflow has them for whoever reads it in other ways."""
+    tags = MlflowClient(study.uri).get_run(study.summary.run_id).data.tags
+    info: dict[str, Any] = json.loads(schema._joined(tags, "info") or "")
+    return info

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import studies
 import yaml
+from published import published_info
 from rich.console import Console
 
 from petl.adapters import storage
@@ -165,7 +166,7 @@ def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -
     from petl.tasks import Task
 
     study, _ = finished
-    resolved = study.summary.info
+    resolved = published_info(study)
     task = Task.from_dict(resolved["task"])
     test = read_splits(task)["test"]
     assert locate(resolved["backbone"]["model"])

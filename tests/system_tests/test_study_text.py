@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 import studies
 import texts
+from published import published_info
 from rich.console import Console
 
 from search import Study, run
@@ -82,7 +83,7 @@ def test_predictions_and_signatures_are_in_mlflow(study: Study) -> None:
     member = study.front().best()
     listed = [item.path for item in MlflowClient(study.uri).list_artifacts(member.run_id, PREDICTIONS)]
     assert listed == [f"{PREDICTIONS}/test.jsonl", f"{PREDICTIONS}/validation.jsonl"]
-    assert "tok:13a" in study.summary.info["resolved"]["signatures"]["sacrebleu"]
+    assert "tok:13a" in published_info(study)["resolved"]["signatures"]["sacrebleu"]
 
 
 def test_a_backbone_that_cannot_do_the_task_is_refused(home: Path, tmp_path: Path) -> None:
