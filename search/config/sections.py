@@ -253,11 +253,13 @@ class ResourcesConfig(_Section):
 class TrackingConfig(_Section):
     """`uri` of the MLflow store; None is sqlite under ./petl-search or $PETL_SEARCH_HOME.
 
-    A run waits at its end for so many seconds of `patience` for a store that is away.
+    A run waits at its end for so many seconds of `patience` for a store that is away. `also` names functions that open
+    trackers of your own, package.module:function, which are written to as MLflow is: see search.tracking.tracker.
     """
 
     uri: _Address = None
     patience: NonNegativeFloat = 180.0
+    also: tuple[str, ...] = ()
 
     @field_validator("uri")
     @classmethod

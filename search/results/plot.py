@@ -83,7 +83,7 @@ class _View:
         self.seeds = [
             (x, believed.mean, believed.spread)
             for t in front
-            if (believed := t.believed) and believed.seeds > 1
+            if (believed := t.seed_summary) and believed.seeds > 1
             for x, _ in self._at(t)
         ]
         self.stair = list(self._stair())

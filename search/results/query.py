@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -124,9 +124,9 @@ class Trial:
         return self.row.test.get(self.objectives[0].name)
 
     @property
-    def believed(self) -> SeedSummary | None:
+    def seed_summary(self) -> SeedSummary | None:
         """What its replicates, and those of others, say of its score and place; None where the study had none."""
-        return self.row.believed
+        return self.row.seed_summary
 
     @property
     def run_id(self) -> str:
@@ -152,12 +152,7 @@ class Trial:
             "seconds": measured.get("seconds"),
             "run_id": self.run_id,
         }
-        beliefs = asdict(self.believed) if self.believed else {}
-        return (
-            row
-            | {name: cost for name, cost in costs.items() if name not in row}
-            | {f"believed_{name}": value for name, value in beliefs.items()}
-        )
+        return row | {name: cost for name, cost in costs.items() if name not in row} | self.row.columns
 
     def export(self, destination: str | Path, format: str = "petl") -> Path:
         """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
@@ -324,7 +319,7 @@ class Study:
         return ParetoFront(tuple(members), searched, self.base_parameters)
 
     def _named(self, fdr: float, cost: str | None) -> set[int]:
-        beliefs = {trial.trial: trial.believed for trial in self.trials if trial.believed}
+        beliefs = {trial.trial: trial.seed_summary for trial in self.trials if trial.seed_summary}
         if not beliefs:
             raise StoreError(
                 f"fdr needs replicates, of which study {self.name!r} had none: "

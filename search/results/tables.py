@@ -54,8 +54,10 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
     "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
     it was searched by; the task's usual score on the test split, where another one was searched by; costs
-    other than stored parameters and seconds.
+    other than stored parameters and seconds; published facts that have a heading.
     """
+    from search.tracking.schema import FACTS  # mlflow is slow to import
+
     score, *costs = objectives
     table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
@@ -63,8 +65,10 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     own = [cost.name for cost in costs if heading(cost.name)]
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
+    facts = [fact for name, fact in FACTS.items() if fact.heading and any(name in t.row.facts for t in trials)]
     scores = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    for column in (*scores, "parameters", "%", "seconds", *(heading(name).replace(" ", "\n") for name in own)):
+    headings = [heading(name).replace(" ", "\n") for name in own] + [fact.heading for fact in facts]
+    for column in (*scores, "parameters", "%", "seconds", *headings):
         if column:
             table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
@@ -82,6 +86,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             percent_text(row["stored_percent"]),
             seconds_text(row["seconds"]),
             *(amount_text(row[name]) for name in own),
+            *(fact.text(trial.row.facts[fact.name]) if fact.name in trial.row.facts else "" for fact in facts),
         )
     return table
 
@@ -92,8 +97,8 @@ def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
     for column in ("trial", *_BELIEFS):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
-        if trial.believed:
-            add(table, str(trial.trial), *_beliefs(trial.believed))
+        if trial.seed_summary:
+            add(table, str(trial.trial), *_beliefs(trial.seed_summary))
     return table
 
 
@@ -102,7 +107,7 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
     out = out or console()
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
-        if any(trial.believed for trial in front):
+        if any(trial.seed_summary for trial in front):
             out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
     else:
         say(out, why_empty(study, front))
@@ -133,7 +138,11 @@ def print_ending(study: Study, out: Console | None = None) -> None:
             f"front {study.name} --max-parameters 1%": "the front under a limit",
             **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
             f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
-            **({f"front {study.name} --fdr 5%": "what replicates have shown to be on it"} if front[0].believed else {}),
+            **(
+                {f"front {study.name} --fdr 5%": "what replicates have shown to be on it"}
+                if front[0].seed_summary
+                else {}
+            ),
             f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
         }
         if not study.uri.startswith(("http://", "https://")):
@@ -187,7 +196,7 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
         ("whole validation split", {name: value_text(value) for name, value in trial.row.validation.items()}),
         (
             "all its seeds",
-            dict(zip(_BELIEFS, _beliefs(trial.believed), strict=True)) if trial.believed else {},
+            dict(zip(_BELIEFS, _beliefs(trial.seed_summary), strict=True)) if trial.seed_summary else {},
         ),
         ("test", {name: value_text(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -33,9 +32,11 @@ from search.study.places import (
     store_of,
 )
 from search.study.plan import disk_limit, replication, search_plan
-from search.tracking.entries import Begin, Close
+from search.tracking.entries import Begin, Close, Front
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
+from search.tracking.tracker import Tracker, open_others
+from search.tracking.writer import MlflowTracker
 from search.trials.formats import amount_text
 from search.trials.front import front_of
 from search.trials.records import Records
@@ -87,11 +88,16 @@ class Runner:
         published = {key: resolved[key] for key in _PUBLISHED}
         info = {**self.config.to_dict(), "resolved": published}
         root = artifact_root(self.places.uri)
-        connect = partial(Tracker.open, self.places.uri, self.config.study, root, info)
-        tracker = None if self.records.all() else connect()  # a resumed study does without MLflow, if need be
+
+        def connect() -> list[Tracker]:
+            study, also = self.config.study, self.config.tracking.also
+            mlflow = MlflowTracker.open(self.places.uri, study, root, info)
+            return [mlflow, *open_others(also, study, self.folder, info)]
+
+        trackers = [] if self.records.all() else connect()  # a resumed study does without MLflow, if need be
         self.records.persist.announce(self.display.say)
         journal = Journal(self.places.journal, self.display.say)
-        with Delivery(journal, connect, self.folder, self.display.say, tracker) as self.delivery:
+        with Delivery(journal, connect, self.folder, self.display.say, trackers) as self.delivery:
             artifacts, limit = self.places.artifacts, disk_limit(self.config)
             self.publisher = Publisher(
                 self.delivery.send,
@@ -229,8 +235,7 @@ class Runner:
             self._deliver()
         study = self._read()
         files = [file.name for file in tables.write_front(study, self.folder)]
-        front = {"rows": study.front().to_rows(), "references": study.reference_rows(), "files": files}
-        self.delivery.send(front)
+        self.delivery.send(Front(study.front().to_rows(), study.reference_rows(), files))
         self._deliver()
         self.publisher.weighed()
         self.delivery.send(Close("FINISHED"))

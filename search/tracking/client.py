@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
@@ -25,7 +25,6 @@ from search.storage.locations import StoreError, require_store
 from search.tracking.schema import _STUDY_TAG
 from search.trials.record import Replicate
 
-_METRICS_PER_BATCH: Final = 1_000
 _PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # of the answers 4xx, those that time or a person may mend
 # Of a process that writes, unless the user says otherwise. Its journal is what tries again: MLflow's own retries take
 # minutes, and repeat also what has arrived, so that a run would be made twice.
@@ -33,8 +32,6 @@ _IMPATIENT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUES
 _PAGE: Final = 1_000
 
 _OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports what it takes for that
-
-T = TypeVar("T")
 
 
 def discard(uri: str, study: str) -> None:
@@ -220,11 +217,6 @@ def _write(
         params=[Param(name, value) for name, value in (params or {}).items()],
         tags=[RunTag(name, value) for name, value in (tags or {}).items()],
     )
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for at in range(0, len(items), size):
-        yield items[at : at + size]
 
 
 def _milliseconds(seconds: float | None) -> int | None:

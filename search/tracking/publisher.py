@@ -60,7 +60,7 @@ class Publisher:
     def reported(self, run: Run, report: Report) -> None:
         """Publish what the curves of a trial have gained."""
         if isinstance(run, TrialRecord):
-            self._send(self._record(run), *self._curves(run.number, report))
+            self._send(self._record(run), *self._reported(run.number, report))
 
     def restarted(self, run: Run) -> None:
         pass
@@ -137,24 +137,25 @@ class Publisher:
         result = TrialFolder(self.folder, record.number).result() if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
-        curves = self._curves(record.number, Report.from_dict(read_json(result.report)))
+        reported = self._reported(record.number, Report.from_dict(read_json(result.report)))
         adapter = self._files(record.number, result.adapter, ADAPTER)
-        return [Ensure(record), *curves, self._record(record), adapter]
+        return [Ensure(record), *reported, self._record(record), adapter]
 
     def _replicate(self, run: Replicate) -> Replicated:
         result = TrialFolder(self.folder, run.number, run.seed).result()
         report = Report.from_dict(read_json(result.report)) if result else Report()
         return Replicated(run, curve(report.points, report.validations))
 
-    def _curves(self, number: int, report: Report) -> list[Entry]:
-        """What a report has beyond the last one: each has all from the trial's beginning."""
+    def _reported(self, number: int, report: Report) -> list[Entry]:
+        """Return what a report has beyond the last one: each has all from the trial's beginning."""
         points, validations = report.points, report.validations
         at, validated = self._progress.get(number, (0, 0))
         new = curve(points[at:], validations[validated:])
         if number not in self._progress and report.startup_seconds is not None:
             new.insert(0, {"step": 0, "startup_seconds": report.startup_seconds})
         self._progress[number] = (len(points), len(validations))
-        return [Progress(number, new)] if new else []
+        facts = [Facts(number, report.facts)] if report.facts else []
+        return [*([Progress(number, new)] if new else []), *facts]
 
     def _files(self, number: int, folder: Path, name: str) -> Artifacts:
         return Artifacts(number, str(folder.relative_to(self.folder)), name)

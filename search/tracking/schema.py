@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Final
@@ -110,8 +110,6 @@ ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
 _WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
 _DISK: Final = "disk"  # the parent's tags
 _SPENT: Final = "spent"
-_FINAL: Final = "final"  # the tag of a trial's scores on whole splits
-_BELIEVED: Final = "believed"  # that of what all its seeds say
 _STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 # What is read of a run is bounded, and is what this module can have written: whoever reads a study may not know who
@@ -120,11 +118,48 @@ _MOST_TAGS: Final = 200  # of one text: a million characters, a list of some tho
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
-_BELIEFS: Final = TypeAdapter(SeedSummary)
 _DISK_USE: Final = TypeAdapter(DiskUse)
 _AMOUNTS: Final = TypeAdapter(dict[str, _Amount])
 _INFO: Final = TypeAdapter(StudyInfo)
 _NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something that is published of a trial beside its record: written, parsed and shown by this one declaration.
+
+    A run has it as the tag `name`, in JSON, and its numbers as the metrics that `metrics` returns for that JSON.
+    Readers take it for a value of the type `type`, of which `columns` are in rows, front.json and front.csv, and which
+    tables show as `text` below `heading`, where there is one. `of` derives it from a trial's record, None for nothing;
+    without it a fact is told by `Publisher`, or by a worker in the `facts` of its report.
+    """
+
+    name: str
+    type: Any
+    metrics: Callable[[Any], Mapping[str, float]] = lambda value: {}
+    columns: Callable[[Any], Mapping[str, Any]] = lambda value: {}
+    heading: str = ""
+    text: Callable[[Any], str] = str
+    of: Callable[[TrialRecord], Any] | None = None
+
+
+FACTS: Final[Mapping[str, Fact]] = {
+    fact.name: fact
+    for fact in (
+        Fact(
+            name="final",  # scores on whole splits, of the trials that were scored when their study ended
+            type=dict[str, dict[str, float]],
+            metrics=lambda scores: {f"{split}_{name}": v for split, own in scores.items() for name, v in own.items()},
+        ),
+        Fact(
+            name="believed",  # a SeedSummary, where the study had replicates
+            type=SeedSummary,
+            metrics=lambda summary: {f"believed_{name}": value for name, value in summary.items()},
+            columns=lambda summary: {f"believed_{name}": value for name, value in asdict(summary).items()},
+        ),
+    )
+}
+_PARSERS: Final = {name: TypeAdapter(fact.type) for name, fact in FACTS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,19 +184,46 @@ class StudySummary:
 class TrialRow:
     """A TrialRecord and what else MLflow has of it.
 
-    `counts` are the measurements known before training, by name; `validation` and `test` the scores on
-    the whole of these splits, where the trial was scored on them when its study ended. `believed` is what replicates
-    say of it, where the study had some. `withdrawn` says why its adapter was removed, if it was.
+    `counts` are the measurements known before training, by name; `facts` are by the names of FACTS, in their types.
+    `withdrawn` says why its adapter was removed, if it was.
     """
 
     record: TrialRecord
     run_id: str
     counts: Mapping[str, float] = field(default_factory=dict)
-    validation: Mapping[str, float] = field(default_factory=dict)
-    test: Mapping[str, float] = field(default_factory=dict)
-    believed: SeedSummary | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     on_front: bool = False
     withdrawn: str = ""
+
+    @property
+    def validation(self) -> Mapping[str, float]:
+        """The scores on the whole validation split, where the trial was scored on it."""
+        return self._final("validation")
+
+    @property
+    def test(self) -> Mapping[str, float]:
+        """The scores on the test split, where the trial was scored on it."""
+        return self._final("test")
+
+    @property
+    def seed_summary(self) -> SeedSummary | None:
+        """The score over all seeds, None where the study had no replicates."""
+        summary: SeedSummary | None = self.facts.get("believed")
+        return summary
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """JSON-ready values of the facts, by the names of their columns."""
+        return {
+            column: value
+            for name, fact in FACTS.items()
+            if name in self.facts
+            for column, value in fact.columns(self.facts[name]).items()
+        }
+
+    def _final(self, split: str) -> Mapping[str, float]:
+        scores: Mapping[str, float] = self.facts.get("final", {}).get(split, {})
+        return scores
 
 
 def _record(data: Mapping[str, Any]) -> TrialRecord:
@@ -185,14 +247,15 @@ def _readable(record: TrialRecord) -> dict[str, str]:
 def _row(run: Run) -> TrialRow:
     """Raises StoreError for a run whose tags are not as this module writes them."""
     with _sense(run):
-        final = _parsed(run, _FINAL)
         row = TrialRow(
             record=_record(_parsed(run, "record")),
             run_id=run.info.run_id,
             counts=_NUMBERS.validate_python(_parsed(run, "counts")),
-            validation=_NUMBERS.validate_python(final.get("validation", {})),
-            test=_NUMBERS.validate_python(final.get("test", {})),
-            believed=_BELIEFS.validate_python(told) if (told := _parsed(run, _BELIEVED)) else None,
+            facts={
+                name: parser.validate_python(value)
+                for name, parser in _PARSERS.items()
+                if (value := _value(run, name)) is not None
+            },
             on_front=run.data.tags.get("on_front") == "true",
             withdrawn=printable(run.data.tags.get(_WITHDRAWN, "")),
         )
@@ -232,6 +295,12 @@ def _sense(run: Run) -> Iterator[None]:
         raise StoreError(printable(f"run {run.info.run_id} makes no sense ({text[:300]})")) from None
 
 
+def _value(run: Run, name: str) -> Any:
+    """Return the JSON value in a run's tags `name`, `name.1` ..., None where there are none. Raises ValueError."""
+    text = _joined(run.data.tags, name)
+    return None if text is None else parse(text)
+
+
 def _parsed(run: Run, name: str) -> dict[str, Any]:
     """The JSON object in a run's tags `name`, `name.1` ...; none where there are none. Raises ValueError."""
     data = parse(_joined(run.data.tags, name) or "{}")
@@ -243,15 +312,16 @@ def _parsed(run: Run, name: str) -> dict[str, Any]:
 def _require_sense(row: TrialRow) -> None:
     """Raises ValueError for what a trial cannot have come to."""
     record, measured = row.record, row.record.measurements.to_dict() if row.record.measurements else {}
-    for name, value in (("number", record.number), *row.counts.items(), *measured.items()):
+    final = [item for scores in row.facts.get("final", {}).values() for item in scores.items()]
+    for name, value in (("number", record.number), *row.counts.items(), *measured.items(), *final):
         share, score = name in SHARES, name in SCORES
         # the scores of a trial that diverged are no numbers, its loss is infinite
         if not (math.isnan(value) or -1 <= value <= 1 if share else score or 0 <= value <= _MOST):
             raise ValueError(f"{name} is {'a share' if share else f'from 0 to {_MOST:g}'}; received {value:g}")
-    if row.believed:
-        for name, value in asdict(row.believed).items():
+    if row.seed_summary:
+        for name, value in asdict(row.seed_summary).items():
             if not (0 <= value <= (1 if name == "probability" else _MOST) or name in ("mean", "corrected")):
-                raise ValueError(f"{name} of what is believed is at least 0; received {value:g}")
+                raise ValueError(f"{name} of a summary over seeds is at least 0; received {value:g}")
     for at in (record.started, record.ended, *record.rungs):
         if at is not None and not 0 <= at <= _MOST:
             raise ValueError(f"times and epochs are from 0 to {_MOST:g}; received {at:g}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from search.storage.locations import StoreError
 from search.trials.record import Replicate, Spent, TrialRecord
 
 
@@ -36,7 +38,7 @@ class Tracker(Protocol):
     def replicate(self, run: Replicate, points: Sequence[Mapping[str, float]] = (), *, at: float | None = None) -> None:
         """Publish a replicate that is over, with its curves."""
 
-    def artifacts(self, number: int, folder: Path, name: str = ...) -> None:
+    def artifacts(self, number: int, folder: Path, name: str) -> None:
         """Upload the files of a folder to the folder `name` of a trial."""
 
     def withdraw(self, number: int, why: str) -> None:
@@ -53,5 +55,24 @@ class Tracker(Protocol):
     ) -> None:
         """Publish the front and the references beside it, as rows and as files."""
 
-    def close(self, status: str = ...) -> None:
+    def close(self, status: str) -> None:
         """End the study: FINISHED, FAILED or KILLED."""
+
+
+def open_others(names: Sequence[str], study: str, folder: Path, info: Mapping[str, Any]) -> list[Tracker]:
+    """Open the trackers that `tracking.also` names as package.module:function.
+
+    Each function gets the study's name, its folder, and the study file with what was resolved, in JSON. Raises
+    StoreError for one that cannot be imported.
+    """
+    trackers = []
+    for name in names:
+        module, _, function = name.partition(":")
+        try:
+            open_tracker = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise StoreError(
+                f"tracking.also names functions that open a tracker, package.module:function; received {name} ({error})"
+            ) from error
+        trackers.append(open_tracker(study, folder, info))
+    return trackers

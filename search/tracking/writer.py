@@ -30,9 +30,7 @@ from mlflow.entities import Metric
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from search.tracking.client import (
-    _METRICS_PER_BATCH,
     _answering,
-    _batches,
     _client,
     _listing,
     _milliseconds,
@@ -44,12 +42,11 @@ from search.tracking.client import (
 )
 from search.tracking.note import links, note
 from search.tracking.schema import (
-    _BELIEVED,
     _DISK,
-    _FINAL,
     _SPENT,
     _WITHDRAWN,
     ADAPTER,
+    FACTS,
     STATUS,
     _joined,
     _readable,
@@ -57,7 +54,7 @@ from search.tracking.schema import (
 )
 from search.trials.naming import flat_parameters, run_name
 from search.trials.objectives import Objectives, objectives
-from search.trials.record import Replicate, SeedSummary, State, TrialRecord
+from search.trials.record import Replicate, Spent, State, TrialRecord
 
 
 @dataclass
@@ -71,8 +68,7 @@ class _Child:
     status: str
     record: str | None
     counts: str | None
-    final: str | None
-    believed: str | None
+    facts: dict[str, str]  # JSON by name
     on_front: bool
     has_parameters: bool
     last: dict[str, tuple[int, float]]
@@ -86,8 +82,7 @@ class _Child:
             status="RUNNING",
             record=None,
             counts=None,
-            final=None,
-            believed=None,
+            facts={},
             on_front=False,
             has_parameters=False,
             last={},
@@ -95,16 +90,16 @@ class _Child:
         )
 
 
-class Tracker:
+class MlflowTracker:
     """The one writer of a study's runs, on the driver. Every method may be called again after a restart.
 
     It remembers what it wrote, so that nothing is sent twice. Where a method raised, MLflow may have taken in
-    all of it, some or nothing, and only a Tracker that is opened anew knows which. What is sent again has the
+    all of it, some or nothing, and only a tracker that is opened again knows which. What is sent again has the
     times that it had, so that MLflow knows a metric again that did arrive after all.
 
     Example::
 
-        tracker = Tracker.open(store_uri(), "demo", artifact_root(), info)
+        tracker = MlflowTracker.open(store_uri(), "demo", artifact_root(), info)
         tracker.publish(record)
         tracker.progress(record.number, [{"step": 10, "train_loss": 0.9}])
         tracker.close()
@@ -125,8 +120,7 @@ class Tracker:
                 status=run.info.status,
                 record=_joined(run.data.tags, "record"),
                 counts=_joined(run.data.tags, "counts"),
-                final=_joined(run.data.tags, _FINAL),
-                believed=_joined(run.data.tags, _BELIEVED),
+                facts={name: text for name in FACTS if (text := _joined(run.data.tags, name)) is not None},
                 on_front=run.data.tags.get("on_front") == "true",
                 has_parameters=bool(run.data.params),
                 last={},
@@ -141,7 +135,7 @@ class Tracker:
         }
 
     @classmethod
-    def open(cls, uri: str, study: str, artifact_root: Path | None, info: Mapping[str, Any]) -> Tracker:
+    def open(cls, uri: str, study: str, artifact_root: Path | None, info: Mapping[str, Any]) -> MlflowTracker:
         """The study's experiment and parent run, created or found again, with the parent marked RUNNING.
 
         `info` is the study file with what was resolved, JSON-ready; readers need its
@@ -212,6 +206,8 @@ class Tracker:
             else:
                 self._client.set_terminated(child.run_id, status, _milliseconds(record.ended))
             child.status = status
+        derived = {name: fact.of(record) for name, fact in FACTS.items() if fact.of}
+        self.facts(record.number, {name: value for name, value in derived.items() if value is not None}, at=at)
         return child.run_id
 
     def progress(self, number: int, points: Iterable[Mapping[str, float]], *, at: float | None = None) -> None:
@@ -228,20 +224,20 @@ class Tracker:
             step = int(point["step"])
             values = {k: v for k, v in point.items() if k not in ("step", "time") and self._last(child, k)[0] < step}
             metrics += self._new(child, values, step, point.get("time", at))
-        for batch in _batches(metrics, _METRICS_PER_BATCH):
-            self._client.log_batch(child.run_id, metrics=batch)
+        self._client.log_batch(child.run_id, metrics=metrics)
 
-    def tested(self, number: int, scores: Mapping[str, Mapping[str, float]], *, at: float | None = None) -> None:
-        """Scores of a published trial by split, by the names of Measurements: metrics such as `test_accuracy`.
+    def facts(self, number: int, facts: Mapping[str, Any], *, at: float | None = None) -> None:
+        """Publish facts of a published trial, JSON values by the names of FACTS: as tags, and their numbers as metrics.
 
         `at` is when they were made known, by default now; seconds since the epoch.
         """
         child = self._child(number)
-        text = json.dumps({split: dict(values) for split, values in scores.items()}, sort_keys=True)
-        if child.final != text:
-            named = {f"{split}_{name}": value for split, values in scores.items() for name, value in values.items()}
-            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_FINAL, text))
-            child.final = text
+        for name, value in facts.items():
+            text = json.dumps(value, sort_keys=True)
+            if child.facts.get(name) != text:
+                metrics = self._new(child, FACTS[name].metrics(value), 0, at)
+                _write(self._client, child.run_id, metrics=metrics, tags=_split(name, text))
+                child.facts[name] = text
 
     def replicate(self, run: Replicate, points: Sequence[Mapping[str, float]] = (), *, at: float | None = None) -> None:
         """A run below the trial's, of a replicate that is over; nothing where there is one already.
@@ -281,20 +277,10 @@ class Tracker:
                 point.get("time", at),
             )
         ] + (self._new(own, measured.to_dict(), measured.steps, at) if measured else [])
-        for batch in _batches(metrics, _METRICS_PER_BATCH):
-            self._client.log_batch(own.run_id, metrics=batch)
+        self._client.log_batch(own.run_id, metrics=metrics)
         status = STATUS[State.FAIL if run.failure else State.COMPLETE]
         self._client.set_terminated(own.run_id, status, _milliseconds(run.ended))
         self._replicates[run.number, run.seed] = own.run_id
-
-    def believed(self, number: int, what: SeedSummary, *, at: float | None = None) -> None:
-        """What all seeds of a published trial say: metrics `believed_mean`, `believed_probability` ..."""
-        child = self._child(number)
-        text = json.dumps(asdict(what), sort_keys=True)
-        if child.believed != text:
-            named = {f"{_BELIEVED}_{name}": value for name, value in asdict(what).items()}
-            _write(self._client, child.run_id, metrics=self._new(child, named, 0, at), tags=_split(_BELIEVED, text))
-            child.believed = text
 
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
         """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
@@ -306,8 +292,9 @@ class Tracker:
                 self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
 
     def withdraw(self, number: int, why: str) -> None:
-        """Removes a published trial's adapter; its run says why."""
-        run_id = self._child(number).run_id
+        """Remove a trial's adapter, where the trial was published; its run says why."""
+        if (run_id := self.run_of(number)) is None:
+            return
         self._client.set_tag(run_id, _WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
         if self._client.list_artifacts(run_id, ADAPTER):
             location = self._client.get_run(run_id).info.artifact_uri
@@ -318,9 +305,9 @@ class Tracker:
         """Publish the bytes that the study uses, and their limit."""
         self._client.set_tag(self.run_id, _DISK, json.dumps({"used": used, "limit": limit}))
 
-    def spent(self, hours: Mapping[str, float]) -> None:
-        """Publish what the study has spent, as `budget.spent` tells it."""
-        self._client.set_tag(self.run_id, _SPENT, json.dumps(hours))
+    def spent(self, spent: Spent) -> None:
+        """Publish what the study has spent."""
+        self._client.set_tag(self.run_id, _SPENT, json.dumps(asdict(spent)))
 
     def front(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()

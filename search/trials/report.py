@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias
 
 from petl.measurements import Measurements
@@ -19,7 +19,8 @@ class Report:
 
     `process` is the worker's, and `startup_seconds` passed between the assignment and the first step. `points` are
     the curve of training and `validations` the scores at each milestone, as `petl.training.run.Position` has them.
-    A run that is done has `measurements`, or a `failure`, which says why it has none.
+    A run that is done has `measurements`, or a `failure`, which says why it has none. `facts` are published of its
+    trial: JSON values by the names in `search.tracking.schema.FACTS`.
     """
 
     process: int | None = None
@@ -28,6 +29,7 @@ class Report:
     validations: Sequence[Mapping[str, Any]] = ()
     measurements: Measurements | None = None
     failure: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -36,7 +38,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON value that `from_dict` reads; what there is nothing of is left out."""
         named = {each.name: getattr(self, each.name) for each in fields(self)}
-        written = {name: value for name, value in named.items() if value is not None and value != ()}
+        written = {name: value for name, value in named.items() if value not in (None, (), {})}
         return written | ({"measurements": self.measurements.to_dict()} if self.measurements else {})
 
     @classmethod

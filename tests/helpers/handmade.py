@@ -70,7 +70,7 @@ def study(records: list[TrialRecord] = RECORDS, **objectives: str) -> Study:
             record=record,
             run_id=f"run-{record.number}",
             counts={"stored_parameters": 50_000} if record.number == 15 else {},
-            test={"accuracy": 0.5},
+            facts={"final": {"test": {"accuracy": 0.5}}},
         )
         for record in records
     ]

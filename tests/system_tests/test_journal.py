@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ from petl.presets import parse
 from search.results.query import load_study
 from search.storage.locations import StoreError
 from search.tracking.client import discard
+from search.tracking.entries import Close, Entry, Progress, Withdraw, parsed
 from search.tracking.outbox import Delivery, Journal, patiently
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
 
 INFO = {
@@ -56,8 +56,8 @@ def quiet(text: str) -> None:
     raise AssertionError(f"said: {text}")
 
 
-def note(number: int) -> tuple[str, dict[str, int]]:
-    return "note", {"n": number}
+def note(number: int, text: str = "") -> Entry:
+    return Withdraw(number, text)
 
 
 def left(folder: Path) -> list[int]:
@@ -65,7 +65,7 @@ def left(folder: Path) -> list[int]:
     journal = Journal(folder, quiet)
     there = []
     while entry := journal.first():
-        there.append(entry.what["n"])
+        there.append(entry.what["number"])
         journal.delivered()
     return there
 
@@ -82,7 +82,7 @@ def test_what_was_not_delivered_is_there_in_order_with_the_next_numbers_after_it
     for expected in range(3):
         entry = journal.first()
         assert entry is not None
-        assert (entry.what, entry.tell) == ({"n": expected}, "note")
+        assert (entry.what, entry.tell) == ({"number": expected, "why": ""}, "withdraw")
         assert before - 60 < entry.at <= before + 0.006  # they are a millisecond apart, at least
         journal.delivered()
     journal.close()
@@ -121,9 +121,10 @@ def test_a_torn_last_line_does_not_count_wherever_it_is_torn(tmp_path: Path) -> 
 def test_a_killed_process_leaves_all_that_it_appended(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from search.tracking.outbox import Journal\n"
+        "from search.tracking.entries import Withdraw\n"
         "journal = Journal(Path(sys.argv[1]), print)\n"
         "for n in range(10**9):\n"
-        "    journal.append(('note', {'n': n, 'text': 'x' * 500}))\n"
+        "    journal.append(Withdraw(n, 'x' * 500))\n"
         "    print(n, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -141,14 +142,14 @@ def test_a_killed_process_leaves_all_that_it_appended(tmp_path: Path) -> None:
 def test_what_was_delivered_takes_no_room(tmp_path: Path) -> None:
     journal, text, most = Journal(tmp_path, quiet), "x" * 50_000, 0
     for number in range(200):  # 10 MB
-        journal.append(("note", {"n": number, "text": text}))
+        journal.append(note(number, text))
         if number >= 3:  # it never comes to an end of it
             journal.delivered()
         most = max(most, size(tmp_path))
     assert most < 2_500_000  # two files, each closed at the first line beyond a million
     entry = journal.first()
     assert entry is not None
-    assert entry.what["n"] == 197
+    assert entry.what["number"] == 197
     for _ in range(3):
         journal.delivered()
     assert [path.name for path in tmp_path.iterdir()] == ["delivered"]
@@ -184,7 +185,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost_in_this_process(tmp_path: 
     assert left(tmp_path / "after") == [0, 1, 2, 8, 9]  # what the next process would find
     delivered = []
     while entry := journal.first():
-        delivered.append(entry.what["n"])
+        delivered.append(entry.what["number"])
         journal.delivered()
     assert delivered == list(range(10))
     assert [path.name for path in folder.iterdir()] == ["delivered"]
@@ -193,8 +194,12 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost_in_this_process(tmp_path: 
 # --- the delivery --------------------------------------------------------------------------------
 
 
+def entries(event: list[tuple[str, dict[str, Any]]]) -> list[Entry]:
+    return [parsed(kind, values) for kind, values in event]
+
+
 def story(trials: int, folder: Path) -> list[list[tuple[str, dict[str, Any]]]]:
-    """What a driver has MLflow told of some trials, two at a time, event by event."""
+    """What a driver publishes of some trials, event by event, as the journals of ba3158e hold it."""
     told = []
     for number in range(trials):
         adapter = folder / f"trials/{number:04d}/result/adapter"
@@ -230,9 +235,9 @@ def story(trials: int, folder: Path) -> list[list[tuple[str, dict[str, Any]]]]:
     return told
 
 
-def told_directly(uri: str, trials: int, artifacts: Path) -> Tracker:
+def told_directly(uri: str, trials: int, artifacts: Path) -> MlflowTracker:
     """The same by hand, without any journal."""
-    tracker = Tracker.open(uri, "demo", artifacts, INFO)
+    tracker = MlflowTracker.open(uri, "demo", artifacts, INFO)
     for number in range(trials):
         done = replace(
             RECORD,
@@ -250,7 +255,7 @@ def told_directly(uri: str, trials: int, artifacts: Path) -> Tracker:
         adapter.mkdir(parents=True)
         (adapter / "design.json").write_text(json.dumps({"trial": number}))
         tracker.artifacts(number, adapter)
-        tracker.tested(number, {"test": {"accuracy": 0.4}})
+        tracker.facts(number, {"final": {"test": {"accuracy": 0.4}}})
     return tracker
 
 
@@ -302,7 +307,11 @@ def emptied(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @contextmanager
 def delivering(folder: Path, uri: str, said: list[str]) -> Iterator[Delivery]:
-    connect = partial(Tracker.open, uri, "demo", folder / "artifacts" if uri.startswith("sqlite") else None, INFO)
+    artifacts = folder / "artifacts" if uri.startswith("sqlite") else None
+
+    def connect() -> list[MlflowTracker]:
+        return [MlflowTracker.open(uri, "demo", artifacts, INFO)]
+
     with Delivery(Journal(folder / "journal", said.append), connect, folder, said.append) as delivery:
         yield delivery
 
@@ -323,14 +332,14 @@ def test_a_server_killed_in_mid_stream_has_every_row_once(emptied: Server, tmp_p
                 until(lambda: len(delivery.journal) < 4)  # some of it is there, and some under way
                 emptied.kill()
             began = time.monotonic()
-            delivery.tell(*event)
+            delivery.send(*entries(event))
             longest = max(longest, time.monotonic() - began)
         assert not delivery.drain(patience=3.0)
         waiting = len(delivery.journal)
         assert waiting >= sum(map(len, events[len(events) // 3 :]))
         emptied.start()
         assert delivery.drain(patience=60.0)
-        delivery.tell(("close", {"status": "FINISHED"}))
+        delivery.send(Close("FINISHED"))
         assert delivery.drain(patience=60.0)
     assert longest < 2.0  # a request to a server that is away takes that long, with MLflow's own retries minutes
     away, back = [text for text in said if "still to reach MLflow" not in text]
@@ -348,14 +357,14 @@ def test_a_killed_driver_leaves_what_waits_to_the_next(emptied: Server, tmp_path
     events = story(2, tmp_path)
     (tmp_path / "events.json").write_text(json.dumps(events))
     code = (
-        "import json, sys, time; from pathlib import Path; from functools import partial\n"
-        "from search.tracking.outbox import Delivery; from search.tracking.outbox import Journal\n"
-        "from search.tracking.writer import Tracker\n"
+        "import json, sys, time; from pathlib import Path\n"
+        "from search.tracking.entries import parsed; from search.tracking.outbox import Delivery, Journal\n"
+        "from search.tracking.writer import MlflowTracker\n"
         "folder, uri, info = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])\n"
-        "connect = partial(Tracker.open, uri, 'demo', None, info)\n"
+        "connect = lambda: [MlflowTracker.open(uri, 'demo', None, info)]\n"
         "with Delivery(Journal(folder / 'journal', print), connect, folder, print) as delivery:\n"
         "    for event in json.loads((folder / 'events.json').read_text()):\n"
-        "        delivery.tell(*map(tuple, event))\n"
+        "        delivery.send(*(parsed(*entry) for entry in event))\n"
         "    print('told', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -393,7 +402,7 @@ def test_a_request_that_arrived_without_its_answer_is_not_made_again(
 ) -> None:
     with Proxy(emptied, only_first(what, "reply")) as proxy, delivering(tmp_path, proxy.uri, []) as delivery:
         for event in story(1, tmp_path):
-            delivery.tell(*event)
+            delivery.send(*entries(event))
         assert delivery.drain(patience=60.0)
     reference = f"sqlite:///{tmp_path}/direct.db"
     told_directly(reference, 1, tmp_path / "direct")
@@ -415,13 +424,13 @@ def test_a_run_that_was_created_without_an_answer_is_not_created_again(
 
     with Proxy(emptied, lose) as proxy, delivering(tmp_path, proxy.uri, []) as delivery:
         for event in story(1, tmp_path):
-            delivery.tell(*event)
+            delivery.send(*entries(event))
         assert delivery.drain(patience=60.0)
         assert len(creations) == (2 if fate == "reply" else 3)
         proxy.arrive()
         if fate == "late":
             assert len(rows(emptied.uri)) == 2
-        delivery.tell(("close", {"status": "FINISHED"}))
+        delivery.send(Close("FINISHED"))
         assert delivery.drain(patience=60.0)
     reference = f"sqlite:///{tmp_path}/direct.db"
     told_directly(reference, 1, tmp_path / "direct")
@@ -432,9 +441,9 @@ def test_a_refused_entry_is_left_out_and_said_and_stops_nothing(tmp_path: Path) 
     said: list[str] = []
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with delivering(tmp_path, uri, said) as delivery:
-        delivery.tell(("progress", {"number": 9, "points": [{"step": 1, "train_loss": 1.0}]}))  # no such run
+        delivery.send(Progress(9, [{"step": 1, "train_loss": 1.0}]))  # no such run
         for event in story(1, tmp_path):
-            delivery.tell(*event)
+            delivery.send(*entries(event))
         assert delivery.drain(patience=60.0)
         assert delivery.left_out == 1
     (refusal,) = [text for text in said if "still to reach MLflow" not in text]
@@ -447,7 +456,7 @@ def test_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
     began = time.monotonic()
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), delivering(tmp_path, uri, []) as delivery:  # noqa: PT012
-        delivery.tell(*story(1, tmp_path)[0])
+        delivery.send(*entries(story(1, tmp_path)[0]))
         interrupt.start()
         delivery.drain(patience=600.0)
     assert time.monotonic() - began < 30

@@ -90,19 +90,19 @@ def test_what_is_said_of_a_trial_is_of_its_runs(replicated: tuple[Study, str]) -
     again = scores("replicated")
     for trial in study.trials:
         own = [trial.score, *(score for (number, _), score in again.items() if number == trial.trial)]
-        belief = trial.believed
+        belief = trial.seed_summary
         if belief is None:
             assert len(own) == 1
             continue
         assert belief.seeds == len(own)
         assert belief.mean == pytest.approx(np.mean(own))
         assert belief.spread == pytest.approx(np.std(own, ddof=1) if len(own) > 1 else 0.0)
-    assert any(trial.believed and trial.believed.seeds > 1 for trial in study.front())
+    assert any(trial.seed_summary and trial.seed_summary.seeds > 1 for trial in study.front())
 
 
 def test_the_front_that_is_sure(replicated: tuple[Study, str]) -> None:
     study, _ = replicated
-    by = {trial.trial: trial.believed.probability for trial in study.trials if trial.believed}
+    by = {trial.trial: trial.seed_summary.probability for trial in study.trials if trial.seed_summary}
     for most in (0.0, 0.05, 0.5):
         chances = sorted(by.values(), reverse=True)
         count = max(n for n in range(len(chances) + 1) if sum(1 - p for p in chances[:n]) <= most * n + 1e-12)
@@ -123,7 +123,7 @@ def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path
     study, _ = replicated
     front = study.front()
     rows = list(csv.DictReader((home / "studies/replicated/front.csv").open()))
-    assert [float(row["believed_mean"]) for row in rows] == pytest.approx([t.believed.mean for t in front])
+    assert [float(row["believed_mean"]) for row in rows] == pytest.approx([t.seed_summary.mean for t in front])
     assert (home / "studies/replicated/front.png").stat().st_size > 10_000
     result = CliRunner().invoke(app, ["front", "replicated", "--fdr", "50%", "--format", "json"])
     assert result.exit_code == 0, result.output
@@ -165,7 +165,7 @@ def test_an_interrupted_race_ends_as_if_nothing_had_happened(
     assert len(grandchildren("late")) < len(grandchildren("replicated"))
     resume("late", console=Console(quiet=True))
     assert scores("late") == scores("replicated")
-    assert [t.believed for t in load_study("late").trials] == [t.believed for t in replicated[0].trials]
+    assert [t.seed_summary for t in load_study("late").trials] == [t.seed_summary for t in replicated[0].trials]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_a_replicate_trains_as_a_study_of_its_seed_does(replicated: tuple[Study,
 
 
 def test_a_finished_study_may_ask_for_replicates(replicated: tuple[Study, str], plain: Study) -> None:
-    assert all(trial.believed is None for trial in plain.trials)
+    assert all(trial.seed_summary is None for trial in plain.trials)
     assert "believed_mean" not in plain.front().to_frame().columns
     with pytest.raises(StoreError, match=r"fdr needs replicates.*--set replicates.per_trial=5"):
         plain.front(fdr=0.05)
@@ -204,10 +204,10 @@ def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plai
     race = open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
     found = race.summaries
     assert set(found) == {trial.trial for trial in study.trials}
-    assert {trial.trial: trial.believed for trial in before.trials if trial.believed}
+    assert {trial.trial: trial.seed_summary for trial in before.trials if trial.seed_summary}
     for trial in study.trials:
-        if trial.believed:
-            assert trial.believed == found[trial.trial]
+        if trial.seed_summary:
+            assert trial.seed_summary == found[trial.trial]
         else:
             assert found[trial.trial].probability == 0
 

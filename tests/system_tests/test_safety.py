@@ -53,7 +53,7 @@ from search.tracking import client, reader
 from search.tracking import server as ui
 from search.tracking.note import note
 from search.tracking.reader import LeftOutWarning
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
 from search.workers.cluster import joined
 
@@ -112,7 +112,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.home, self.uri = folder, f"sqlite:///{folder}/mlflow.db"
-        self.tracker = Tracker.open(self.uri, "demo", folder / "artifacts", INFO)
+        self.tracker = MlflowTracker.open(self.uri, "demo", folder / "artifacts", INFO)
         for number in range(3):
             self.tracker.publish(good(number))
         self.client = client._client(self.uri)
@@ -217,7 +217,7 @@ def test_a_run_that_makes_no_sense_is_left_out_by_name_and_the_others_stay(alone
 def test_a_writer_goes_on_beside_runs_that_make_no_sense(alone: Study) -> None:
     alone.plant(record="{")
     alone.plant(trial="x")
-    again = Tracker.open(alone.uri, "demo", alone.home / "artifacts", INFO)
+    again = MlflowTracker.open(alone.uri, "demo", alone.home / "artifacts", INFO)
     assert again.run_of(1) == alone.tracker.run_of(1)
     again.publish(good(1))
 

@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def facts(trial: Trial) -> dict[str, Any]:
     """What a trial is and came to, but for times and memory."""
-    record, seeds = trial.record, trial.believed
+    record, seeds = trial.record, trial.seed_summary
     measured = record.measurements.to_dict() if record.measurements else None
     return {
         "number": record.number,

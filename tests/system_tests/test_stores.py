@@ -26,7 +26,7 @@ from survival import Victim, finished, progress
 from search import load_study
 from search.storage.address import database
 from search.storage.locations import StoreError
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 
 READERS = 100
 READER = """
@@ -56,7 +56,7 @@ def test_a_hundred_read_while_one_writes(postgresql: PostgreSQL, tmp_path: Path)
     with pytest.raises(StoreError, match="nothing was run there yet") as raised:
         load_study("demo", uri)
     assert not secret_in(str(raised.value))
-    tracker = Tracker.open(uri, "demo", tmp_path / "artifacts", INFO)
+    tracker = MlflowTracker.open(uri, "demo", tmp_path / "artifacts", INFO)
     for number in range(3):
         tracker.publish(rising(number))
     processes = [
@@ -88,7 +88,7 @@ def test_a_hundred_read_while_one_writes(postgresql: PostgreSQL, tmp_path: Path)
 def test_reading_needs_no_records(postgresql: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Not the database of the trials' records, nor the home of the driver but for the artifacts."""
     uri = postgresql.url(postgresql.database())
-    tracker = Tracker.open(uri, "demo", tmp_path / "artifacts", INFO)
+    tracker = MlflowTracker.open(uri, "demo", tmp_path / "artifacts", INFO)
     tracker.publish(replace(record(0, 0.5, 10), name="first"))
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "design.json").write_text("{}")
@@ -104,7 +104,7 @@ def test_reading_needs_no_records(postgresql: PostgreSQL, tmp_path: Path, monkey
 
 def test_the_pages_show_no_password(postgresql: PostgreSQL, tmp_path: Path) -> None:  # noqa: F811
     uri = postgresql.url(postgresql.database())
-    Tracker.open(uri, "demo", tmp_path / "artifacts", INFO).publish(record(0, 0.5, 10))
+    MlflowTracker.open(uri, "demo", tmp_path / "artifacts", INFO).publish(record(0, 0.5, 10))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

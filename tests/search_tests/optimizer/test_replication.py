@@ -269,6 +269,6 @@ def test_who_might_have_been_on_the_front_is_told_of_again(tmp_path: Path) -> No
     publisher = Publisher(lambda *news: told.extend(news), Records.in_memory(), tmp_path)
     likely = SeedSummary(mean=0.5, spread=0.0, seeds=1, failed=0, probability=0.4, corrected=0.5)
     never = replace(likely, probability=0.0)
-    publisher.believed({1: likely, 2: never})
-    publisher.believed({1: never, 2: never})
-    assert [(what["number"], what["what"]["probability"]) for _, what in told] == [(1, 0.4), (1, 0.0)]
+    publisher.summaries({1: likely, 2: never})
+    publisher.summaries({1: never, 2: never})
+    assert [(entry.number, entry.facts["believed"]["probability"]) for entry in told] == [(1, 0.4), (1, 0.0)]

@@ -21,7 +21,7 @@ from search import cli
 from search.results.query import ROW
 from search.storage.locations import StoreError
 from search.tracking import server as ui
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
 
 INFO = {"objectives": {"score": "accuracy", "cost": "stored_parameters"}, "backbone": {"model": "tiny"}}
@@ -42,7 +42,7 @@ def record(number: int, accuracy: float, stored: int) -> TrialRecord:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    tracker = Tracker.open(f"sqlite:///{folder}/mlflow.db", "demo", folder / "artifacts", INFO)
+    tracker = MlflowTracker.open(f"sqlite:///{folder}/mlflow.db", "demo", folder / "artifacts", INFO)
     for one in (record(0, 0.5, 100), record(1, 0.6, 1_000), record(2, 0.55, 2_000)):
         tracker.publish(one)
     (folder / "adapter").mkdir()
@@ -270,9 +270,9 @@ def test_show_against_the_paper(home: Path) -> None:
         "designs": {"LoRA (attn), r = 16": {"design": "lora:rank=16", "training": {}, "seeds": []}},
         "paper": {"table": "2", "task": "sst2"},
     }
-    tracker = Tracker.open(f"sqlite:///{home}/mlflow.db", "rows", home / "artifacts", info)
+    tracker = MlflowTracker.open(f"sqlite:///{home}/mlflow.db", "rows", home / "artifacts", info)
     tracker.publish(replace(record(0, 0.93, 100), name="LoRA (attn), r = 16"))
-    tracker.tested(0, {"validation": {"accuracy": 0.93}})
+    tracker.facts(0, {"final": {"validation": {"accuracy": 0.93}}})
     tracker.close()
     text = call("show", "rows", "--against", "paper").stdout
     assert all(number in text for number in ("93.00", "94.2 ±0.2"))

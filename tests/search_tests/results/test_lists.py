@@ -41,7 +41,8 @@ def trial(number: int, name: str, seed: int, rouge2: float, loss: float, **chang
     }
     test = {"rouge1": 0.4, "rouge2": rouge2, "rougeL": 0.35, "loss": loss}
     whole = {"rouge2": rouge2, "loss": loss}
-    return TrialRow(record=TrialRecord(**{**values, **changes}), run_id=f"run-{number}", test=test, validation=whole)
+    facts = {"final": {"test": test, "validation": whole}}
+    return TrialRow(record=TrialRecord(**{**values, **changes}), run_id=f"run-{number}", facts=facts)
 
 
 def study(rows: list[TrialRow], names: tuple[str, ...] = (SCALED, PLAIN), **info: Any) -> Study:
@@ -150,12 +151,12 @@ def test_slips_have_footnotes() -> None:
 
 def test_the_development_split_is_the_whole_one_or_not_shown() -> None:
     """What a search measures may be of a sample of it."""
-    row = replace(trial(0, SCALED, 1, 0.2, 2.0), validation={"rouge2": 0.5})
+    row = replace(trial(0, SCALED, 1, 0.2, 2.0), facts={"final": {"validation": {"rouge2": 0.5}}})
     objectives = {"score": "rouge2", "cost": "stored_parameters"}
     assert "50.00" in line(
         printed(print_list, study([row], names=(SCALED,), paper=None, objectives=objectives)), SCALED
     )
-    row = replace(row, validation={})
+    row = replace(row, facts={})
     text = printed(print_list, study([row], names=(SCALED,), paper=None, objectives=objectives))
     assert "1.00" not in line(text, SCALED)
 

@@ -59,7 +59,8 @@ def test_what_seeds_came_to_is_in_the_picture(drawn: Any) -> None:
     """However far below the score for which a trial is on the front."""
     plain = study()
     low = SeedSummary(mean=0.31, spread=0.05, seeds=3, failed=0, probability=0.4, corrected=0.35)
-    rows = [replace(trial.row, believed=low) if trial in plain.front() else trial.row for trial in plain.trials]
+    beliefs = {"believed": low}
+    rows = [replace(trial.row, facts=beliefs) if trial in plain.front() else trial.row for trial in plain.trials]
     axes = drawn(Study(plain.summary, tuple(rows), plain.uri)).axes[0]
     bottom, top = axes.get_ylim()
     assert bottom < 0.26 < 0.36 < top
@@ -101,11 +102,9 @@ def crowded(seeds: bool = False, **objectives: str) -> Study:
     if not seeds:
         return what
     members = {member.record.number for member in what.front()}
+    summary = SeedSummary(mean=0.0, spread=0.003, seeds=4, failed=0, probability=0.7, corrected=0.0)
     rows = [
-        replace(
-            row,
-            believed=SeedSummary(mean=score - 0.004, spread=0.003, seeds=4, failed=0, probability=0.7, corrected=score),
-        )
+        replace(row, facts={"believed": replace(summary, mean=score - 0.004, corrected=score)})
         if row.record.number in members and (score := row.record.measurements.accuracy)
         else row
         for row in what.everything

@@ -22,7 +22,7 @@ from search import load_study
 from search.results.query import ROW, ParetoFront, Study
 from search.storage.locations import StoreError
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
 
 RECORDS = [
@@ -43,13 +43,13 @@ RECORDS = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracker]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, MlflowTracker]:
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
-    tracker = Tracker.open(uri, "demo", folder / "artifacts", INFO)
+    tracker = MlflowTracker.open(uri, "demo", folder / "artifacts", INFO)
     for one in RECORDS:
         tracker.publish(one)
-    tracker.tested(1, {"test": {"accuracy": 0.58}})
+    tracker.facts(1, {"final": {"test": {"accuracy": 0.58}}})
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "design.json").write_text("{}")
@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tracker]:
 
 
 @pytest.fixture(scope="module")
-def study(store: tuple[str, Tracker]) -> Study:
+def study(store: tuple[str, MlflowTracker]) -> Study:
     return load_study("demo", store[0])
 
 
@@ -117,7 +117,7 @@ def test_rows_have_exactly_these_keys(study: Study) -> None:
     assert rows[0]["test_score"] is None
 
 
-def test_a_trial_that_still_runs_has_its_counts(store: tuple[str, Tracker]) -> None:
+def test_a_trial_that_still_runs_has_its_counts(store: tuple[str, MlflowTracker]) -> None:
     store[1].publish(RECORDS[12], {"stored_parameters": 77, "stored_percent": 0.0077, "trained_parameters": 80})
     trial = load_study("demo", store[0]).trial(12)
     assert (trial.cost, trial.score) == (77, None)
@@ -159,8 +159,8 @@ def test_hypervolume(study: Study) -> None:
     assert ParetoFront((), study.objectives).hypervolume == 0.0
 
 
-def test_an_empty_study(store: tuple[str, Tracker], tmp_path: Path) -> None:
-    Tracker.open(store[0], "empty", tmp_path, INFO)
+def test_an_empty_study(store: tuple[str, MlflowTracker], tmp_path: Path) -> None:
+    MlflowTracker.open(store[0], "empty", tmp_path, INFO)
     study = load_study("empty", store[0])
     assert (len(study.front()), study.trials, study.references, len(study.to_frame())) == (0, (), (), 0)
     with pytest.raises(StoreError, match="none yet"):
@@ -184,7 +184,7 @@ def test_load_model_reads_the_adapter_of_the_run(study: Study, monkeypatch: pyte
 
 
 def test_the_store_is_found_by_environment(
-    store: tuple[str, Tracker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: tuple[str, MlflowTracker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = Path(store[0].removeprefix("sqlite:///")).parent
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -201,12 +201,12 @@ def test_the_store_is_found_by_environment(
         load_study("demo")
 
 
-def test_unknown_study(store: tuple[str, Tracker]) -> None:
+def test_unknown_study(store: tuple[str, MlflowTracker]) -> None:
     with pytest.raises(StoreError, match=r"no study 'dmeo'.*demo"):
         load_study("dmeo", store[0])
 
 
-def test_reading_loads_no_torch_and_importing_loads_nothing(store: tuple[str, Tracker]) -> None:
+def test_reading_loads_no_torch_and_importing_loads_nothing(store: tuple[str, MlflowTracker]) -> None:
     code = (
         "import sys, search\n"
         "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules\n"

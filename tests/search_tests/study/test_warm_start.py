@@ -21,7 +21,7 @@ from search.optimizer.search import Search
 from search.results.query import Study, load_study
 from search.study.warm_start import _covering, prior
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.pareto import hypervolume
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
@@ -38,7 +38,7 @@ def earlier(tmp_path: Path) -> Callable[..., Study]:
     def made(name: str, **accuracies: float) -> Study:
         uri = f"sqlite:///{tmp_path}/mlflow.db"
         info = {"study": name, "objectives": {"score": "accuracy", "cost": "stored_parameters"}}
-        tracker = Tracker.open(uri, name, tmp_path / "artifacts", info)
+        tracker = MlflowTracker.open(uri, name, tmp_path / "artifacts", info)
         for number, (text, accuracy) in enumerate(accuracies.items()):
             configuration = Configuration(parse(text), Training(epochs=9, learning_rate=2e-3))
             stored = int(count(configuration)["stored_parameters"])

@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from search.results.query import load_study
 from search.storage.locations import StoreError
 from search.tracking import client, reader
 from search.tracking.schema import STATUS, DiskUse, StudyInfo
-from search.tracking.writer import Tracker
+from search.tracking.writer import MlflowTracker
 from search.trials.naming import flat_parameters, label, run_name
 from search.trials.record import Replicate, SeedSummary, Spent, State, TrialRecord
 from search.trials.report import curve
@@ -72,16 +72,16 @@ def study(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def tracker(uri: str, study: str, tmp_path: Path) -> Iterator[Tracker]:
-    return Tracker.open(uri, study, tmp_path / "artifacts", INFO)
+def tracker(uri: str, study: str, tmp_path: Path) -> Iterator[MlflowTracker]:
+    return MlflowTracker.open(uri, study, tmp_path / "artifacts", INFO)
 
 
 def test_a_store_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     """MLflow's migrations of a new sqlite file take seconds, and cannot be repeated from where they were."""
     scratch, home = tmp_path / "scratch", tmp_path / "home"
     scratch.mkdir()
-    command = "from search.tracking.writer import Tracker; "
-    command += f"Tracker.open('sqlite:///{home}/mlflow.db', 'demo', None, {INFO!r})"
+    command = "from search.tracking.writer import MlflowTracker; "
+    command += f"MlflowTracker.open('sqlite:///{home}/mlflow.db', 'demo', None, {INFO!r})"
     made = subprocess.Popen([sys.executable, "-c", command], env={**os.environ, "TMPDIR": str(scratch)})
     while not any(file.stat().st_size > 100_000 for file in tmp_path.rglob("*.db")):  # half of the tables are there
         assert made.poll() is None
@@ -89,21 +89,21 @@ def test_a_store_whose_making_was_killed_is_made(tmp_path: Path) -> None:
     made.kill()
     made.wait()
     assert not (home / "mlflow.db").exists()
-    Tracker.open(f"sqlite:///{home}/mlflow.db", "demo", None, INFO)
+    MlflowTracker.open(f"sqlite:///{home}/mlflow.db", "demo", None, INFO)
     assert [file.name for file in home.iterdir()] == ["mlflow.db"]
 
 
-def again(tracker: Tracker, uri: str, tmp_path: Path) -> Tracker:
+def again(tracker: MlflowTracker, uri: str, tmp_path: Path) -> MlflowTracker:
     """What a restarted driver does."""
-    return Tracker.open(uri, tracker.study, tmp_path / "artifacts", INFO)
+    return MlflowTracker.open(uri, tracker.study, tmp_path / "artifacts", INFO)
 
 
-def history(tracker: Tracker, number: int, key: str) -> list[tuple[int, float]]:
+def history(tracker: MlflowTracker, number: int, key: str) -> list[tuple[int, float]]:
     run_id = tracker.run_of(number)
     return [(point.step, point.value) for point in tracker._client.get_metric_history(run_id, key)]
 
 
-def runs(tracker: Tracker) -> list:
+def runs(tracker: MlflowTracker) -> list:
     return list(tracker._client.search_runs([tracker.experiment_id]))
 
 
@@ -118,7 +118,7 @@ def runs(tracker: Tracker) -> list:
     ],
     ids=["running", "complete", "stopped", "failed with a long reason", "reference without configuration"],
 )
-def test_mlflow_alone_gives_the_record_back(tracker: Tracker, uri: str, study: str, record: TrialRecord) -> None:
+def test_mlflow_alone_gives_the_record_back(tracker: MlflowTracker, uri: str, study: str, record: TrialRecord) -> None:
     run_id = tracker.publish(record)
     (row,) = reader.records(uri, study)
     assert row.record == record
@@ -130,13 +130,13 @@ def test_every_state_has_a_status() -> None:
     assert set(STATUS) == set(State)
 
 
-def test_a_shorter_record_after_a_longer_one(tracker: Tracker, uri: str, study: str) -> None:
+def test_a_shorter_record_after_a_longer_one(tracker: MlflowTracker, uri: str, study: str) -> None:
     tracker.publish(replace(RUNNING, failure="x" * 20_000))
     tracker.publish(RUNNING)
     assert [row.record for row in reader.records(uri, study)] == [RUNNING]
 
 
-def test_a_restart_makes_no_second_run(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_a_restart_makes_no_second_run(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker.publish(COMPLETE)
     tracker.publish(replace(RUNNING, number=4))
     before = {run.info.run_id for run in runs(tracker)}
@@ -153,7 +153,7 @@ def test_a_restart_makes_no_second_run(tracker: Tracker, uri: str, tmp_path: Pat
     assert history(second, 3, "accuracy") == [(90, 2 / 3)]
 
 
-def test_a_run_whose_record_was_never_written_is_completed(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_a_run_whose_record_was_never_written_is_completed(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker._create(RUNNING)  # killed before the first batch
     assert reader.records(uri, tracker.study) == []
     second = again(tracker, uri, tmp_path)
@@ -162,7 +162,7 @@ def test_a_run_whose_record_was_never_written_is_completed(tracker: Tracker, uri
     assert len(runs(second)) == 2
 
 
-def test_children_are_nested_named_and_tagged(tracker: Tracker) -> None:
+def test_children_are_nested_named_and_tagged(tracker: MlflowTracker) -> None:
     run = tracker._client.get_run(tracker.publish(COMPLETE))
     tags = run.data.tags
     assert run.info.run_name == "3 mam"
@@ -177,7 +177,7 @@ def test_children_are_nested_named_and_tagged(tracker: Tracker) -> None:
     assert (run.info.start_time, run.info.end_time) == (1_700_000_000_250, 1_700_000_060_500)
 
 
-def test_replicates_are_children_of_their_trials(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_replicates_are_children_of_their_trials(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     parent = tracker.publish(COMPLETE)
     over = Replicate(
         number=3,
@@ -208,7 +208,7 @@ def test_replicates_are_children_of_their_trials(tracker: Tracker, uri: str, stu
 
 
 def test_a_half_written_replicate_is_made_again(
-    tracker: Tracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: MlflowTracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker.publish(COMPLETE)
     over = Replicate(number=3, seed=8, measurements=COMPLETE.measurements, started=1.0, ended=2.0)
@@ -225,21 +225,21 @@ def test_a_half_written_replicate_is_made_again(
     assert [(run.info.status, run.data.metrics["accuracy"]) for run in kept] == [("FINISHED", 2 / 3)]
 
 
-def test_what_is_believed_comes_back(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_what_is_believed_comes_back(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     tracker.publish(COMPLETE)
     for mean in (0.62, 0.63):
         belief = SeedSummary(mean=mean, spread=0.02, seeds=3, failed=1, probability=0.875, corrected=0.61)
-        tracker.believed(3, belief)
-        again(tracker, uri, tmp_path).believed(3, belief)
+        tracker.facts(3, {"believed": asdict(belief)})
+        again(tracker, uri, tmp_path).facts(3, {"believed": asdict(belief)})
         [row] = reader.records(uri, study)
-        assert row.believed == belief
+        assert row.seed_summary == belief
     assert history(tracker, 3, "believed_mean") == [(0, 0.62), (0, 0.63)]
     assert history(tracker, 3, "believed_probability") == [(0, 0.875)]
 
 
 @pytest.mark.parametrize("nonsense", [{"probability": 1.5}, {"seeds": -1}, {"spread": "wide"}, {"mean": None}])
 def test_beliefs_that_make_no_sense_are_left_out(
-    tracker: Tracker, uri: str, study: str, nonsense: dict[str, object]
+    tracker: MlflowTracker, uri: str, study: str, nonsense: dict[str, object]
 ) -> None:
     run = tracker.publish(COMPLETE)
     belief = {"mean": 0.6, "spread": 0.1, "seeds": 2, "failed": 0, "probability": 0.5, "corrected": 0.6}
@@ -248,7 +248,9 @@ def test_beliefs_that_make_no_sense_are_left_out(
         assert reader.records(uri, study) == []
 
 
-def test_counts_are_there_before_training_and_stay(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_counts_are_there_before_training_and_stay(
+    tracker: MlflowTracker, uri: str, study: str, tmp_path: Path
+) -> None:
     counts = {"stored_parameters": 1234, "stored_percent": 6.17}
     run = tracker._client.get_run(tracker.publish(RUNNING, counts))
     assert run.data.metrics == counts
@@ -260,7 +262,7 @@ def test_counts_are_there_before_training_and_stay(tracker: Tracker, uri: str, s
     assert history(second, 3, "stored_parameters") == [(0, 1234)]
 
 
-def test_no_step_is_written_twice(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_no_step_is_written_twice(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker.publish(RUNNING)
     points = [{"step": step, "train_loss": 1 / step, "learning_rate": 1e-3} for step in range(10, 60, 10)]
     tracker.progress(3, reversed(points[:3]))
@@ -271,7 +273,7 @@ def test_no_step_is_written_twice(tracker: Tracker, uri: str, tmp_path: Path) ->
     assert history(second, 3, "accuracy") == [(50, 0.5)]
 
 
-def test_the_final_value_is_the_latest_one(tracker: Tracker) -> None:
+def test_the_final_value_is_the_latest_one(tracker: MlflowTracker) -> None:
     tracker.publish(RUNNING)
     tracker.progress(3, [{"step": 90, "accuracy": 2 / 3, "loss": 0.9, "time": 1_900_000_000.0}])
     run = tracker._client.get_run(tracker.publish(COMPLETE))
@@ -279,7 +281,7 @@ def test_the_final_value_is_the_latest_one(tracker: Tracker) -> None:
     assert run.data.metrics["accuracy"] == 2 / 3
 
 
-def test_many_points_and_values_that_are_no_numbers(tracker: Tracker) -> None:
+def test_many_points_and_values_that_are_no_numbers(tracker: MlflowTracker) -> None:
     tracker.publish(RUNNING)
     tracker.progress(3, [{"step": step, "train_loss": 0.5, "pace": step} for step in range(1, 1201)])
     tracker.progress(3, [{"step": 1201, "train_loss": math.nan, "pace": math.inf}])
@@ -295,10 +297,10 @@ def test_curve_tells_training_loss_from_validation_loss() -> None:
     ]
 
 
-def test_test_scores(tracker: Tracker, uri: str, study: str) -> None:
+def test_test_scores(tracker: MlflowTracker, uri: str, study: str) -> None:
     tracker.publish(COMPLETE)
     for _ in range(2):
-        tracker.tested(3, {"test": {"accuracy": 0.625, "loss": 0.8}, "validation": {"accuracy": 0.6}})
+        tracker.facts(3, {"final": {"test": {"accuracy": 0.625, "loss": 0.8}, "validation": {"accuracy": 0.6}}})
     tracker.publish(replace(COMPLETE, failure="later"))  # does not take them away
     (row,) = reader.records(uri, study)
     assert row.test == {"accuracy": 0.625, "loss": 0.8}
@@ -306,14 +308,7 @@ def test_test_scores(tracker: Tracker, uri: str, study: str) -> None:
     assert history(tracker, 3, "test_accuracy") == [(0, 0.625)]
 
 
-def test_test_scores_of_earlier_releases_are_read(tracker: Tracker, uri: str, study: str) -> None:
-    run_id = tracker.publish(COMPLETE)
-    MlflowClient(uri).set_tag(run_id, "test", '{"accuracy": 0.5}')
-    (row,) = reader.records(uri, study)
-    assert row.test == {"accuracy": 0.5}
-
-
-def test_artifacts_go_up_once_and_come_down_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_artifacts_go_up_once_and_come_down_whole(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "design.json").write_text("{}")
@@ -340,7 +335,7 @@ def test_artifacts_go_up_once_and_come_down_whole(tracker: Tracker, uri: str, tm
         reader.download(uri, run_id, got)
 
 
-def test_no_adapter(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_no_adapter(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     run_id = tracker.publish(RUNNING)
     with pytest.raises(StoreError, match="no adapter"):
         reader.download(uri, run_id, tmp_path / "out")
@@ -363,7 +358,7 @@ def row(number: int) -> dict:
     }
 
 
-def test_the_front_is_tagged_noted_and_kept(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_the_front_is_tagged_noted_and_kept(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     for number in range(4):
         tracker.publish(replace(COMPLETE, number=number))
     tracker.publish(replace(COMPLETE, number=4, reference="full"))
@@ -391,7 +386,7 @@ def test_the_front_is_tagged_noted_and_kept(tracker: Tracker, uri: str, study: s
     }
 
 
-def test_only_changed_front_tags_are_written(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_front_tags_are_written(tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         tracker.publish(replace(COMPLETE, number=number))
     tracker.front([row(0), row(1)], [])
@@ -402,7 +397,7 @@ def test_only_changed_front_tags_are_written(tracker: Tracker, monkeypatch: pyte
     assert changes == {(tracker.run_of(1), "on_front", "false"), (tracker.run_of(2), "on_front", "true")}
 
 
-def test_a_long_front_is_cut_in_the_note(tracker: Tracker) -> None:
+def test_a_long_front_is_cut_in_the_note(tracker: MlflowTracker) -> None:
     tracker.front([row(number) for number in range(300)], [row(300)])
     note = tracker._client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
     assert "more are in the artifact front.csv" in note
@@ -421,7 +416,7 @@ def test_the_note_has_costs_of_another_kind(
     uri: str, study: str, tmp_path: Path, costs: tuple[str, ...], headings: str, cells: str
 ) -> None:
     objectives = dict(zip(("score", "cost", "second_cost"), ("accuracy", *costs), strict=False))
-    tracker = Tracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": objectives})
+    tracker = MlflowTracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": objectives})
     tracker.front([{**row(3), "latency_ms": 3.25, "peak_memory_mb": 512.0}], [{**row(4), "latency_ms": None}, row(5)])
     note = tracker._client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
     count = headings.count("|")
@@ -432,7 +427,7 @@ def test_the_note_has_costs_of_another_kind(
 
 def test_mlflow_gives_three_objectives_back(uri: str, study: str, tmp_path: Path) -> None:
     info = {**INFO, "objectives": {"score": "accuracy", "cost": "stored_parameters", "second_cost": "latency_ms"}}
-    tracker = Tracker.open(uri, study, tmp_path / "artifacts", info)
+    tracker = MlflowTracker.open(uri, study, tmp_path / "artifacts", info)
     for number, latency in enumerate((3.0, 2.0, 4.0)):  # the last one is dominated
         measured = replace(COMPLETE.measurements, accuracy=0.5 - number / 10, latency_ms=latency)
         tracker.publish(replace(COMPLETE, number=number, measurements=measured))
@@ -450,17 +445,17 @@ def test_a_study_without_a_second_cost_is_read(uri: str, study: str, tmp_path: P
     """Of this release, which says that there is none, and of earlier ones, which say nothing."""
     objectives = {"score": "accuracy", "cost": "stored_parameters"}
     more = {} if second_cost is ... else {"second_cost": second_cost}
-    Tracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": {**objectives, **more}})
+    MlflowTracker.open(uri, study, tmp_path / "artifacts", {**INFO, "objectives": {**objectives, **more}})
     assert [objective.name for objective in load_study(study, uri).objectives] == list(objectives.values())
 
 
-def test_info_and_studies(tracker: Tracker, uri: str, study: str) -> None:
+def test_info_and_studies(tracker: MlflowTracker, uri: str, study: str) -> None:
     assert study in {summary.name for summary in reader.studies(uri)}
     summary = reader.summary(uri, study)
     assert (summary.info, summary.run_id, summary.status) == (StudyInfo.from_dict(INFO), tracker.run_id, "RUNNING")
     assert (summary.disk, summary.spent) == (None, None)  # as of earlier releases
     tracker.disk(5, None)
-    tracker.spent({"hours": 0.5, "device_hours": 1.25})
+    tracker.spent(Spent(hours=0.5, device_hours=1.25))
     tracker.close()
     summary = reader.summary(uri, study)
     assert summary.status == "FINISHED"
@@ -480,13 +475,13 @@ def test_a_study_is_readable_from_its_first_moment(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", killed)
         with pytest.raises(KeyboardInterrupt):
-            Tracker.open(uri, study, tmp_path / "artifacts", INFO)
+            MlflowTracker.open(uri, study, tmp_path / "artifacts", INFO)
     before = reader.summary(uri, study)
     assert (before.info, before.status) == (StudyInfo.from_dict(INFO), "RUNNING")
-    assert Tracker.open(uri, study, tmp_path / "artifacts", INFO).run_id == before.run_id
+    assert MlflowTracker.open(uri, study, tmp_path / "artifacts", INFO).run_id == before.run_id
 
 
-def test_a_study_that_does_not_say_what_it_is(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_a_study_that_does_not_say_what_it_is(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     tracker._client.delete_tag(tracker.run_id, "info")
     assert study not in {summary.name for summary in reader.studies(uri)}
     for read in (reader.summary, reader.records):
@@ -496,7 +491,7 @@ def test_a_study_that_does_not_say_what_it_is(tracker: Tracker, uri: str, study:
     assert reader.summary(uri, study).info == StudyInfo.from_dict(INFO)
 
 
-def test_unknown_study_and_missing_store(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_unknown_study_and_missing_store(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no study 'nope' in sqlite.*studies there: .*" + tracker.study):
         reader.summary(uri, "nope")
     nowhere = tmp_path / "nowhere" / "mlflow.db"
@@ -505,7 +500,7 @@ def test_unknown_study_and_missing_store(tracker: Tracker, uri: str, tmp_path: P
     assert not nowhere.exists()
 
 
-def test_a_discarded_study_frees_its_name(tracker: Tracker, uri: str, study: str, tmp_path: Path) -> None:
+def test_a_discarded_study_frees_its_name(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     tracker.publish(COMPLETE)
     client.discard(uri, study)
     with pytest.raises(StoreError):
@@ -515,14 +510,14 @@ def test_a_discarded_study_frees_its_name(tracker: Tracker, uri: str, study: str
     client.discard(uri, "never there")
 
 
-def test_a_study_that_was_deleted_in_mlflow_starts_anew(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_a_study_that_was_deleted_in_mlflow_starts_anew(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker._client.delete_experiment(tracker.experiment_id)
     assert again(tracker, uri, tmp_path).run_id != tracker.run_id
 
 
-def test_an_experiment_of_somebody_else_is_left_alone(tracker: Tracker, uri: str, tmp_path: Path) -> None:
+def test_an_experiment_of_somebody_else_is_left_alone(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker._client.create_experiment("theirs")
-    for action in (lambda: Tracker.open(uri, "theirs", tmp_path, INFO), lambda: client.discard(uri, "theirs")):
+    for action in (lambda: MlflowTracker.open(uri, "theirs", tmp_path, INFO), lambda: client.discard(uri, "theirs")):
         with pytest.raises(StoreError, match="not a study"):
             action()
     assert "theirs" not in {summary.name for summary in reader.studies(uri)}
