@@ -116,7 +116,7 @@ class SchedulerConfig(_Section):
     """The rung rule by its name, and its options beside that: `search.optimizer.rungs` has the table of both."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+    __pydantic_extra__: dict[str, float] = Field(init=False)
 
     name: str = "halving"
 

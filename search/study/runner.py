@@ -42,7 +42,7 @@ from search.trials.front import front_of
 from search.trials.records import Records
 from search.trials.report import Run
 from search.trials.resolved import Resolved
-from search.workers import cluster
+from search.workers import cluster, scoring
 from search.workers.training import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
 
@@ -223,7 +223,7 @@ class Runner:
                         self.display.say(f"trial {number} could not be scored: {reason}")
 
                 trials = [(record.number, record.reference) for record in untested]
-                cluster.test_scores(self.context, self.config.resources, trials, scored)
+                scoring.test_scores(self.context, self.config.resources, trials, scored)
         self.publisher.tested(eligible(self.config, self.records))
 
     def _publish(self) -> None:
@@ -293,7 +293,7 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
         run=run_token(home_of(config).folder),
     )
     if resolved.precision == "auto":
-        records.resolved = replace(resolved, precision=cluster.fastest_precision(context, config.resources))
+        records.resolved = replace(resolved, precision=scoring.fastest_precision(context, config.resources))
         context = replace(context, resolved=records.resolved)
     return context
 

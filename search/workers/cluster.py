@@ -1,4 +1,4 @@
-"""Ray itself: joining it, what it has, and the tasks around the trials."""
+"""Ray itself: joining it, its token, and for how many trials it has room."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,19 +18,16 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl.errors import UserError
-from search.storage.locks import StudyLock, run_token
-from search.workers.training import StudyContext, WarmModel
+from search.storage.locks import run_token
 
 if TYPE_CHECKING:
     from search.config.sections import ResourcesConfig
 
 
 _ANSWER: Final = 10.0  # seconds for a cluster's head to answer
-_TESTS: Final = 3  # attempts at scoring a trial, where the process dies
 _SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket has at most 107 bytes
 
 
@@ -61,7 +57,7 @@ def joined(
             _join(address, **options)
             left.callback(ray.shutdown)
         _await(resources, say)
-        if _places(resources.each) < resources.workers_per_trial:
+        if places(resources.each) < resources.workers_per_trial:
             workers = resources.workers_per_trial
             raise ClusterError(
                 f"a trial asks for {_amounts(resources.each)}{f' for each of its {workers} workers' * (workers > 1)} "
@@ -141,7 +137,7 @@ def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
     said = False
     try:
         request_resources(bundles=bundles)
-        while _places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
+        while places(resources.each) < resources.workers_per_trial and time.monotonic() < deadline:
             if not said:
                 say(f"waiting up to {resources.wait_minutes:g} minutes for a node with {_amounts(resources.each)}")
                 said = True
@@ -185,7 +181,7 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _places(each: Mapping[str, float]) -> int:
+def places(each: Mapping[str, float]) -> int:
     """For how many workers the cluster has room at once."""
     asked = {name: amount for name, amount in each.items() if amount}
     return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in _nodes())
@@ -199,70 +195,7 @@ def room(resources: ResourcesConfig) -> int:
     """How many trials run at once: what was asked for, as far as the cluster, if joined, has room or may grow."""
     if not ray.is_initialized() or resources.wait_minutes:
         return resources.concurrent
-    return max(1, min(resources.concurrent, _places(resources.each) // resources.workers_per_trial))
-
-
-def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
-    """ "fp32" or "bf16", measured where a trial would run, with a worker's resources."""
-
-    def measure() -> str:
-        from petl.training import engine
-        from petl.training import run as train
-
-        engine.prepare_process()
-        return train.fastest_precision(WarmModel(context).model)
-
-    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
-    return ray.get(task.remote())
-
-
-def test_scores(
-    context: StudyContext,
-    resources: ResourcesConfig,
-    trials: Sequence[tuple[int, str | None]],
-    heard: Callable[[int, str], None],
-) -> None:
-    """Scores finished trials, given as (number, reference), on whole splits, several at once.
-
-    The scores lie in the trials' folders. `heard(number, reason)` is called as each is done, with the
-    reason where it failed.
-    """
-
-    class Tester:
-        def __init__(self) -> None:
-            self.lock: StudyLock | None = None
-            self.warm = WarmModel(context)
-
-        def test(self, number: int, reference: str | None) -> str:
-            try:
-                if self.lock is None:
-                    self.lock = StudyLock(context.home)
-                    self.lock.work()
-                self.warm.test(number, reference)
-            except Exception as error:  # one adapter that cannot be tested must not cost the others
-                return f"{type(error).__name__}: {error}"
-            return ""
-
-    if not trials:
-        return
-    actor = ray.remote(
-        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=-1, max_task_retries=_TESTS - 1
-    )(Tester)
-    at_once = max(1, min(resources.concurrent * resources.workers_per_trial, _places(resources.each)))
-    waiting, busy = deque(trials), dict[Any, tuple[Any, int]]()
-    idle: list[Any] = [actor.remote() for _ in range(min(at_once, len(trials)))]
-    while waiting or busy:
-        while waiting and idle:
-            tester, trial = idle.pop(), waiting.popleft()
-            busy[tester.test.remote(*trial)] = tester, trial[0]
-        (done, *_), _ = ray.wait(list(busy))
-        tester, number = busy.pop(done)
-        try:
-            reason = ray.get(done)
-        except RayActorError:
-            reason = f"its process died {_TESTS} times (killed, or out of memory)"
-        idle.append(tester)  # one that died starts again
-        heard(number, reason)
+    return max(1, min(resources.concurrent, places(resources.each) // resources.workers_per_trial))
 
 
 MODE = "RAY_AUTH_MODE"

@@ -33,7 +33,7 @@ from search.study.places import InterruptedStudy, StudyError, driving
 from search.study.run import resume, run
 from search.study.runner import headline, study_context, terminated_as_interrupted
 from search.trials.record import State
-from search.workers import cluster
+from search.workers import cluster, scoring
 
 DEVIL = """
 from petl.configuration import Configuration, Training
@@ -257,7 +257,7 @@ def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
     numbers = [int(folder.parent.name) for folder in (first, second)]
     database = f"sqlite:///{home}/optuna.db"
     records = open_study(database, "tiny")
-    workload = study_context(load_config(home / "study.yaml"), records)
+    context = study_context(load_config(home / "study.yaml"), records)
     for folder in (first, second):
         shutil.rmtree(folder)
     heard: dict[int, str] = {}
@@ -280,7 +280,7 @@ def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
             over.set()
 
         references = [records.get(number).reference for number in numbers]
-        cluster.test_scores(workload, resources, list(zip(numbers, references, strict=True)), hear)
+        scoring.test_scores(context, resources, list(zip(numbers, references, strict=True)), hear)
         killer.join()
     assert heard[numbers[0]].startswith("its process died 3 times")
     assert heard[numbers[1]] == ""

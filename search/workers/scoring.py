@@ -1,0 +1,85 @@
+"""What Ray runs before and after the trials: the precision measured, and finished trials scored on whole splits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from ray.exceptions import RayActorError
+
+from search.storage.locks import StudyLock
+from search.workers.cluster import places
+from search.workers.training import StudyContext, WarmModel
+
+if TYPE_CHECKING:
+    from search.config.sections import ResourcesConfig
+
+_ATTEMPTS: Final = 3  # at scoring a trial, where the process dies
+
+
+def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
+    """Return "fp32" or "bf16": which is the faster one where a trial would run, with a worker's resources."""
+
+    def measure() -> str:
+        from petl.training import engine
+        from petl.training import run as train
+
+        engine.prepare_process()
+        return train.fastest_precision(WarmModel(context).model)
+
+    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
+    return ray.get(task.remote())
+
+
+class Tester:
+    """A process that scores one finished trial after another."""
+
+    def __init__(self, context: StudyContext) -> None:
+        self._warm = WarmModel(context)
+        self._lock: StudyLock | None = None
+
+    def test(self, number: int, reference: str | None) -> str:
+        """Score a trial, and return why it could not be scored, "" where it was."""
+        try:
+            if self._lock is None:
+                self._lock = StudyLock(self._warm.context.home)
+                self._lock.work()
+            self._warm.test(number, reference)
+        except Exception as error:  # one adapter that cannot be tested must not cost the others
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
+def test_scores(
+    context: StudyContext,
+    resources: ResourcesConfig,
+    trials: Sequence[tuple[int, str | None]],
+    scored: Callable[[int, str], None],
+) -> None:
+    """Score finished trials, given as (number, reference), on whole splits, several at once.
+
+    The scores lie in the trials' folders. `scored(number, reason)` is called as each is done, with the
+    reason where it failed.
+    """
+    if not trials:
+        return
+    actor = ray.remote(
+        num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_restarts=-1, max_task_retries=_ATTEMPTS - 1
+    )(Tester)
+    at_once = max(1, min(resources.concurrent * resources.workers_per_trial, places(resources.each)))
+    waiting, busy = deque(trials), dict[Any, tuple[Any, int]]()
+    idle: list[Any] = [actor.remote(context) for _ in range(min(at_once, len(trials)))]
+    while waiting or busy:
+        while waiting and idle:
+            tester, trial = idle.pop(), waiting.popleft()
+            busy[tester.test.remote(*trial)] = tester, trial[0]
+        (done, *_), _ = ray.wait(list(busy))
+        tester, number = busy.pop(done)
+        try:
+            reason = ray.get(done)
+        except RayActorError:
+            reason = f"its process died {_ATTEMPTS} times (killed, or out of memory)"
+        idle.append(tester)  # one that died starts again
+        scored(number, reason)
