@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 from loop import BACKBONE, OPTIONS, TRAINING, count, facts, measured, plan, run, score, train
 from optuna.trial import BaseTrial
+from scope import sampled
 
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration
@@ -461,9 +463,19 @@ RULES = (
 )
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 5])
-@pytest.mark.parametrize("sampler", ["random", "tpe", "front"])
-@pytest.mark.parametrize("rule", RULES, ids=["asha", "pareto-asha", "dominated", "halving"])
+RESTARTS = sampled(
+    "restarts by rule, sampler and calls between them",
+    list(product(RULES, ["random", "tpe", "front"], [1, 2, 3, 5])),
+    # after each call with all, more seldom with the defaults
+    lambda case: case[2] == 1 or (isinstance(case[0], Halving) and case[1] == "front"),
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sampler", "every"),
+    RESTARTS,
+    ids=[f"{type(rule).__name__}-{sampler}-{every}" for rule, sampler, every in RESTARTS],
+)
 def test_restarts_lose_nothing_and_repeat_nothing(rule: Rule, sampler: str, every: int) -> None:
     """One worker, so that no order of arrival differs: the interrupted study equals the other exactly."""
     chosen = plan(
