@@ -49,7 +49,7 @@ def listed(family: str) -> Iterator[tuple[str, Design]]:
     """Yield every named design on the encoder, one of each form on the others, and random mixtures."""
     biases, labelled = family in tiny.BIASED, family == FAMILIES[0]
     impossible = {*(() if biases else ("bitfit",)), *(() if labelled else ("head_only",))}
-    for text in designs.NAMED if labelled else designs.FORMS:
+    for text in designs.NAMED if labelled else designs.OF_FORMS:
         if text not in impossible:
             yield text, parse(text)
     for seed in range(RANDOM):
