@@ -43,7 +43,7 @@ def _score(direction: Direction = MAXIMIZE, worst: float = 0.0) -> Any:
 
 def _parameters(title: str) -> Any:
     # Without a knee the step from none to the smallest design would weigh as much as from there to the largest, and a
-    # search by hypervolume would spend its trials on the learning rate of the bare head.
+    # search by hypervolume would spend its trials on the learning rate of the head alone.
     return _row(0, role="cost", title=title, counted=True, reference=None, knee=1_000.0)
 
 

@@ -23,7 +23,7 @@ class Kind:
     """What tasks of a kind have in common.
 
     `required` and `optional` are the columns that are read. `scores` are names of
-    `petl.measurements.SCORES`; the first is what a search maximises or minimises unless told.
+    `petl.measurements.SCORES`; the first is what a search optimises by default.
     `labelled`: a row's answer is one of a few labels. `generates`: it is a text of its own, `target`.
     """
 
@@ -155,8 +155,8 @@ class Task:
         if self.prompt.count("{source}") != 1:
             raise TaskError(f"task.prompt holds {{source}} once; received {self.prompt!r}")
         if not kind.generates:
-            for name, bare in (("prompt", "{source}"), ("languages", None), ("decoding", Decoding())):
-                if getattr(self, name) != bare:
+            for name, default in (("prompt", "{source}"), ("languages", None), ("decoding", Decoding())):
+                if getattr(self, name) != default:
                     raise TaskError(
                         f"task.{name} is for summarization and translation; {self.kind} has none, "
                         f"received {getattr(self, name)!r}"

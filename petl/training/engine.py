@@ -362,7 +362,7 @@ def _drop_added(before: Before) -> None:
 
 
 def _unpartition(engine: DeepSpeedEngine) -> None:
-    """Make the parameters whole again, on every rank, and undoes what ZeRO-3 did to the whole process."""
+    """Make the parameters whole again, on every rank, and undo what ZeRO-3 did to the whole process."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 

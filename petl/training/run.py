@@ -46,8 +46,8 @@ _POSITION: Final = "position.json"
 
 
 @dataclass(frozen=True)
-class Point:
-    """The training curve at a step: mean loss since the last point, and the pace."""
+class CurvePoint:
+    """One point of the training curve, at a step: mean loss since the last point, and the pace."""
 
     step: int
     loss: float
@@ -83,7 +83,7 @@ class Position:
     training_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     best: int = 0
-    points: list[Point] = field(default_factory=list)
+    points: list[CurvePoint] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Position:
         return cls(
             **{
                 **data,
-                "points": [Point(**point) for point in data["points"]],
+                "points": [CurvePoint(**point) for point in data["points"]],
                 "validations": [Validation(**validation) for validation in data["validations"]],
             }
         )
@@ -106,9 +106,8 @@ class TrainingRun:
     """One configuration being trained on a resident backbone.
 
     Draws a new head by the configuration's seed, where the task has labels, attaches the design, and
-    restores the model on `close`. `state()` and `restore()`
-    carry a run over to another process, which may be one of a group of another size, at another
-    ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
+    restores the model on `close`. `state()` and `restore()` carry a run over to another process, which may be one of a
+    group of another size, at another ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 
     `generates`: whether validations also score generated text, where the task has such scores. `progress`
     hears of steps and validations. `zero`, `offload` and `persistent` are `open_engine`'s. At stage 3 the model's
@@ -169,7 +168,7 @@ class TrainingRun:
         return bool(validations) and (validations[-1].epoch >= training.epochs or 0 < training.patience <= waited)
 
     def advance(self, until: float) -> Validation:
-        """Train to `until` epochs and validates there. `until` beyond the budget means its end.
+        """Train to `until` epochs and validate there. `until` beyond the budget means its end.
 
         Keeps the weights where they are the best so far and the training asks for the best.
         """
@@ -323,7 +322,7 @@ class TrainingRun:
                 spent = time.perf_counter() - began
                 position.seconds += spent
                 position.tokens += tokens
-                position.points.append(Point(position.step, mean, rate, tokens / spent, position.seconds))
+                position.points.append(CurvePoint(position.step, mean, rate, tokens / spent, position.seconds))
                 losses, began, tokens = [], time.perf_counter(), 0
 
     def _micro_batches(self) -> Iterator[np.ndarray]:
@@ -335,7 +334,7 @@ class TrainingRun:
 
 
 def fastest_precision(model: PreTrainedModel) -> str:
-    """ "bf16" where autocast to it is faster than fp32 on this device, measured on a small batch.
+    """Return "bf16" where autocast to it is faster than fp32 on this device, measured on a small batch.
 
     One forward and backward pass of 4 x 32 tokens each, the better of two after a first one: small,
     since a CPU without bfloat16 instructions is slower by an order of magnitude.
