@@ -23,8 +23,8 @@ class Budget:
 
     `trials` counts what was sampled and enqueued, whatever became of it; references are free. After `hours` on the
     search's clock, or when trials have held `devices` each for `device_hours` together, or for what `money` buys at
-    `price` an hour of one, nothing starts, and what runs is left at its next report, for a search with more to go on
-    with. At most `concurrent` trials run at once.
+    `price` an hour of one, nothing starts, and what runs is left at its next report, for a resume with more of
+    it. At most `concurrent` trials run at once.
     Raises ValueError, naming the rule and the value.
     """
 
@@ -80,7 +80,7 @@ class Meter:
         return ""
 
     def runs(self, trials: int) -> None:
-        """So many trials hold devices from now on."""
+        """Count so many trials as holding devices from now on."""
         self._advance()
         self._running = trials
 

@@ -1,7 +1,7 @@
-"""Replicates of a finished search: which trials train once more with another seed, and what is believed of all then.
+"""Decide which trials of a finished search train once more with another seed, and conclude what all are worth then.
 
-Pure as `core`, and driven like it: by Ray in production, by a plain loop in tests. Replicates are no Optuna trials;
-what became of each is with the study's info, where a race made anew finds it and goes on.
+Driven like a Search: by Ray in production, by a plain loop in tests. Replicates are no Optuna trials; what became of
+each is on record with the study, where the next driver finds it and continues.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from search.trials.records import Records
 
 
 class Replication:
-    """The replicates of a search that is over; they see the same budget, and at most `concurrent` run at once.
+    """The replicates of a search that is over: a Source. They have its budget, and at most `concurrent` run at once.
 
     Each trial has at most `seeds` fresh ones, and all together train for at most `extra` of the epochs that the
     search's trials took. `rungs` are those of the trials, at which replicates validate as they did. `lacking` says why
     a configuration cannot be trained beside the trials whose replicates run, a number once for each of them, or "".
-    `note` says why a race ended early, if it did.
+    `note` says why it ended early, if it did.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Replication:
         self.meter.keep()
 
     def conclude(self) -> dict[int, SeedSummary]:
-        """Puts on record what is believed of all trials now; nothing before any has a second seed."""
+        """Put on record what the seeds say of all trials, and return it; nothing before any has a second seed."""
         posterior = self._membership
         if posterior is None:
             return {}
@@ -176,11 +176,11 @@ class Replication:
 
     @property
     def _over(self) -> bool:
-        """Whether nothing more is to be handed out, whatever there is to know."""
+        """Whether nothing more is handed out, whatever remains to be known."""
         return not self._seeds or self._halted or bool(self.meter.spent())
 
     def _choice(self) -> tuple[int, int] | None:
-        """What to train next: what was begun, else what tells the most; None for nothing."""
+        """Return what to train next: what was begun, else what reveals the most; None for nothing."""
         begun = next((key for key, run in self._runs.items() if not run.over and key not in self._active), None)
         if begun:
             return begun
@@ -207,7 +207,7 @@ class Replication:
 
     @cached_property
     def _losses(self) -> list[list[float]]:
-        """Of each trial, by its seeds."""
+        """The losses of each trial, by its seeds."""
         scores = {record.number: [self._value(record.measurements)] for record in self._field}
         for run in self._runs.values():
             if run.measurements:
@@ -227,7 +227,7 @@ class Replication:
         return configuration.training.epochs if configuration else 0.0
 
     def _keep(self) -> None:
-        """The runs changed: they go on record, and what follows from them is found anew."""
+        """Put the runs on record, and forget what followed from them before."""
         self.records.replicates = list(self._runs.values())
         for name in ("left", "_losses", "_membership"):
             self.__dict__.pop(name, None)

@@ -3,11 +3,11 @@
 A rung is a number of epochs, fractions allowed, below the full budget. At each one a trial reports its
 score. Two kinds of rules decide what that means:
 
-- a stopping rule says at once whether the trial goes on or ends: `Never`, `Asha`, `ParetoAsha`, `Dominated`;
-- Pareto halving (`Halving`, played by a `Ladder`) lets it wait, and hands out promotions to those that wait.
+- a stopping rule says at once whether the trial trains on or ends: `Never`, `Asha`, `ParetoAsha`, `Dominated`;
+- Pareto halving (`Halving`, played by a `Ladder`) lets it wait, and promotes some of those that wait.
 
-Nothing is kept that is not on record: a decision depends on what the trials have reached alone, so a search
-that is restarted decides as it would have.
+Another rule is a class here with a row in RULES. Nothing is kept that is not on record: a decision depends on what the
+trials have reached alone, so a search that is restarted decides as it would have.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Standing:
 
 
 def best(standings: Sequence[Standing], taken: Collection[int] = ()) -> Standing:
-    """The one that is next to go on, after those that are `taken`.
+    """Return the trial that is next to train on, after those that are `taken`.
 
     It is of the first non-dominated rank that has one left. Within the rank the best score comes first, then
     the one that is farthest from all of the rank that are taken: the front is covered, not its middle.
@@ -52,9 +52,9 @@ def best(standings: Sequence[Standing], taken: Collection[int] = ()) -> Standing
     layer = np.flatnonzero(rank == rank[open_].min())
     points = values[layer] - values[layer].min(axis=0)
     points /= np.where(points.max(axis=0) > 0, points.max(axis=0), 1.0)
-    there, left = points[~open_[layer]], np.flatnonzero(open_[layer])
-    if len(there):
-        apart = np.linalg.norm(points[left][:, None] - there[None], axis=2).min(axis=1)
+    taken_points, left = points[~open_[layer]], np.flatnonzero(open_[layer])
+    if len(taken_points):
+        apart = np.linalg.norm(points[left][:, None] - taken_points[None], axis=2).min(axis=1)
         keys = np.lexsort((points[left, 0], -apart))
     else:
         keys = np.lexsort((points[left, 1], points[left, 0]))
@@ -165,7 +165,7 @@ class _Geometric(Rule):
         return tuple(levels)
 
     def share(self, peers: int) -> int:
-        """How many of so many go on: 1/eta of them, at least one."""
+        """Return how many of so many train on: 1/eta of them, at least one."""
         return max(1, int(peers / self.eta))
 
 
@@ -173,21 +173,19 @@ class _Geometric(Rule):
 class Asha(_Geometric):
     """Asynchronous successive halving, stopping type (Li et al., MLSys 2020), on the score alone.
 
-    A trial goes on if it is among the best 1/eta of all scores recorded at the rung so far, itself included.
+    A trial trains on if it is among the best 1/eta of all scores recorded at the rung so far, itself included.
     Equal scores are equally good.
     """
 
     def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
-        """Whether its score is among the best 1/eta."""
         return sum(other.score < own.score for other in others) < self.share(len(others) + 1)
 
 
 @dataclass(frozen=True)
 class ParetoAsha(_Geometric):
-    """The same on both objectives: non-dominated rank, and within one the spread over the front (see `best`)."""
+    """Asha on both objectives: by non-dominated rank, and within one by the spread over the front (see `best`)."""
 
     def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
-        """Whether it is among the first 1/eta."""
         everyone, share = [*others, own], self.share(len(others) + 1)
         rank = ranks([(each.score, each.cost) for each in everyone], _BOTH)
         layer = [each for each, level in zip(everyone, rank, strict=True) if level == rank[-1]]
@@ -205,7 +203,6 @@ class Dominated(_Geometric):
     """A trial ends where more than half of its peers dominate it."""
 
     def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
-        """Whether at most half of the others are at least as good in both objectives and better in one."""
         above = sum(
             other.score <= own.score and other.cost <= own.cost and (other.score, other.cost) != (own.score, own.cost)
             for other in others
@@ -215,7 +212,7 @@ class Dominated(_Geometric):
 
 @dataclass(frozen=True)
 class Halving(_Geometric):
-    """Pareto halving by promotion: one in eta goes on from each rung, the others wait.
+    """Pareto halving by promotion: one in eta trains on from each rung, the others wait.
 
     It knows the budget: of `trials` so many are trained to each rung as `quotas` says, and at least `min_full`
     in full, or all where there are fewer. The quotas are filled in `waves`: with one wave every trial reaches
@@ -288,7 +285,7 @@ class Ladder:
     def know(
         self, number: int, scores: Sequence[float], cost: float, *, level: int, waits: bool = False, runs: bool = False
     ) -> None:
-        """A trial as it is now; replaces what was known of it.
+        """Take in a trial as it is now, in place of what was known of it.
 
         `scores` are its losses at the first rungs, finite; `level` is how many rungs it was let beyond, 0 of one that
         failed: another takes its place. It `waits` at the next one, `runs`, or has ended.
@@ -309,7 +306,9 @@ class Ladder:
     def next(
         self, *, fresh: bool, choose: Callable[[Collection[int], Collection[int], int], int] = lambda *of: of[-1]
     ) -> int | None:
-        """The waiting trial to promote, or NEW; None where all depends on those that run. `fresh`: NEW is possible.
+        """Return the waiting trial to promote, or NEW; None where all depends on those that run.
+
+        `fresh`: NEW is possible.
 
         `choose` picks one of those that wait at a rung, beside those that have left it and the one that is first by
         its score there (see `best`), which it is without a choice.
@@ -352,11 +351,11 @@ class Ladder:
         return order
 
     def _arrived(self, level: int) -> int:
-        """How many have entered a level and are through with it, failed ones included."""
+        """Return how many have entered a level and are through with it, failed ones included."""
         return self._entered[level] - len(self._under_way[level])
 
     def _through(self, level: int) -> int:
-        """How many have entered a level and cannot make way by a failure any more."""
+        """Return how many have entered a level and cannot make way by a failure any more."""
         quotas = self.rule.quotas
         alike = [at for at in range(level, len(quotas)) if quotas[at] == quotas[level]]
         return self._entered[level] - sum(len(self._under_way[at]) for at in alike)

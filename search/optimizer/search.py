@@ -1,15 +1,15 @@
-"""The search itself, without Ray: what to do next, and what a report means.
+"""Decide what to train next, and what a report means.
 
 One object that everything drives: Ray in production, a plain loop in tests::
 
     search = Search(records, plan)
     while (step := search.next(free_workers=1)) is not DONE:
         record = step.record
-        ...train; at each of search.rungs(record.number) ask search.results.tables(record.number, epoch, score)
+        ...train; at each of search.rungs(record.number) call search.report(record.number, epoch, score)
         search.finish(record.number, measurements)
 
-It keeps no truth of its own. Made anew from the records it goes on where the last one was: trials
-that were running come back as Resume, each once, and the sampler proposes what it would have.
+It keeps no truth of its own. Recreated from the records, it continues where the last one was: trials that were running
+come back as Resume, each once, and the sampler proposes what it would have.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives u
 
 
 class SearchError(UserError, ValueError):
-    """A search that cannot go on as it was asked for. The message says what to change."""
+    """A search that cannot do what it was asked for. The message says what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Proposed:
-    """What is to start next, before it is on record."""
+    """What starts next, before it is on record."""
 
     configuration: Configuration | None
     create: Callable[[], TrialRecord]
@@ -84,11 +84,11 @@ def _nothing_lacks(configuration: Configuration | None, active: Collection[int],
 
 
 class Search:
-    """A study's search over its records.
+    """A study's search over its records: a Source of trials.
 
-    `clock` tells seconds: see Meter. `lacking` says why a configuration cannot be trained now,
-    beside the trials that run, or "": see `search.storage.quota.Room`; a trial that goes on has its number. `note` says
-    why a search ended early, if it did.
+    `clock` tells seconds: see Meter. `lacking` says why a configuration cannot be trained now beside the trials that
+    run, or "": see `search.storage.quota`; a trial that is resumed has its number. `note` says why a search ended
+    early, if it did.
     Raises SearchError where a limit is on something that is not known before training, or where an
     enqueued design lies outside the limits; SpaceError where its coordinates are not of the space.
     """
@@ -119,13 +119,13 @@ class Search:
         )
         self._check_limits()
         self._enqueued = deque(self._checked(plan.enqueued))
-        there = {record.reference for record in records.all()}
-        self._references = deque((name, item) for name, item in plan.references.items() if name not in there)
+        existing = {record.reference for record in records.all()}
+        self._references = deque((name, item) for name, item in plan.references.items() if name not in existing)
         self._counted: set[int] = set()  # every trial but the references
         self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
         self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
         self._ladder = plan.rule.promotions()  # None where the rule stops trials
-        self._closed: list[int] = []  # that were ended without a worker, since `take_closed` was called last
+        self._closed: list[int] = []  # that ended without a worker, since `take_closed` was called last
         self._active: set[int] = set()
         self._resumable: deque[int] = deque()
         self._lacking = lacking
@@ -138,7 +138,7 @@ class Search:
             if record.state is State.RUNNING:
                 if records.stopped_at(record.number) is None:
                     self._resumable.append(record.number)
-                else:  # it was told to stop, and the driver did not live to see it end
+                else:  # the rule stopped it, and the driver did not live to see it end
                     self.finish(record.number, stopped=True)
                     self._closed.append(record.number)
         self._close_hopeless()
@@ -172,11 +172,11 @@ class Search:
         return self.records.get(number).configuration
 
     def rungs(self, number: int) -> tuple[float, ...]:
-        """The epochs at which the trial must report before it goes on."""
+        """Return the epochs at which a trial must report before it trains on."""
         return () if self.records.get(number).reference else self.plan.rule.rungs
 
     def next(self, free_workers: int = 1) -> Step[TrialRecord]:
-        """What to do with a free worker. Every call that answers Start or Resume takes one.
+        """Return what to do with a free worker. Every answer of Start or Resume takes one.
 
         Raises SearchError where the space holds nothing within the limits.
         """
@@ -209,10 +209,10 @@ class Search:
         return Start(record)
 
     def report(self, number: int, epoch: float, score: float, *, over: bool = False) -> Decision:
-        """What a trial's score after `epoch` epochs means for it. A known rung gets the answer it got.
+        """Record a trial's score after `epoch` epochs, and return what it means. A known rung gets the same answer.
 
-        Every report is kept; the rule decides at its rungs, but of a trial that is `over`, by its patience, whose
-        measurements are there already. A score that is not finite stops the trial.
+        The rule decides at its rungs, except about a trial that is `over`, by its patience, whose measurements are
+        there already. A score that is not finite stops the trial.
         """
         self.meter.tick()
         record = self.records.get(number)
@@ -237,25 +237,23 @@ class Search:
         return Decision.CONTINUE
 
     def _is_over(self, number: int, epoch: float) -> bool:
-        """Whether a trial has its full epochs behind it, and only its measurements are to come."""
+        """Return whether a trial has its full epochs behind it, and only its measurements are to come."""
         configuration = self.records.get(number).configuration
         return configuration is None or epoch >= configuration.training.epochs * (1 - 1e-6)
 
     def _hold(self, number: int) -> None:
-        """The trial holds a worker."""
         self._active.add(number)
         self.meter.runs(len(self._active))
 
     def _release(self, number: int) -> None:
-        """The trial holds no worker any more."""
         self._active.discard(number)
         self.meter.runs(len(self._active))
         self.meter.keep()
 
     def take_closed(self) -> list[TrialRecord]:
-        """The trials that were ended here since this was asked last: no worker tells of them.
+        """Return the trials that ended here since the last call: no worker reports them.
 
-        They waited, and all that go on were chosen; or an earlier driver had told them to stop.
+        They waited, and all that are promoted were chosen; or the rule had stopped them under an earlier driver.
         """
         closed, self._closed = self._closed, []
         return [self.records.get(number) for number in closed]
@@ -308,15 +306,15 @@ class Search:
         return State.COMPLETE, None
 
     def _open(self) -> bool:
-        """Whether anything is left to hand out, now or when what runs has reported."""
+        """Return whether anything is left to hand out, now or when what runs has reported."""
         if self._halted or self.meter.spent():
             return False
         return bool(self._resumable) or self._turn() is not None
 
     def _turn(self, news: TrialRecord | None = None, *, new: bool = True) -> int | None:
-        """Whose turn it is: NEW, unless there can be no `new` one, a waiting trial's, or nobody's.
+        """Return whose turn it is: NEW, unless there can be no `new` one, the number of a waiting trial, or None.
 
-        `news` is not on record yet.
+        `news` is a trial as it is not on record yet.
         """
         if self.meter.spent():
             return None
@@ -338,20 +336,20 @@ class Search:
         return Resume(record)
 
     def _at_rung(self, record: TrialRecord, epoch: float, score: float) -> Decision:
-        """What a finite score at a rung means."""
+        """Return what a finite score at a rung means."""
         if self._ladder is not None:
             waiting = replace(record, state=State.PAUSED, rungs={**record.rungs, epoch: score})
             self._know(waiting)
             return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
-        own = self._standing(replace(record, rungs={epoch: score}), epoch)
+        standing = self._standing(replace(record, rungs={epoch: score}), epoch)
         others = [standing for _, standing in sorted(self._standings[epoch].items())]
-        return Decision.CONTINUE if self.plan.rule.goes_on(own, others) else Decision.STOP
+        return Decision.CONTINUE if self.plan.rule.goes_on(standing, others) else Decision.STOP
 
     def _standing(self, record: TrialRecord, epoch: float) -> Standing:
         return Standing(record.number, self._score.loss(record.rungs[epoch]), self._spent(record))
 
     def _spent(self, record: TrialRecord) -> float:
-        """The cost as a rule sees it: known before training, or the same for all."""
+        """Return the cost as a rule sees it: known before training, or the same for all."""
         counts = self.records.proposal(record.number).counts
         return self._cost.seen(counts[self._cost.name]) if self._cost.counted and self._cost.name in counts else 0.0
 
@@ -361,9 +359,10 @@ class Search:
             self._closed.append(number)
 
     def _without_room(self, lacking: str) -> Idle:
-        """Those that run may leave room when they end, and those that wait if they are given up, the worst first.
+        """Return what to do while nothing fits on the disk.
 
-        Where neither does, the search is over for now.
+        Trials that run may leave room when they end, and trials that wait do if they are given up, the worst first.
+        Where there are neither, the search is over for now.
         """
         if self._active:
             return WAIT
@@ -375,45 +374,45 @@ class Search:
         return DONE
 
     def _new(self) -> _Proposed | None:
-        """The next trial that the study does not have: references, then enqueued designs, then the sampler's."""
+        """Return the next trial that the study does not have: references, then enqueued designs, then the sampler's."""
         if self._references:
             reference, configuration = self._references.popleft()
             if configuration is None:
                 return _Proposed(None, partial(self.records.create, None, reference=reference))
             configuration = self._canonical(configuration)
-            origin = _origin(None, self._count(configuration), ())
-            create = partial(self.records.create, configuration, proposal=origin, reference=reference)
+            proposal = _proposal_of(None, self._count(configuration), ())
+            create = partial(self.records.create, configuration, proposal=proposal, reference=reference)
             return _Proposed(configuration, create)
         while self._enqueued and self.counted < self.plan.budget.trials:
-            item, found = self._enqueued.popleft()
+            item, point = self._enqueued.popleft()
             if item.configuration.key not in self._twins:
-                origin = _origin(found, self._count(item.configuration), ())
-                params = found.params if found else {}
-                create = partial(self.records.create, item.configuration, params, origin, name=item.name)
+                proposal = _proposal_of(point, self._count(item.configuration), ())
+                params = point.params if point else {}
+                create = partial(self.records.create, item.configuration, params, proposal, name=item.name)
                 return _Proposed(item.configuration, create)
         if self.counted < self.plan.budget.trials and not self._exhausted:
             return self._sampled()
         return None
 
     def _sampled(self) -> _Proposed | None:
-        """A point that is new and within the limits, or None where the space has no more of them."""
-        asides: list[Rejected] = []
+        """Return a point that is new and within the limits, or None where the space has no more of them."""
+        rejected: list[Rejected] = []
         for _ in range(PROPOSALS):
-            found = self._proposer.ask(self.records, Proposal(rejected=asides))
-            aside = self._aside(found)
-            if aside is None:
-                return self._proposal(found, asides)
-            asides.append(aside)
+            point = self._proposer.ask(self.records, Proposal(rejected=rejected))
+            refused = self._rejected(point)
+            if refused is None:
+                return self._proposal(point, rejected)
+            rejected.append(refused)
         drawn: list[Rejected] = []
-        for found in self._proposer.draw(self.records, Proposal(rejected=asides), DRAWS):
-            aside = self._aside(found)
-            if aside is None:
-                return self._proposal(found, asides)
-            drawn.append(aside)
+        for point in self._proposer.draw(self.records, Proposal(rejected=rejected), DRAWS):
+            refused = self._rejected(point)
+            if refused is None:
+                return self._proposal(point, rejected)
+            drawn.append(refused)
         self._exhausted = True
         tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
         limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
-        if all(aside.twin is None for aside in asides + drawn) and not self._known_within():
+        if all(each.twin is None for each in rejected + drawn) and not self._known_within():
             raise SearchError(
                 f"no point of the space was within {limits} after {tried}; raise the limit, or lower the space's sizes"
             )
@@ -423,21 +422,21 @@ class Search:
         )
         return None
 
-    def _proposal(self, found: Point, asides: Sequence[Rejected]) -> _Proposed:
-        origin = _origin(found, self._count(found.configuration), asides)
-        return _Proposed(found.configuration, partial(self.records.create, found.configuration, found.params, origin))
+    def _proposal(self, point: Point, rejected: Sequence[Rejected]) -> _Proposed:
+        proposal = _proposal_of(point, self._count(point.configuration), rejected)
+        return _Proposed(point.configuration, partial(self.records.create, point.configuration, point.params, proposal))
 
-    def _aside(self, found: Point) -> Rejected | None:
-        """The point as one that makes no trial, or None where it makes one."""
-        counts = self._count(found.configuration)
+    def _rejected(self, point: Point) -> Rejected | None:
+        """Return the point as one that makes no trial, or None where it makes one."""
+        counts = self._count(point.configuration)
         outside = self._outside(counts)
-        twin = None if outside else self._twins.get(found.configuration.key)
+        twin = None if outside else self._twins.get(point.configuration.key)
         if not outside and twin is None:
             return None
-        return Rejected(coordinates=found.coordinates, distributions=found.distributions, counts=counts, twin=twin)
+        return Rejected(coordinates=point.coordinates, distributions=point.distributions, counts=counts, twin=twin)
 
     def _known_within(self) -> bool:
-        """Whether the study has a trial at a point of the space; then the space is not outside its limits."""
+        """Return whether the study has a trial at a point of the space, so that some of it is within the limits."""
         return any(self.records.proposal(record.number).coordinates for record in self.records.all())
 
     def _know(self, record: TrialRecord) -> None:
@@ -469,7 +468,7 @@ class Search:
         return self._counts[key]
 
     def _outside(self, counts: Mapping[str, float]) -> list[str]:
-        """The limits that these values break, in words."""
+        """Return the limits that these values break, in words."""
         return [
             f"{name} {counts[name]:g} > {self.plan.limits[name]:g}"
             for name, above in excess(counts, self.plan.limits).items()
@@ -485,34 +484,34 @@ class Search:
                 raise SearchError(f"the limit on {name} is at least 0; received {limit}")
 
     def _canonical(self, configuration: Configuration) -> Configuration:
-        """The configuration by its one key: a twin of the space's is recognised as such."""
+        """Return the configuration by its one key, by which twins are recognised."""
         return replace(configuration, design=configuration.design.canonical(self.plan.backbone.layout))
 
     def _checked(self, enqueued: Sequence[Enqueued]) -> list[tuple[Enqueued, Point | None]]:
-        """Each enqueued design with its point in the space, after all of them were found within the limits."""
+        """Return each enqueued design with its point in the space. Raises SearchError for those not allowed."""
         checked: list[tuple[Enqueued, Point | None]] = []
         faults: list[str] = []
-        for given in enqueued:
-            item = replace(given, configuration=self._canonical(given.configuration))
+        for design in enqueued:
+            item = replace(design, configuration=self._canonical(design.configuration))
             faults += [f"{item.name}: {fault}" for fault in self._outside(self._count(item.configuration))]
-            found = None
+            point = None
             if item.coordinates is not None:
-                found = decode(self.plan.space, item.coordinates, self.plan.backbone)
-                if found.configuration.key != item.configuration.key:
+                point = decode(self.plan.space, item.coordinates, self.plan.backbone)
+                if point.configuration.key != item.configuration.key:
                     faults.append(f"{item.name}: its coordinates are those of another configuration")
-            checked.append((item, found))
+            checked.append((item, point))
         if faults:
             raise SearchError(f"enqueued designs lie within the limits, at their coordinates; {'; '.join(faults)}")
         return checked
 
 
-def _origin(found: Point | None, counts: Mapping[str, float], asides: Sequence[Rejected]) -> Proposal:
-    if found is None:
-        return Proposal(counts=counts, rejected=asides)
-    return Proposal(coordinates=found.coordinates, distributions=found.distributions, counts=counts, rejected=asides)
+def _proposal_of(point: Point | None, counts: Mapping[str, float], rejected: Sequence[Rejected]) -> Proposal:
+    if point is None:
+        return Proposal(counts=counts, rejected=rejected)
+    return Proposal(coordinates=point.coordinates, distributions=point.distributions, counts=counts, rejected=rejected)
 
 
 def _fell_short(record: TrialRecord, measurements: Measurements) -> bool:
-    """Whether a trial ended before its full epochs. What is measured may differ from them by rounding."""
+    """Return whether a trial ended before its full epochs, from which what is measured may differ by rounding."""
     full = record.configuration.training.epochs if record.configuration else 0.0
     return measurements.epochs < full * (1 - 1e-6)

@@ -2,7 +2,7 @@
 
 A front is a choice of the best of many scores, so its members were lucky more often than not: some are not on the front
 of true means, and the scores of all are too good. Both are mended by more seeds, of which a few members need many and
-most need none. All is pure: losses and costs go in, what is believed of them and what to train next comes out.
+most need none. Functions of values: losses and costs go in, their posterior and what to train next come out.
 
 A trial's true mean has as prior what the scores of trials of about its cost look like without their noise: the
 non-parametric maximum likelihood estimate of that mixture, by a few steps of EM from a flat one (Laird 1978; Efron
@@ -56,7 +56,7 @@ class Membership:
 
     @cached_property
     def probability(self) -> Floats:
-        """Of being on the true front."""
+        """The probability of being on the true front."""
         return np.asarray(self.on_front.mean(axis=0))
 
     @cached_property
@@ -66,7 +66,7 @@ class Membership:
 
 
 def between_seeds(losses: Sequence[Sequence[float]]) -> Floats | None:
-    """The standard deviation of each trial's losses over its seeds; None where none has two.
+    """Return the standard deviation of each trial's losses over its seeds; None where none has two.
 
     The first loss of each is among them, which was picked for its luck: so it is rather too large than too small.
 
@@ -85,12 +85,12 @@ def between_seeds(losses: Sequence[Sequence[float]]) -> Floats | None:
 
 
 def _squares(losses: Sequence[Sequence[float]]) -> tuple[Floats, NDArray[np.int64]]:
-    """Of each trial the sum of squares around its mean, and how many of them are free."""
+    """Return each trial's sum of squares around its mean, and how many of these are free."""
     return np.array([float(np.var(own)) * len(own) for own in losses]), np.array([len(own) - 1 for own in losses])
 
 
 def freedom_between_seeds(losses: Sequence[Sequence[float]]) -> float:
-    """How much alike trials are in how their losses depend on seeds: the degrees of freedom of an inverse chi-square.
+    """Return how alike trials are in their dependence on seeds: the degrees of freedom of an inverse chi-square.
 
     The more, the more alike. Variances of so many seeds are distributed as F then, which tells the most likely one
     (the model of Smyth 2004, "Linear models and empirical Bayes methods", of which the scale is found by medians).
@@ -107,7 +107,7 @@ def freedom_between_seeds(losses: Sequence[Sequence[float]]) -> float:
 
 
 def membership(losses: Sequence[Sequence[float]], costs: ArrayLike, seed: int = 0) -> Membership | None:
-    """What the losses of n trials, each with one seed or more, say of the true ones; None before any has two.
+    """Return what the losses of n trials, each with one seed or more, say of the true ones; None before any has two.
 
     `costs` are n numbers, or n rows of one a cost: the first cost says which trials are alike.
     """
@@ -142,7 +142,7 @@ def next_run(
     most: int,
     sure: float = 0.95,
 ) -> int | None:
-    """Which trial to train with another seed; None where all that can be known within `most` fresh seeds each is.
+    """Return which trial to train with another seed; None where `most` fresh seeds each would reveal nothing more.
 
     The one whose true mean, if it were known a little better, would make the most certain who is on the front: by the
     linear regression of memberships on it (as the knowledge gradient has it for means). Before that, those members
@@ -178,12 +178,12 @@ def next_run(
 
 
 def _times(numbers: Collection[int], count: int) -> NDArray[np.int64]:
-    """How many times each of 0 to count - 1 is among the numbers."""
+    """Return how many times each of 0 to count - 1 is among the numbers."""
     return np.bincount(np.fromiter(numbers, np.int64, len(numbers)), minlength=count)
 
 
 def _least_ahead(losses: Sequence[Sequence[float]], costs: ArrayLike) -> list[int]:
-    """The members of the front, those first that are the least better than the best of what is as cheap."""
+    """Return the members of the front, those first that are the least better than the best of what is as cheap."""
     means, cost = np.array([np.mean(own) for own in losses]), _rows(costs)
     as_cheap = [(cost <= own).all(axis=1) for own in cost]
     lead = {
@@ -195,7 +195,7 @@ def _least_ahead(losses: Sequence[Sequence[float]], costs: ArrayLike) -> list[in
 
 
 def _prior(means: Floats, spread: Floats, freedom: Floats, weights: Floats, grid: Floats) -> Floats:
-    """The weights of the grid's values, of which these means are noisy draws."""
+    """Return the weights of the grid's values, of which these means are noisy draws."""
     apart = (means[:, None] - grid) / spread[:, None]
     likelihood = _density(apart, freedom[:, None]) / spread[:, None] + 1e-300
     prior = np.full(len(grid), 1 / len(grid))
@@ -205,19 +205,19 @@ def _prior(means: Floats, spread: Floats, freedom: Floats, weights: Floats, grid
 
 
 def _density(apart: Floats, freedom: ArrayLike) -> Floats:
-    """Student's, up to a factor that the same freedom has in common."""
+    """Return Student's density, up to a factor that the same freedom has in common."""
     freedom = np.asarray(freedom, dtype=np.float64)
     return np.asarray((1 + apart**2 / freedom) ** (-(freedom + 1) / 2))
 
 
 def _rows(costs: ArrayLike) -> Floats:
-    """A row a trial, a column a cost."""
-    given = np.asarray(costs, dtype=np.float64)
-    return given.reshape(len(given), -1)
+    """Return the costs with a row a trial and a column a cost."""
+    table = np.asarray(costs, dtype=np.float64)
+    return table.reshape(len(table), -1)
 
 
 def _fronts(samples: Floats, cost: Floats) -> _Flags:
-    """Who is non-dominated in each row of losses: better than all cheaper ones, and none of the same cost is better."""
+    """Return who is non-dominated in each row of losses: better than all cheaper ones, not worse than any as cheap."""
     if cost.shape[1] > 1:
         return _fronts_of_many(samples, cost)
     ascending = cost[:, 0]
@@ -232,7 +232,7 @@ def _fronts(samples: Floats, cost: Floats) -> _Flags:
 
 
 def _fronts_of_many(samples: Floats, cost: Floats) -> _Flags:
-    """The same for several costs, in the square of the trials."""
+    """Return what `_fronts` does for several costs, in the square of the trials."""
     members = np.empty(samples.shape, dtype=np.bool_)
     for index, own in enumerate(cost):
         as_cheap, same = (cost <= own).all(axis=1), (cost == own).all(axis=1)

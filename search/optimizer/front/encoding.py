@@ -23,44 +23,44 @@ class Encoding:
         self.distributions: dict[str, CategoricalDistribution | _Number] = dict(sorted(distributions.items()))  # type: ignore[arg-type]
 
     def rows(self, points: Sequence[Mapping[str, Any]]) -> Floats:
-        """n x dimensions; the middle of a dimension that a point does not have."""
+        """Return n x dimensions; the middle of a dimension that a point does not have."""
         table = np.where(self._categorical, 0.0, np.full((len(points), len(self.distributions)), 0.5))
         for column, (name, distribution) in enumerate(self.distributions.items()):
-            there = [row for row, point in enumerate(points) if name in point]
-            values = [points[row][name] for row in there]
+            holding = [row for row, point in enumerate(points) if name in point]
+            values = [points[row][name] for row in holding]
             if isinstance(distribution, CategoricalDistribution):
-                table[there, column] = [distribution.choices.index(value) for value in values]
+                table[holding, column] = [distribution.choices.index(value) for value in values]
             else:
-                table[there, column] = _positions(distribution, np.array(values, dtype=np.float64))
+                table[holding, column] = _positions(distribution, np.array(values, dtype=np.float64))
         return table
 
     def point(self, row: Floats) -> dict[str, Any]:
-        """The coordinates of a row, each the nearest that its dimension has."""
-        found: dict[str, Any] = {}
+        """Return the coordinates of a row, each the nearest that its dimension has."""
+        point: dict[str, Any] = {}
         for position, (name, distribution) in zip(row, self.distributions.items(), strict=True):
             if isinstance(distribution, CategoricalDistribution):
-                found[name] = distribution.choices[int(position)]
+                point[name] = distribution.choices[int(position)]
             else:
                 value = float(_values(distribution, position))
-                found[name] = round(value) if isinstance(distribution, IntDistribution) else value
-        return found
+                point[name] = round(value) if isinstance(distribution, IntDistribution) else value
+        return point
 
     def draw(self, random: np.random.Generator, count: int) -> Floats:
-        """Rows anywhere."""
+        """Return rows anywhere."""
         table = random.uniform(size=(count, len(self.distributions)))
         return self._snapped(table * self._ends)
 
     def near(self, random: np.random.Generator, rows: Floats, count: int) -> Floats:
-        """Rows beside these: about two dimensions are moved, a fifth of their length on average, or drawn anew."""
+        """Return rows beside these: about two dimensions move, by a fifth of their length on average."""
         table = rows[random.integers(len(rows), size=count)]
         moved = random.uniform(size=table.shape) < min(1.0, 2 / table.shape[1])
         moved[np.arange(count), random.integers(table.shape[1], size=count)] = True
         step = np.clip(table + random.normal(scale=0.2, size=table.shape), 0.0, 1.0)
-        anew = random.uniform(size=table.shape) * self._ends
-        return self._snapped(np.where(moved, np.where(self._categorical, anew, step), table))
+        category = random.uniform(size=table.shape) * self._ends
+        return self._snapped(np.where(moved, np.where(self._categorical, category, step), table))
 
     def along(self, row: Floats, column: int) -> Floats:
-        """Rows that differ from this one in one dimension: at its ends and its thirds, or all its categories."""
+        """Return rows that differ from this one in one dimension: at its ends and its thirds, or all its categories."""
         distribution = list(self.distributions.values())[column]
         categories = isinstance(distribution, CategoricalDistribution)
         places = np.arange(self._ends[column]) if categories else np.linspace(0.0, 1.0, 4)
@@ -69,7 +69,7 @@ class Encoding:
         return self._snapped(table)
 
     def features(self, rows: Floats) -> Floats:
-        """What the model sees: a category as one of several columns, so that all differ alike."""
+        """Return what the model sees: a category as one of several columns, so that all differ alike."""
         columns = []
         for column, distribution in enumerate(self.distributions.values()):
             if isinstance(distribution, CategoricalDistribution):

@@ -45,14 +45,14 @@ class GaussianProcess:
         self._weights = cho_solve(self._factor, values - self._mean, check_finite=False)
 
     def with_fantasies(self, inputs: Floats) -> GaussianProcess:
-        """The same, as if what it expects at these inputs had been observed: less uncertain there."""
+        """Return the process as if what it expects at these inputs had been observed: less uncertain there."""
         if not len(inputs):
             return self
         values = np.concatenate([self._values, self.predict(inputs)[0]])
         return GaussianProcess(np.vstack([self._inputs, inputs]), values, parameters=self.parameters, mean=self._mean)
 
     def predict(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation at m x columns, without noise."""
+        """Return mean and standard deviation at m x columns, without noise."""
         kernel = _matern(inputs, self._inputs, self.parameters)
         mean = kernel @ self._weights + self._mean
         spread = solve_triangular(self._factor[0], kernel.T, lower=True, overwrite_b=True, check_finite=False)
@@ -69,7 +69,7 @@ def _matern(one: Floats, other: Floats, parameters: Floats) -> Floats:
 
 
 def _rise(distance: Floats) -> Floats:
-    """The polynomial of the kernel, 1 + d + d²/3; in place, as most of a proposal's time goes to such arrays."""
+    """Return the polynomial of the kernel, 1 + d + d²/3; in place, as most of a proposal's time goes to such arrays."""
     rise = distance / 3
     rise += 1
     rise *= distance
@@ -78,7 +78,7 @@ def _rise(distance: Floats) -> Floats:
 
 
 def _distances(one: Floats, other: Floats) -> Floats:
-    """Between all pairs of rows, times the square root of 5, as the kernel wants them."""
+    """Return the distances between all pairs of rows, times the square root of 5, as the kernel wants them."""
     squares = (-10 * one) @ other.T
     squares += 5 * (one**2).sum(axis=1)[:, None]
     squares += 5 * (other**2).sum(axis=1)
@@ -87,7 +87,7 @@ def _distances(one: Floats, other: Floats) -> Floats:
 
 
 def _fit(inputs: Floats, values: Floats) -> Floats:
-    """The logarithms of the length scales, the variance and the noise, by `_STEPS` of L-BFGS from the prior's means."""
+    """Return the logarithms of length scales, variance and noise, by `_STEPS` of L-BFGS from the prior's means."""
     centre, width = _prior(inputs.shape[1])
     bounds = [(middle - 4 * each, middle + 4 * each) for middle, each in zip(centre, width, strict=True)]
     loss = _loss(inputs, values)
@@ -96,13 +96,13 @@ def _fit(inputs: Floats, values: Floats) -> Floats:
 
 
 def _prior(columns: int) -> tuple[Floats, Floats]:
-    """Means and standard deviations of the parameters."""
+    """Return means and standard deviations of the parameters."""
     centre = np.array([math.log(0.5 * math.sqrt(columns))] * columns + [0.0, math.log(0.01)])
     return centre, np.array([1.5] * columns + [1.0, 1.5])
 
 
 def _loss(inputs: Floats, values: Floats) -> Callable[[Floats], tuple[float, Floats]]:
-    """The negative logarithm of the posterior density of the parameters, up to a constant, and its gradient."""
+    """Return the negative log posterior density of the parameters, up to a constant, with its gradient."""
     count, columns = inputs.shape
     centre, width = _prior(columns)
 
@@ -129,7 +129,7 @@ def _loss(inputs: Floats, values: Floats) -> Callable[[Floats], tuple[float, Flo
 
 
 def log_improvement(mean: Floats, deviation: Floats, best: Floats) -> Floats:
-    """The logarithm of the expected improvement below `best`, also where it underflows; shapes broadcast."""
+    """Return the logarithm of the expected improvement below `best`, also where it underflows; shapes broadcast."""
     u = (best - mean) / deviation
     log_density = -0.5 * u**2 - 0.5 * math.log(2 * math.pi)
     near = np.maximum(u, -1.0)
@@ -143,7 +143,7 @@ def log_improvement(mean: Floats, deviation: Floats, best: Floats) -> Floats:
 
 
 def log_ehvi(mean: Floats, deviation: Floats, cost: Floats, front: Floats, reference: tuple[float, float]) -> Floats:
-    """The logarithm of the expected hypervolume improvement of n candidates with exactly known costs.
+    """Return the logarithm of the expected hypervolume improvement of n candidates with exactly known costs.
 
     `front` is k x 2, (loss, cost); only its non-dominated points within the reference (loss, cost) count.
     """

@@ -1,15 +1,15 @@
 """The sampler `front`: quality is modelled, cost is counted, and what is proposed is to move the front the most.
 
 A Gaussian process over the coordinates and the logarithm of the epochs learns from every rung of every trial, so that
-trials which wait, were stopped, or still run teach as well as those that were trained in full. The cost of a design is
+trials which wait, were stopped, or still run count as well as those that were trained in full. The cost of a design is
 known exactly before training. So the expected gain in hypervolume is a sum of one-dimensional expected improvements,
 one for each stretch of the cost axis on which the design would be affordable:
 
     EHVI(x) = sum over stretches beyond cost(x) of  length x EI(mu(x), sigma(x); best quality known there)
 
-in logarithms, since far from the front it underflows (Ament et al., NeurIPS 2023). "Known" is what the model believes
+in logarithms, since far from the front it underflows (Ament et al., NeurIPS 2023). "Known" is what the model expects
 of the trials there are, at full epochs, those that run included: so noise is averaged out, and workers do not pile up
-on one idea. All that is here is a function of the records and a seed: a search made anew proposes the same.
+on one idea. All that is here is a function of the records and a seed: a search that is recreated proposes the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 
 FIRST: Final = 10  # trials that have shown something before the model is asked
-_MOST: Final = 200  # observations that the model stands on
+_MOST: Final = 200  # scores that the model is fitted to
 _FITTED: Final = 80  # of them, those that its hyperparameters are fitted to
 _BEYOND: Final = 0.02  # of the range of costs: how far the reference lies beyond the dearest, so that it counts too
 
@@ -110,7 +110,7 @@ def _spent(records: Records, record: TrialRecord, cost: Objective) -> float:
 
 
 class Surrogate:
-    """What the model makes of the trials of a study; see `fit`."""
+    """The model of a study's trials: see `fit`."""
 
     def __init__(self, known: _Known, encoding: Encoding, dearest: float) -> None:
         self.known, self.encoding = known, encoding
@@ -139,16 +139,16 @@ class Surrogate:
         self.reference = (float(np.quantile(values, 0.9)), dearest + beyond)
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
-        """The loss at full epochs, scaled, and its standard deviation."""
+        """Return the loss at full epochs, scaled, and its standard deviation."""
         return self.model.predict(self._inputs(rows, np.ones(len(rows))))
 
     def members(self) -> Floats:
-        """The rows of the believed front."""
+        """Return the rows of the expected front."""
         values = np.column_stack([self.mean, self.known.costs])
         return self.rows[non_dominated(values, (MINIMIZE, MINIMIZE))]
 
     def most_promising(self, waiting: Collection[int], taken: Collection[int], first: int) -> int:
-        """Of the trials that wait the one that is expected to add most to what those that were `taken` come to.
+        """Return which of the trials that wait is expected to add most to what those that were `taken` come to.
 
         It is `first`, the one that scores alone would have, where the model does not know that one: a design from
         outside the space has no coordinates.
@@ -167,18 +167,18 @@ class Surrogate:
         return np.column_stack([self.encoding.features(rows), time])
 
     def _scaled(self, losses: Floats) -> Floats:
-        """Standardised, those worse than the median in logarithms: outliers teach little."""
+        """Return the losses standardised, those worse than the median in logarithms: outliers say little."""
         values = (losses - self._middle) / self._spread
         return np.where(values > 0, np.log1p(np.maximum(values, 0.0)), values)
 
     def losses(self) -> Floats:
-        """What the trials are believed to come to, in the unit of their losses."""
+        """Return the expected losses of the trials, in their own unit."""
         values = np.where(self.mean > 0, np.expm1(np.maximum(self.mean, 0.0)), self.mean)
         return values * self._spread + self._middle
 
 
 def _telling(known: _Known) -> list[_Scored]:
-    """The observations that the model stands on: those of the front in full, then the longest and latest."""
+    """Return the scores that the model is fitted to: those of the front in full, then the longest and latest."""
     full = [each for each in known.scores if each.share > 1 - 1e-6]
     values = np.array([(each.loss, known.costs[each.trial]) for each in full]).reshape(-1, 2)
     first = {full[index].trial for index in np.flatnonzero(non_dominated(values, (MINIMIZE, MINIMIZE)))}
@@ -189,7 +189,7 @@ def _telling(known: _Known) -> list[_Scored]:
 
 
 def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
-    """What is gained between each epoch and the last one: the medians of those that went on, step by step."""
+    """Return what is gained between each epoch and the last one: medians of those that trained on, step by step."""
     epochs = sorted({epoch for curve in curves for epoch in curve})
     found = {epochs[-1]: 0.0} if epochs else {}
     for earlier, later in reversed(list(pairwise(epochs))):
@@ -199,14 +199,14 @@ def gains(curves: Sequence[Mapping[float, float]]) -> dict[float, float]:
 
 
 def _location(losses: Floats) -> tuple[float, float]:
-    """Median, and standard deviation by the quartiles."""
+    """Return the median, and the standard deviation by the quartiles."""
     spread = float(np.subtract(*np.quantile(losses, (0.75, 0.25)))) / 1.35
     least = 1e-9 * float(np.abs(losses).max())  # less is rounding
     return float(np.median(losses)), next((each for each in (spread, float(losses.std())) if each > least), 1.0)
 
 
 def expected_losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
-    """What each trial is believed to come to at full epochs; empty while too few have shown anything."""
+    """Return the expected loss of each trial at full epochs; empty while too few have shown anything."""
     surrogate = fit(records, dimensions(records), rungs=rungs)
     if surrogate is None:
         return {}
@@ -215,7 +215,7 @@ def expected_losses(records: Records, rungs: Collection[float] | None = None) ->
 
 
 def dimensions(records: Records) -> dict[str, BaseDistribution]:
-    """All that the trials have; a space that branches has more than any one of them."""
+    """Return all dimensions of the trials; a space that branches has more than any one of them."""
     found: dict[str, BaseDistribution] = {}
     for record in records.all():
         found |= records.proposal(record.number).distributions
@@ -229,7 +229,9 @@ def fit(
     dearest: float = -math.inf,
     rungs: Collection[float] | None = None,
 ) -> Surrogate | None:
-    """What is believed of a study's trials, once FIRST of them have shown something. `news` is not on record yet.
+    """Return the model of a study's trials, None before FIRST of them have shown something.
+
+    `news` replaces what is on record of its trial.
 
     `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials. Of the
     scores those at the `rungs` count, and the last of each trial; all of them, where none are given.

@@ -6,12 +6,29 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from loop import searched
 
-from search.optimizer.rungs import NEW, RULES, Asha, Dominated, Halving, Ladder, Never, ParetoAsha, Standing, best, rule
+from search.optimizer.rungs import (
+    NEW,
+    RULES,
+    Asha,
+    Dominated,
+    Halving,
+    Ladder,
+    Never,
+    ParetoAsha,
+    Rule,
+    Standing,
+    best,
+    options,
+    rule,
+)
 from search.trials.pareto import ranks
+from search.trials.record import State
 
 
 @pytest.mark.parametrize(
@@ -278,3 +295,63 @@ def test_none_has_no_rungs() -> None:
 def test_errors_say_the_rule(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rule(name, 3.0, **options)
+
+
+def test_options_are_what_a_rule_declares() -> None:
+    assert {name: list(options(name)) for name in RULES} == {
+        "none": [],
+        "asha": ["eta", "first_rung"],
+        "pareto-asha": ["eta", "first_rung"],
+        "dominated": ["eta", "first_rung"],
+        "halving": ["eta", "first_rung", "waves", "min_full"],
+    }
+    with pytest.raises(ValueError, match=r"waves is a whole number; received 1\.5"):
+        rule("halving", 9.0, 9, waves=1.5)
+    assert rule("halving", 9.0, 9, waves=2.0) == Halving(epochs=9.0, trials=9, waves=2)
+
+
+@dataclass(frozen=True)
+class OneOfAll(Rule):
+    """A rule that promotes, of the user's own: all train an epoch, and then the best of them in full."""
+
+    trials: int
+    rungs: ClassVar = (1.0,)
+
+    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+        return False
+
+    def promotions(self) -> BestOfAll:
+        return BestOfAll(self.trials)
+
+
+class BestOfAll:
+    def __init__(self, trials: int) -> None:
+        self.trials, self.losses, self.waits = trials, dict[int, float](), set[int]()
+
+    def know(self, number: int, scores: Sequence[float], cost: float, **now: Any) -> None:
+        if scores:
+            self.losses[number] = scores[0]
+        (self.waits.add if now["waits"] else self.waits.discard)(number)
+
+    def next(self, *, fresh: bool, choose: Any) -> int | None:
+        best = min(self.losses, key=lambda number: self.losses[number], default=NEW)
+        return NEW if fresh else best if len(self.losses) == self.trials and best in self.waits else None
+
+    @property
+    def hopeless(self) -> list[int]:
+        over = (
+            len(self.losses) == self.trials and min(self.losses, key=lambda each: self.losses[each]) not in self.waits
+        )
+        return sorted(self.waits) if over else []
+
+    @property
+    def waiting(self) -> list[int]:
+        return sorted(self.waits, key=lambda number: self.losses[number])
+
+
+def test_another_rule_that_promotes_is_played_as_halving_is() -> None:
+    records = searched(6, rule=OneOfAll(6))
+    scores = {record.number: record.rungs[1.0] for record in records.all()}
+    best = max(scores, key=lambda number: scores[number])
+    assert [record.number for record in records.all() if record.state is State.COMPLETE] == [best]
+    assert sum(record.state is State.PRUNED for record in records.all()) == 5
