@@ -84,7 +84,7 @@ class Rule(ABC):
         """The epochs at which it decides, ascending, all below the full budget."""
 
     @abstractmethod
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         """Return whether a trial trains on at once, beside the `others` recorded at the same rung so far.
 
         All scores are finite. It is not asked of a rule that promotes.
@@ -134,7 +134,7 @@ class Never(Rule):
 
     rungs: ClassVar[tuple[float, ...]] = ()
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         return True
 
 
@@ -143,7 +143,7 @@ class _Geometric(Rule):
     """Rungs at first_rung, first_rung x eta, first_rung x eta² ... Raises ValueError, naming the rule and the value."""
 
     epochs: float
-    eta: float = _option(3.0, "one in eta goes on from a rung, and the next is at eta times the epochs")
+    eta: float = _option(3.0, "one in eta trains on from a rung, and the next is at eta times the epochs")
     first_rung: float = _option(1.0, "epochs at the first rung")
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ class Asha(_Geometric):
     Equal scores are equally good.
     """
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         return sum(other.score < own.score for other in others) < self.share(len(others) + 1)
 
 
@@ -185,7 +185,7 @@ class Asha(_Geometric):
 class ParetoAsha(_Geometric):
     """Asha on both objectives: by non-dominated rank, and within one by the spread over the front (see `best`)."""
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         everyone, share = [*others, own], self.share(len(others) + 1)
         rank = ranks([(each.score, each.cost) for each in everyone], _BOTH)
         layer = [each for each, level in zip(everyone, rank, strict=True) if level == rank[-1]]
@@ -202,7 +202,7 @@ class ParetoAsha(_Geometric):
 class Dominated(_Geometric):
     """A trial ends where more than half of its peers dominate it."""
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         above = sum(
             other.score <= own.score and other.cost <= own.cost and (other.score, other.cost) != (own.score, own.cost)
             for other in others
@@ -251,7 +251,7 @@ class Halving(_Geometric):
             due.insert(0, [min(math.ceil(self.eta), self.trials), *(1 for _ in self.rungs)])
         return tuple((level, row[level], row[max(level - 1, 0)]) for row in due for level in range(len(row)))
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         return False  # it waits, and may be promoted
 
     def promotions(self) -> Promotions:

@@ -343,7 +343,7 @@ class Search:
             return Decision.CONTINUE if self._turn(waiting) == record.number else Decision.PAUSE
         standing = self._standing(replace(record, rungs={epoch: score}), epoch)
         others = [standing for _, standing in sorted(self._standings[epoch].items())]
-        return Decision.CONTINUE if self.plan.rule.goes_on(standing, others) else Decision.STOP
+        return Decision.CONTINUE if self.plan.rule.continues(standing, others) else Decision.STOP
 
     def _standing(self, record: TrialRecord, epoch: float) -> Standing:
         return Standing(record.number, self._score.loss(record.rungs[epoch]), self._spent(record))

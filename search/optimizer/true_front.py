@@ -148,7 +148,7 @@ def next_run(
     linear regression of memberships on it (as the knowledge gradient has it for means). Before that, those members
     whose lead is the least, then what is likely, but not certain, to be a member and has shown one seed only: the luck
     for which it was picked is in all that is said of it. A trial is `running` once for each of its seeds that are being
-    trained, and `failed` for each that told nothing.
+    trained, and `failed` for each that showed nothing.
     """
     known = np.array([len(own) for own in losses])
     seeds = known + _times(running, len(known))
@@ -172,7 +172,7 @@ def next_run(
         membership.on_front[:, contested] - probability[contested],
     )
     covariance = member.T @ apart / len(apart)
-    variance = apart.var(axis=0) * known / seeds  # what runs will have told
+    variance = apart.var(axis=0) * known / seeds  # once those that run are over
     gain = np.where(open_, (covariance**2).sum(axis=0) * variance / (variance + membership.noise**2), 0.0)
     return int(gain.argmax()) if gain.max() > 0 else None
 

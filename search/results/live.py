@@ -24,9 +24,9 @@ class Display:
     """A Listener that shows what happens: trials, and the replicates after them.
 
     `objectives` are the names of the score and the costs. `records` gives all trials, `front` the non-dominated ones
-    by cost, `told` what the worker of a trial, or of a replicate by its seed, said last; `budget` is the number of
-    trials asked for, beside the references, `at_once` how many run side by side, `epochs` what all of them come to,
-    where that is known.
+    by cost, `last_note` the line that the worker of a trial, or of a replicate by its seed, left last; `budget` is the
+    number of trials asked for, beside the references, `at_once` how many run side by side, `epochs` what all of them
+    come to, where that is known.
     """
 
     def __init__(
@@ -38,66 +38,66 @@ class Display:
         records: Callable[[], Sequence[TrialRecord]],
         front: Callable[[], Sequence[TrialRecord]],
         console: Console | None = None,
-        told: Callable[..., str] = lambda number, seed=None: "",
+        last_note: Callable[..., str] = lambda number, seed=None: "",
         epochs: float | None = None,
     ) -> None:
         self.study, self.budget, self.at_once = study, budget, at_once
         self.score, *self.costs = objectives
         self.console = console or Console()
-        self._records, self._front, self._told = records, front, told
+        self._records, self._front, self._last_note = records, front, last_note
         self._began, self._epochs, self._trained = time.monotonic(), epochs, epochs_trained(records())
         self._live: Live | None = None
         self._reached: dict[Hashable, str] = {}  # by the key of a run
         self._lock = threading.Lock()  # the live table is drawn from a thread of its own
 
     @contextmanager
-    def showing(self) -> Iterator[Display]:
-        """Shows what happens inside."""
-        if not self.console.is_terminal:
-            yield self
-            return
-        with Live(
-            get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True
-        ) as self._live:
-            yield self
+    def showing(self) -> Iterator[None]:
+        """Show trials within the context."""
+        with self._table(self._render):
+            yield
 
     @contextmanager
     def scoring(self, numbers: Sequence[int]) -> Iterator[Callable[[int], None]]:
-        """Shows trials being scored on whole splits inside; the function it gives takes those that are done."""
-        left = list(numbers)
+        """Show trials being scored on whole splits within the context; what it yields takes those that are done."""
+        remaining = list(numbers)
 
         def rows() -> RenderableType:
             table = Table.grid(padding=(0, 2))
-            table.add_row(f"scoring: {len(numbers) - len(left)}/{len(numbers)} done")
-            for number in left:
-                if told := self._told(number):
-                    table.add_row(f"trial {number}", Text(told, "dim"))
+            table.add_row(f"scoring: {len(numbers) - len(remaining)}/{len(numbers)} done")
+            for number in remaining:
+                if note := self._last_note(number):
+                    table.add_row(f"trial {number}", Text(note, "dim"))
             return table
 
         def done(number: int) -> None:
-            left.remove(number)
+            remaining.remove(number)
             if not self.console.is_terminal:
-                self.say(f"{self._clock()}  trial {number} is scored ({len(numbers) - len(left)}/{len(numbers)})")
+                scored = len(numbers) - len(remaining)
+                self.say(f"{self._clock()}  trial {number} is scored ({scored}/{len(numbers)})")
 
-        if not self.console.is_terminal:
-            yield done
-            return
-        with Live(get_renderable=rows, console=self.console, refresh_per_second=2, transient=True):
+        with self._table(rows):
             yield done
 
     @contextmanager
     def replicating(self, runs: Callable[[], Sequence[Replicate]]) -> Iterator[None]:
-        """Shows replicates inside; `runs` gives all that were begun."""
+        """Show replicates within the context; `runs` gives all that were begun."""
 
         def rows() -> RenderableType:
-            everything, table = list(runs()), Table.grid(padding=(0, 2))
-            over = sum(run.over for run in everything)
-            table.add_row(f"replicates: {over} done, {len(everything) - over} running")
-            for run in everything:
+            begun, table = list(runs()), Table.grid(padding=(0, 2))
+            over = sum(run.over for run in begun)
+            table.add_row(f"replicates: {over} done, {len(begun) - over} running")
+            for run in begun:
                 if not run.over:
-                    table.add_row(f"trial {run.number}, seed {run.seed}", Text(self._told(run.number, run.seed), "dim"))
+                    note = self._last_note(run.number, run.seed)
+                    table.add_row(f"trial {run.number}, seed {run.seed}", Text(note, "dim"))
             return table
 
+        with self._table(rows):
+            yield
+
+    @contextmanager
+    def _table(self, rows: Callable[[], RenderableType]) -> Iterator[None]:
+        """Show a table that is drawn twice a second within the context, where there is a terminal."""
         if not self.console.is_terminal:
             yield
             return
@@ -105,7 +105,7 @@ class Display:
             yield
 
     def say(self, text: str) -> None:
-        """A line above the table."""
+        """Print a line, above the table if there is one."""
         self.console.print(text, highlight=False, markup=False)
 
     def started(self, run: Run) -> None:
@@ -183,7 +183,7 @@ class Display:
                     f"trial {record.number}",
                     Text(_label(record)),
                     Text(reached.get(record.number, ""), "dim"),
-                    Text(self._told(record.number), "dim"),
+                    Text(self._last_note(record.number), "dim"),
                 )
         front = Table(title="front so far", title_justify="left", box=None, padding=(0, 2, 0, 0))
         own = [cost for cost in self.costs if heading(cost)]
@@ -212,7 +212,7 @@ def _label(record: TrialRecord) -> str:
 
 
 def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | None:
-    """Seconds until the budget is spent, at the pace of the trials that are over."""
+    """Return the seconds until the budget is spent, at the pace of the trials that are over."""
     spans = [
         record.ended - record.started
         for record in records
@@ -226,7 +226,7 @@ def _left(records: Sequence[TrialRecord], budget: int, at_once: int) -> float | 
 
 
 def _left_of_epochs(trained: float, left: float, seconds: float) -> float | None:
-    """Seconds for the epochs that are left, at the pace of those that were trained."""
+    """Return the seconds for the epochs that remain, at the pace of those that were trained."""
     return max(0.0, left) / trained * seconds if trained > 0 else None
 
 

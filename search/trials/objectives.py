@@ -1,4 +1,4 @@
-"""The measurements that a study can search for: their direction, and what counts as bad."""
+"""The measurements that a study can search for: the tables of scores, costs, and counts known before training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Objective(Quantity):
 
     @property
     def logarithmic(self) -> bool:
-        """Whether it is spread over orders of magnitude."""
+        """Whether values are spread over orders of magnitude."""
         return self.knee is not None
 
     def value(self, measurements: Measurements) -> float | None:
-        """What was measured, or None."""
+        """Return what was measured, or None."""
         value = getattr(measurements, self.name)
         return None if value is None else float(value)
 
@@ -40,11 +40,11 @@ class Objective(Quantity):
         return SIGNS[self.direction] * loss
 
     def seen(self, value: float) -> float:
-        """The value as a sampler sees it."""
+        """Return the value as a sampler sees it."""
         return value if self.knee is None else math.log1p(value / self.knee)
 
     def worst(self, values: list[float]) -> float:
-        """The worst of these, or the reference where there is none."""
+        """Return the worst of the values, or the reference where there are none."""
         if values:
             return max(values, key=self.loss)
         return 0.0 if self.reference is None else self.reference
@@ -59,7 +59,7 @@ COUNTS: Final[Mapping[str, Objective]] = {name: row for name, row in _ROWS.items
 
 
 def objectives(score: str, cost: str, second_cost: str | None = None) -> Objectives:
-    """The objectives of a study. Raises ValueError, listing the names there are, or where both costs are one."""
+    """Return the objectives of a study. Raises ValueError for an unknown name, listing the known, or one cost twice."""
     given = [("score", score, SCORES), ("cost", cost, COSTS)]
     if second_cost is not None:
         given.append(("second_cost", second_cost, COSTS))
@@ -83,10 +83,10 @@ def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str
 
 
 def ruling(objectives: Objectives) -> Objective:
-    """The one cost that rung rules go by: the first that is known before training, else the study's first."""
+    """Return the cost that rung rules go by: the first that is known before training, else the study's first."""
     return next((cost for cost in objectives[1:] if cost.counted), objectives[1])
 
 
 def reference_point(objectives: Objectives, base_parameters: int) -> tuple[float, ...]:
-    """The hypervolume's reference point: the worst score and costs that are still of interest."""
+    """Return the hypervolume's reference point: the worst score and costs that are still of interest."""
     return tuple(float(base_parameters) if row.reference is None else row.reference for row in objectives)

@@ -31,7 +31,7 @@ def non_dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bo
 
 
 def ranks(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.int64]:
-    """The non-dominated sort: 0 on the front, 1 on the front of what is left, and so on.
+    """Return the non-dominated sort: 0 on the front, 1 on the front of what remains, and so on.
 
     Equal rows have the same rank. Rows with a NaN come after all others. Two objectives take n log n.
     """
@@ -58,7 +58,7 @@ def ranks(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _layers(second: Floats) -> NDArray[np.int64]:
-    """The rank of each of distinct points in lexicographic order, by their second values.
+    """Return the rank of each of distinct points in lexicographic order, by their second values.
 
     Whoever comes earlier is no worse in the first; so a layer dominates a point if its lowest second value,
     which is also its latest, is no higher. Those values ascend from layer to layer.
@@ -72,7 +72,7 @@ def _layers(second: Floats) -> NDArray[np.int64]:
 
 
 def hypervolume(values: ArrayLike, reference: Sequence[float], directions: Sequence[str]) -> float:
-    """The volume between the points (n x d, d = 1, 2 or 3) and the reference point, exactly.
+    """Return the volume between the points (n x d, d = 1, 2 or 3) and the reference point, exactly.
 
     Points that are not better than the reference in every objective add nothing. The volume is
     infinite where a point is infinitely good. Raises ValueError for a reference that is not finite,
@@ -89,7 +89,7 @@ def hypervolume(values: ArrayLike, reference: Sequence[float], directions: Seque
 
 
 def _volume(extents: Floats) -> float:
-    """The volume of the union of boxes from the origin to each row of positive extents."""
+    """Return the volume of the union of boxes from the origin to each row of positive extents."""
     if not len(extents):
         return 0.0
     if extents.shape[1] == 1:
@@ -105,7 +105,7 @@ def _volume(extents: Floats) -> float:
 
 
 def _losses(values: ArrayLike, directions: Sequence[str]) -> Floats:
-    """The values with every column to be minimised, n x d."""
+    """Return the values with every column to be minimised, n x d."""
     unknown = [direction for direction in directions if direction not in SIGNS]
     if unknown:
         raise ValueError(f"a direction is {MINIMIZE} or {MAXIMIZE}; received {unknown[0]!r}")

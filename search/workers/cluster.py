@@ -39,11 +39,11 @@ class ClusterError(UserError):
 def joined(
     resources: ResourcesConfig, folder: Path | None, address: str | None = None, say: Callable[[str], object] = print
 ) -> Iterator[None]:
-    """Ray for as long as the block runs: the cluster at `address`, or the one that this process has joined already.
+    """Join Ray within the context: the cluster at `address`, or the one that this process has joined already.
 
-    `address` is Ray's word: `auto` for the cluster that this node is part of, `host:port`, or `local` for
-    one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must be there on
-    all nodes; None where they share a store instead. `say` hears of a wait for nodes.
+    `address` is as Ray has it: `auto` for the cluster that this node is part of, `host:port`, or `local` for
+    one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must exist on
+    all nodes; None where they share a store instead. `say` is given a line where nodes are waited for.
 
     Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
     not see the folder.
@@ -73,9 +73,9 @@ def joined(
 
 @contextmanager
 def _private() -> Iterator[dict[str, Any]]:
-    """Options for a Ray that starts inside: it is for this process and its workers, nobody else.
+    """Yield options for a Ray that starts within the context, for this process and its workers alone.
 
-    It listens on 127.0.0.1, answers to who has its token, and has a folder of its own: /tmp/ray is everybody's to
+    It listens on 127.0.0.1, answers those who have its token, and has a folder of its own: /tmp/ray is everybody's to
     write. On Linux Ray listens on all interfaces, whatever address it is given, unless it takes the system for
     one that has no clusters, as macOS.
     """
@@ -129,7 +129,7 @@ def _join(address: str, **options: Any) -> None:
 
 
 def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:
-    """Returns when a trial fits, or when the study's patience ends. An autoscaler hears of all that is wanted."""
+    """Wait until a trial fits, or the study's patience ends. An autoscaler is asked for all that is wanted."""
     if not resources.wait_minutes:
         return
     bundles = resources.concurrent * resources.workers_per_trial * [dict(resources.each)]
@@ -177,12 +177,12 @@ def _here() -> str:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """What the living nodes of the cluster have, used or not."""
+    """Return what the living nodes of the cluster have, used or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def places(each: Mapping[str, float]) -> int:
-    """For how many workers the cluster has room at once."""
+    """Return for how many workers the cluster has room at once."""
     asked = {name: amount for name, amount in each.items() if amount}
     return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in _nodes())
 
@@ -192,7 +192,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def room(resources: ResourcesConfig) -> int:
-    """How many trials run at once: what was asked for, as far as the cluster, if joined, has room or may grow."""
+    """Return how many trials run at once: as many as asked for, if the cluster has room for them or may grow."""
     if not ray.is_initialized() or resources.wait_minutes:
         return resources.concurrent
     return max(1, min(resources.concurrent, places(resources.each) // resources.workers_per_trial))
@@ -202,13 +202,13 @@ MODE = "RAY_AUTH_MODE"
 
 
 def use_token() -> None:
-    """Shows this user's token from here on, if there is one, as `ray start` does; $RAY_AUTH_MODE overrules it."""
+    """Show this user's token from now on, if there is one, as `ray start` does; $RAY_AUTH_MODE overrules that."""
     if MODE not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         os.environ[MODE] = "token"
         look_again()
 
 
 def look_again() -> None:
-    """Has Ray look at $RAY_AUTH_MODE and the token again, which it does once a process."""
+    """Make Ray read $RAY_AUTH_MODE and the token once more, which it does once a process."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

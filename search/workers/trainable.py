@@ -1,6 +1,6 @@
-"""The trainable: a process that keeps backbone and data, and trains one trial after another.
+"""Tune's view of the workers: a process, or a gang of them, that keeps its model and trains one run after another.
 
-A trial whose process died is started again by Ray with the same job, and continues from its folder.
+A run whose process died is started again by Ray with the same assignment, and resumed from its folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Worker(tune.Trainable):
         workers: int = 1,
         each: Mapping[str, float] | None = None,
     ) -> None:
-        """Called once a process; `reset_config` hands it the next job. `each`: what Ray gives to one of a gang."""
+        """Begin the first run of the process; `reset_config` hands it the next. `each` is what a rank of a gang has."""
         assert context is not None
         self._context = context
         self._lock: StudyLock | None = None
@@ -45,18 +45,18 @@ class Worker(tune.Trainable):
         self.training = self._begin(Assignment.from_json(config["assignment"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial of this process."""
+        """Begin the next run of the process."""
         self.training.close()
         self.training = self._begin(Assignment.from_json(new_config["assignment"]))
         return True
 
     def step(self) -> dict[str, Any]:
-        """Trains to the next milestone."""
+        """Train to the next milestone."""
         report = self._refusal() or self.training.advance()
         return {"report": report.to_json(), "done": report.done}
 
     def _refusal(self) -> Report | None:
-        """The report of a trial where nothing can be trained, None where it can. Takes the worker's lock."""
+        """Take the worker's lock. Return a report of a failure where nothing can be trained, else None."""
         if self._lock is None:
             try:
                 self._lock = StudyLock(self._context.home)
@@ -66,15 +66,15 @@ class Worker(tune.Trainable):
         return None
 
     def cleanup(self) -> None:
-        """Called when the process is no longer needed."""
+        """End what trains: the process is no longer needed."""
         self.training.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Never called: the trial's folder is the checkpoint, and Tune's storage lies on the driver's node alone."""
+        """Raise RuntimeError: the trial's folder is the checkpoint, and Tune's storage is the driver's node's alone."""
         raise RuntimeError(f"nothing is to be saved in {checkpoint_dir}")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the trial's folder is the checkpoint."""
+        """Do nothing: the trial's folder is the checkpoint."""
 
 
 _GRACE: Final = 3.0  # seconds in which the death behind another rank's error becomes known
@@ -92,11 +92,11 @@ class Gang:
         self._ranks: list[Any] = []
 
     def begin(self, assignment: Assignment) -> GangTraining:
-        """The next trial. Nothing starts before it advances."""
+        """Return the training of the next run. Nothing starts before it advances."""
         return GangTraining(self, assignment)
 
     def ready(self) -> None:
-        """Starts the ranks, where there are none, and lets them meet. Raises what `call` does."""
+        """Start the ranks, where there are none, and let them meet. Raises what `call` does."""
         if self._ranks:
             return
         actor = ray.remote(num_cpus=self._each.get("CPU", 0), num_gpus=self._each.get("GPU", 0))(Rank)
@@ -106,7 +106,7 @@ class Gang:
         self.call("join", self._workers, where)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """A method of all ranks at once; what they answer, in their order.
+        """Call a method of all ranks at once, and return what they answer, in their order.
 
         The first failed report of a trial ends the gang and is the answer. Raises RayActorError where a
         rank died, RayTaskError for an error of a rank; both end the gang too.
@@ -132,14 +132,14 @@ class Gang:
         return [answers[number] for number in sorted(answers)]
 
     def _raise_death(self, waiting: Iterable[Any]) -> None:
-        """Who lost its peer fails as well, and may be heard before the death itself: raises RayActorError for one."""
+        """Raise RayActorError if a rank died: one that lost its peer fails as well, and may do so first."""
         deadline = time.monotonic() + _GRACE
         for call in waiting:
             with suppress(RayTaskError, GetTimeoutError):
                 ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
 
     def end(self) -> None:
-        """Ends all ranks at once, whatever they do."""
+        """End all ranks at once, whatever they do."""
         while self._ranks:
             ray.kill(self._ranks.pop())
 
@@ -164,7 +164,7 @@ class GangTraining:
         return report
 
     def close(self) -> None:
-        """Puts the backbones back as they were."""
+        """Put the backbones back as they were."""
         if self._begun:
             with suppress(RayError):  # the gang has ended, and with it what was to be put back
                 self._gang.call("close")
@@ -181,13 +181,13 @@ class Rank:
         self._training: TrialTraining | None = None
 
     def arrive(self) -> str:
-        """Takes the worker's lock, and tells this host. Raises StoreAwayError where it has no folder of the study."""
+        """Take the worker's lock, and return this host. Raises StoreAwayError where it has no folder of the study."""
         self._lock = StudyLock(self._warm.context.home)
         self._lock.work()
         return self._host()
 
     def _host(self) -> str:
-        """The address by which other hosts know this one."""
+        """Return the address by which other hosts know this one."""
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return address
 
@@ -202,7 +202,7 @@ class Rank:
         return place
 
     def join(self, workers: int, where: str) -> None:
-        """Meets the others; returns when all are there."""
+        """Meet the other ranks; return when all have arrived."""
         from petl.training.engine import join_process_group
 
         host = "127.0.0.1" if where.startswith("file://") else self._host()
@@ -221,6 +221,6 @@ class Rank:
             return failed(error)
 
     def close(self) -> None:
-        """Puts the backbone back as it was."""
+        """Put the backbone back as it was."""
         if self._training is not None:
             self._training.close()

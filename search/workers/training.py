@@ -1,7 +1,7 @@
-"""One trial after another on a resident backbone, without Ray.
+"""Train one run after another on a warm model, without Ray.
 
-What a trial leaves lies in its folder; what is reported is small. An attempt at a trial that another
-process began continues from the folder.
+What a trial leaves lies in its folder; what is reported is small. A trial that another process began is resumed from
+the folder.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Assignment:
 
 
 def milestones(rungs: Sequence[float], epochs: float, every: float = 1.0) -> tuple[float, ...]:
-    """The epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
+    """Return the epochs at which a trial validates: its rungs, every `every` epochs, and the end."""
     regular = (every * number for number in range(1, math.ceil(epochs / every - 1e-6)))
     apart = [epoch for epoch in regular if not any(math.isclose(epoch, rung, rel_tol=1e-6) for rung in rungs)]
     return tuple(sorted({*rungs, *apart, epochs}))
@@ -162,7 +162,7 @@ class WarmModel:
         return self._model
 
     def load(self) -> None:
-        """Loads and imports all that a trial needs, so that only a process's first one waits for it."""
+        """Load and import all that a trial needs, so that only the first one of a process waits for it."""
         _ = self.model
         from petl.training.engine import join_process_group
 
@@ -173,17 +173,17 @@ class WarmModel:
         return self.context.resolved.backbone
 
     def save(self, run: TrainingRun, folder: Path) -> None:
-        """Writes the adapter directory of a run whose tensors are gathered, with all that it needs to predict."""
+        """Write the adapter directory of a run whose tensors are gathered, with all that it needs to predict."""
         from petl.adapters import storage
 
         storage.save(folder, run.attachment, self.backbone, self.data.facts(), self.data.tokenizer)
 
     def discard_model(self) -> None:
-        """Forgets the backbone, after a failure that may have left something on it."""
+        """Forget the backbone, after a failure that may have left something on it."""
         self._model = None
 
     def test(self, number: int, reference: str | None) -> dict[str, dict[str, float]]:
-        """Scores of a finished trial on whole splits, with its predictions, kept in its folder: computed once."""
+        """Score a finished trial on whole splits, once; scores and predictions are kept in its folder."""
         resolved, folder = self.context.resolved, TrialFolder(Path(self.context.folder), number)
         if done := folder.scored():
             return read_json(done.scores)
@@ -218,7 +218,7 @@ class WarmModel:
         return scores
 
     def _write_predictions(self, file: Path, split: str, predictions: Sequence[str]) -> None:
-        """A line a row, in the split's order: what was expected, and what was said."""
+        """Write a line a row, in the split's order: the reference, and the prediction."""
         with file.open("w") as lines:
             for reference, prediction in zip(self.data.references(split), predictions, strict=True):
                 row = {"reference": reference, "prediction": prediction}
@@ -272,7 +272,7 @@ class TrialTraining:
         return self._train(self.assignment.configuration)
 
     def close(self) -> None:
-        """Puts the resident backbone back as it was."""
+        """Put the backbone back as it was."""
         if self._run is not None:
             run, self._run = self._run, None
             run.close()
@@ -312,12 +312,12 @@ class TrialTraining:
         return report
 
     def _save(self, run: TrainingRun, folder: Path) -> None:
-        """What is kept of a training, beside its report."""
+        """Save what is kept of a training beside its report: of a replicate nothing."""
         if self.assignment.seed is None:
             self.warm.save(run, ResultPart(folder).adapter)
 
     def _baseline(self, name: str) -> Report:
-        """Fits a baseline, which is one step."""
+        """Fit a baseline, which is one step."""
         from petl.training import baselines
 
         self._began = time.time()
@@ -344,7 +344,7 @@ class TrialTraining:
         return self._finish(measured, lambda folder: baselines.save(fitted, folder))
 
     def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> Report:
-        """Commits the result, of which `save` writes what was trained; the last report."""
+        """Commit the result, of which `save` writes what was trained, and return the last report."""
         if self._leads and (done := self.folder.result()):  # of another process: this one was cut off
             return Report.from_dict(read_json(done.report))
         report = replace(self._report(), measurements=measured)
@@ -356,7 +356,7 @@ class TrialTraining:
 
     @contextmanager
     def _part(self, name: str) -> Iterator[Path | None]:
-        """A part of the trial's folder to fill, after which no older training state is needed; None on other ranks."""
+        """Yield a part of the trial's folder to fill, which replaces older training states; None on other ranks."""
         if not self._leads:
             yield None
             return

@@ -1,7 +1,6 @@
 """Ray Tune around the search: a searcher and a scheduler that only ask its Source, and the Tuner.
 
-Ray runs the workers and starts those again that die; it keeps no truth. What it would save of an
-experiment is never read.
+Ray runs the workers and restarts those that die; it keeps no truth. What it would save of an experiment is never read.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Bridge:
         return str(Searcher.FINISHED)
 
     def reported(self, tune_id: str, report: Report) -> bool:
-        """Take a report in, and return whether the run goes on."""
+        """Take a report in, and return whether the run trains on."""
         if self.cut_off:
             return True
         key = self._open[tune_id].key
@@ -159,8 +158,8 @@ class Bridge:
 def _failure(report: Report | None, run: Run) -> str:
     """Return why a run failed: its last report says it, or there is none where its process died once too often.
 
-    Raises FullDiskError or StoreAwayError where the next ones would fail as well, and this one can go on when things
-    are mended.
+    Raises FullDiskError or StoreAwayError where the next ones would fail as well, and this one can be resumed when that
+    is mended.
     """
     if report is None:
         return f"its worker process died {_RESTARTS + 1} times without progress (killed, or out of memory)"
@@ -174,41 +173,41 @@ def _failure(report: Report | None, run: Run) -> str:
 
 
 class _Searcher(Searcher):
-    """Asks the bridge for trials."""
+    """Asks the bridge for runs."""
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(metric="score", mode="max")
         self.bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
-        """A trial to start, None, or FINISHED."""
+        """Return a run to start, None, or FINISHED."""
         return self.bridge.next(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Called once a trial, stopped ones included."""
+        """End a run, stopped ones included."""
         self.bridge.ended(trial_id, None if error else Report.from_json((result or {}).get("report", "{}")))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the truth is elsewhere."""
+        """Do nothing: the truth is elsewhere."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a resume starts a fresh Tune run."""
+        """Do nothing: a resume starts a fresh run of Tune."""
 
 
 class _Scheduler(FIFOScheduler):
-    """Asks the bridge whether a trial goes on."""
+    """Asks the bridge whether a run trains on."""
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bridge = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Called at every milestone but the last."""
+        """Return what a report means for its run: at every milestone except the last."""
         report = Report.from_json(result["report"])
         if self.bridge.progressed(trial.trial_id, report):
             trial.run_metadata.num_failures = 0  # Tune counts those of a trial's whole life, perhaps days on spot nodes
-        goes_on = self.bridge.reported(trial.trial_id, report)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+        continues = self.bridge.reported(trial.trial_id, report)
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
 
 class _CutOff(Stopper):
@@ -218,28 +217,28 @@ class _CutOff(Stopper):
         self.bridge = bridge
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether this trial ends: that is the scheduler's to say."""
+        """Return False: the scheduler decides which runs end."""
         return False
 
     def stop_all(self) -> bool:
-        """Asked at every step of Tune's."""
+        """Return whether all ends now."""
         return self.bridge.cut_off
 
 
 class _Restarts(tune.Callback):
-    """Hears of trials whose process died."""
+    """Learns of runs whose process died."""
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called before the trial starts again."""
+        """Announce that a run starts again."""
         self.bridge.restarted(trial.trial_id)
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Tune takes SIGINT and SIGUSR1 over and gives them back only where they arrive."""
+    """Restore the handlers of SIGINT and SIGUSR1, which Tune takes over and gives back only where they arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The search over curves that are known already, on a simulated clock: any number of workers, no training.
+"""Run a search over curves that are known already, on a simulated clock: any number of workers, no training.
 
 `search.optimizer.search` decides, as it does in production; only what a worker would measure is looked
 up, in a table, in the trials of an earlier study, in a surrogate::
@@ -7,7 +7,7 @@ up, in a table, in the trials of an earlier study, in a surrogate::
     search = Search(Records.in_memory(), plan, clock)
     events = replay(search, curve, workers=16, clock=clock)
 
-A trial's progress is read from its record, so a search that is made anew in the middle goes on.
+A trial's progress is read from its record, so a search that is recreated in the middle continues.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Curve(Protocol):
     """What training would show."""
 
     def score(self, record: TrialRecord, epoch: float) -> float:
-        """The trial's score after so many epochs."""
+        """Return the trial's score after so many epochs."""
         ...
 
     def measured(self, record: TrialRecord) -> Measurements:
-        """What it measures when it is trained in full. `seconds`, evenly over `epochs`, is how long that takes."""
+        """Return what a trial measures that is trained in full. That takes its `seconds`, evenly over `epochs`."""
         ...
 
 
@@ -42,7 +42,6 @@ class Clock:
     seconds: float = 0.0
 
     def __call__(self) -> float:
-        """Now."""
         return self.seconds
 
 
@@ -64,7 +63,7 @@ class Event:
 def replay(
     search: Search, curve: Curve, *, workers: int = 1, clock: Clock | None = None, epochs: float = math.inf
 ) -> list[Event]:
-    """Runs the search to its end; what happened, in order.
+    """Run the search to its end, and return what happened, in order.
 
     `clock` is the search's. `epochs` is a hard limit on what all trials train together: the first piece of training
     that would exceed it does not begin, and none after it. What is under way ends, and the others' trials stay open.
@@ -75,7 +74,7 @@ def replay(
     spent, begun, over = 0.0, 0, False
 
     def begin(record: TrialRecord) -> None:
-        """A piece of training: to the next rung, or to the end."""
+        """Begin a piece of training: to the next rung, or to the end."""
         nonlocal spent, begun, over
         if record.configuration is None:
             search.finish(record.number, curve.measured(record))

@@ -94,7 +94,7 @@ class Table:
 
     @classmethod
     def of(cls, study: str, records: Records) -> Table:
-        """The trials of a study that are complete and have coordinates in its space."""
+        """Return the trials of a study that are complete and have coordinates in its space."""
         rows: list[Row] = []
         dimensions: dict[str, BaseDistribution] = {}
         score = records.objectives[0]
@@ -161,29 +161,28 @@ class Table:
     # --- a replayed search's view of it ---
 
     def space(self, trial: Any, backbone: Backbone, /) -> Configuration:
-        """The row that is nearest to what an Optuna trial suggests."""
+        """Return what the row trains that is nearest to what an Optuna trial suggests."""
         asked = {name: _suggested(trial, name, each) for name, each in self.dimensions.items()}
         apart = self._features - self._encoding.features(self._encoding.rows([asked]))
         return self.rows[int(np.argmin((apart**2).sum(axis=1)))].configuration
 
     def count(self, configuration: Configuration) -> Mapping[str, float]:
-        """What was known of a row before its training; nothing costs anything elsewhere."""
+        """Return what was known of a row before its training; what is no row costs nothing."""
         row = self._by_design.get(configuration.design.key)
         return row.counts if row else dict.fromkeys(self.rows[0].counts, 0.0)
 
     def score(self, record: TrialRecord, epoch: float) -> float:
-        """On the row's curve."""
+        """Return the score on the row's curve."""
         curve = sorted(self._row(record).curve.items())
         return float(np.interp(epoch, *np.array(curve).T))
 
     def measured(self, record: TrialRecord) -> Measurements:
-        """The row's."""
         return self._row(record).measurements
 
     def search(
         self, *, sampler: str, scheduler: str, trials: int, workers: int, seed: int, options: Mapping[str, Any]
     ) -> Outcome:
-        """Replays a search. Raises ValueError for a sampler or rule that there is not."""
+        """Replay a search. Raises ValueError for a sampler or rule that does not exist."""
         records, clock = Records.in_memory(self.names), Clock()
         plan = Plan(
             space=self.space,
@@ -205,11 +204,11 @@ class Table:
         return self._by_key[record.configuration.key]
 
     def share_of(self, found: Sequence[Measurements]) -> float:
-        """The hypervolume of these, of that of all rows."""
+        """Return the hypervolume of these, as a share of that of all rows."""
         return self._volume(found) / whole if (whole := self._volume([row.measurements for row in self.rows])) else 1.0
 
     def _volume(self, measured: Sequence[Measurements]) -> float:
-        """Between the largest costs, and the score that nine tenths of the rows pass."""
+        """Return the hypervolume below the largest costs, and above the score that nine tenths of the rows pass."""
         searched = objectives(*self.names)
         scores, *costs = np.array([_values(searched, row.measurements) for row in self.rows]).T
         worst = [float(column.max()) * (1 + 1e-9) + 1e-9 for column in costs]
@@ -235,7 +234,7 @@ class Table:
 
 
 def _values(searched: Objectives, measured: Measurements) -> list[float]:
-    """As a sampler sees them; NaN for what was not measured."""
+    """Return the values as a sampler sees them; NaN for what was not measured."""
     return [each.seen(value) for each, value in zip(searched, values(searched, measured), strict=True)]
 
 

@@ -66,7 +66,7 @@ def test_rungs_are_geometric_and_below_the_full_budget(
 )
 def test_asha_keeps_the_best_share(score: float, others: list[float], eta: float, expected: bool) -> None:
     peers = [Standing(number, -other, cost=-other) for number, other in enumerate(others)]
-    assert Asha(epochs=9, eta=eta).goes_on(Standing(9, -score), peers) is expected
+    assert Asha(epochs=9, eta=eta).continues(Standing(9, -score), peers) is expected
 
 
 @pytest.mark.parametrize("name", sorted({*RULES} - {"halving"}))
@@ -74,7 +74,7 @@ def test_every_stopping_rule_lets_the_only_trial_go_on(name: str) -> None:
     chosen = rule(name, 3.0)
     assert all(0 < rung < 3 for rung in chosen.rungs)
     assert not isinstance(chosen, Halving)
-    assert chosen.goes_on(Standing(0, 0.1, 5.0), [])
+    assert chosen.continues(Standing(0, 0.1, 5.0), [])
 
 
 def drawn(count: int, seed: int = 0) -> list[Standing]:
@@ -110,13 +110,13 @@ def test_stopping_rules_on_two_objectives() -> None:
     front = [Standing(0, 0.1, 9.0), Standing(1, 0.5, 5.0), Standing(2, 0.9, 1.0)]
     small, bad = Standing(3, 1.0, 0.5), Standing(4, 0.6, 6.0)
     pareto, half = ParetoAsha(epochs=9, eta=2), Dominated(epochs=9)
-    assert pareto.goes_on(small, front)  # two of four: the best score, and the one that is farthest from it
-    assert not pareto.goes_on(bad, front)
-    assert not Asha(epochs=9, eta=2).goes_on(small, front)
-    assert half.goes_on(bad, front)  # one of three
-    assert half.goes_on(bad, [front[1], front[0]])  # one of two: half, not more
-    assert not half.goes_on(bad, [front[1]])
-    assert half.goes_on(front[1], [front[1]] * 5)  # equals do not dominate
+    assert pareto.continues(small, front)  # two of four: the best score, and the one that is farthest from it
+    assert not pareto.continues(bad, front)
+    assert not Asha(epochs=9, eta=2).continues(small, front)
+    assert half.continues(bad, front)  # one of three
+    assert half.continues(bad, [front[1], front[0]])  # one of two: half, not more
+    assert not half.continues(bad, [front[1]])
+    assert half.continues(front[1], [front[1]] * 5)  # equals do not dominate
 
 
 # --- promotion ---
@@ -317,7 +317,7 @@ class OneOfAll(Rule):
     trials: int
     rungs: ClassVar = (1.0,)
 
-    def goes_on(self, own: Standing, others: Sequence[Standing]) -> bool:
+    def continues(self, own: Standing, others: Sequence[Standing]) -> bool:
         return False
 
     def promotions(self) -> BestOfAll:

@@ -289,8 +289,8 @@ def test_asha_stops_what_is_not_among_the_best_third() -> None:
     scores = [0.5, 0.4, 0.6, 0.55, 0.7, 0.65]
     decisions = [search.report(number, 1.0, value) for number, value in enumerate(scores)]
     # floor(n / 3), at least 1, may go on: the best of 1 to 5, then the best two of 6
-    goes_on = [True, False, True, False, True, True]
-    assert [decision is Decision.CONTINUE for decision in decisions] == goes_on
+    continues = [True, False, True, False, True, True]
+    assert [decision is Decision.CONTINUE for decision in decisions] == continues
     # the same reports again are answered as they were, though more scores are there now
     assert [search.report(number, 1.0, 0.0) for number in range(6)] == decisions
     assert [record.rungs for record in search.records.all()] == [{1.0: value} for value in scores]
