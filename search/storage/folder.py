@@ -26,14 +26,15 @@ from filelock import FileLock
 
 from search.storage.remote import find_store
 
+TRIALS: Final = "trials"
 RESULT: Final = "result"
+ADAPTER: Final = f"{RESULT}/adapter"
 SCORED: Final = "test"
 PREDICTIONS: Final = "predictions"
 _STATE: Final = "state-"
 _SEED: Final = "seed-"
 _MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
-_TRIALS: Final = "trials"
 
 
 def state_part(milestones: int) -> str:
@@ -83,7 +84,7 @@ class TrialFolder:
 
     def __init__(self, study: Path, number: int, seed: int | None = None) -> None:
         """`seed` is that of a replicate of the trial."""
-        self._key = f"{_TRIALS}/{number:04d}" + ("" if seed is None else f"/{_SEED}{seed}")
+        self._key = f"{TRIALS}/{number:04d}" + ("" if seed is None else f"/{_SEED}{seed}")
         self.path = study / self._key
         self._store = find_store(study)
 
@@ -176,6 +177,10 @@ class TrialFolder:
         local = files_in(self.path)
         return _merged(local, None if self._store is None else self._store.files(self._key))
 
+    def stored_files(self) -> TrialFiles:
+        """Return the trial's files where they are kept: in the store, if there is one."""
+        return TrialFiles(self._store.files(self._key) if self._store else files_in(self.path))
+
     def _fetched(self, part: str, manifest: bytes) -> Path | None:
         """Return the part as it is in the store; None where it is damaged there."""
         assert self._store is not None
@@ -245,19 +250,19 @@ def _merged(local: Mapping[str, int], stored: Mapping[str, int] | None) -> Trial
 def trial_files(study: Path) -> dict[int, TrialFiles]:
     """Return the files of all trials by their numbers, listed once where they are kept. Others may be writing them."""
     store = find_store(study)
-    return dict(_by_trial(store.files(_TRIALS) if store else files_in(study / _TRIALS)))
+    return dict(_by_trial(store.files(TRIALS) if store else files_in(study / TRIALS)))
 
 
 def has_committed_parts(study: Path) -> bool:
     """Whether any trial of the study, or a replicate of one, has a committed part in the folder itself."""
-    return any((study / _TRIALS).rglob(_MANIFEST))
+    return any((study / TRIALS).rglob(_MANIFEST))
 
 
 def drop_states(study: Path, numbers: Collection[int]) -> None:
     """Remove the training states of these trials. Lists the study once, not each of its trials."""
     store = find_store(study)
-    local = dict(_by_trial(files_in(study / _TRIALS)))
-    listings = [local, dict(_by_trial(store.files(_TRIALS)))] if store else [local]
+    local = dict(_by_trial(files_in(study / TRIALS)))
+    listings = [local, dict(_by_trial(store.files(TRIALS)))] if store else [local]
     for number in numbers:
         states = {part for listing in listings if number in listing for part in listing[number].states}
         for part in sorted(states):

@@ -1,40 +1,34 @@
-"""The room that a study may take: what its trials hold and may come to hold, and which results make way.
+"""The limit on what a study keeps on the disk, and which results are evicted so that further trials fit.
 
-A trial starts where all that is there, and all that the running ones and itself may write at most, is within
-`storage.max_gb`. So the limit holds at every moment, and not only when somebody looks. Counted are the bytes
-of files: the study's folder, and its artifacts, of which a trial has a copy each of its adapter and predictions.
+A trial starts where all that is on the disk, with all that the running trials and itself may write at most, is within
+`storage.max_gb`. So the limit holds at every moment, not only when somebody looks. Counted are the bytes of files: the
+study's folder, and its artifacts, which have a copy each of a trial's adapter and predictions.
 
-`needs` and `making_way` decide, from values alone; `Room` measures, asks them, and has things removed.
+`estimate` and `eviction` decide, from values alone; `Usage` measures; `Quota` asks them, and has results removed.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from petl.backbones.count import count, stored_shapes
-from petl.backbones.model import Backbone
 from petl.configuration import LAST, Configuration
 from petl.design import Design
 from petl.errors import UserError
-from search.storage.folder import SCORED, TrialFolder, files_in, trial_files
+from search.storage.folder import ADAPTER, RESULT, SCORED, TRIALS, TrialFiles, TrialFolder, files_in, trial_files
 from search.trials import pareto
 from search.trials.formats import bytes_text
 from search.trials.objectives import values
 from search.trials.record import State, TrialRecord
 from search.trials.records import Records
-from search.trials.resolved import Resolved, WrittenBytes
-
-if TYPE_CHECKING:
-    from petl.data.tokens import TaskData
-
+from search.trials.report import Report, Run
+from search.trials.resolved import Resolved
 
 GB: Final = 10**9
 # Upper limits of what is written beside tensors, in bytes: twice and more of the most that was seen.
@@ -54,8 +48,8 @@ class DiskError(UserError):
 
 
 @dataclass(frozen=True)
-class Needs:
-    """The bytes that a trial takes at most: at any moment of its life, and when it is over, scored and published."""
+class Estimate:
+    """The most bytes that a trial takes: at any moment of its life, and once it is over, scored and published."""
 
     peak: int
     left: int
@@ -63,7 +57,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Result:
-    """What a complete trial would free: `values` are its objectives', `spare` says that nothing needs it any more."""
+    """What the eviction of a complete trial would free.
+
+    `values` are those of its objectives; `spare` says that nothing needs the result any more.
+    """
 
     number: int
     size: int
@@ -72,8 +69,8 @@ class Result:
     reference: bool = False
 
 
-def needs(configuration: Configuration | None, resolved: Resolved) -> Needs:
-    """Of a trial of the study of which `resolved` is on record; a configuration None is a baseline's."""
+def estimate(configuration: Configuration | None, resolved: Resolved) -> Estimate:
+    """Return the bytes that a trial of this study takes at most; without a configuration, those of a baseline."""
     backbone, labels = resolved.backbone, len(resolved.labels)
     design = configuration.design if configuration else Design()
     counted = count(design, backbone, labels)
@@ -89,11 +86,11 @@ def needs(configuration: Configuration | None, resolved: Resolved) -> Needs:
     left = result + adapter + 2 * resolved.written.texts + _SMALL
     waiting = curves + _RECORD * (validations + 4)
     # A training state is written before the older one goes, and the result before the last one.
-    return Needs(max(2 * state, state + result, left) + waiting + _SMALL, left)
+    return Estimate(max(2 * state, state + result, left) + waiting + _SMALL, left)
 
 
 def _curves(configuration: Configuration | None, resolved: Resolved) -> tuple[int, int]:
-    """The size of a trial's curves as JSON, and how many validations are in them."""
+    """Return the size of a trial's curves as JSON, and how many validations are in them."""
     if configuration is None:
         return _VALIDATION, 1
     training, rows = configuration.training, resolved.rows["train"]
@@ -103,11 +100,11 @@ def _curves(configuration: Configuration | None, resolved: Resolved) -> tuple[in
     return math.ceil(_POINT * points + _VALIDATION * validations), validations
 
 
-def making_way(lacking: int, results: Sequence[Result], directions: Sequence[str]) -> list[int] | None:
-    """The trials whose results go so that `lacking` bytes are free, or None where all that may go are not enough.
+def eviction(shortfall: int, results: Sequence[Result], directions: Sequence[str]) -> list[int] | None:
+    """Return the trials whose results go so that `shortfall` bytes are freed; None where even all are not enough.
 
-    The worst go first, by the front that they would be on if all before it were not there, then by the first
-    objective; those of references last. Those on the front never do.
+    The worst go first: by the front that they would be on if all fronts before it were removed, then by the first
+    objective. Results of references go last, and those on the front never.
     """
     searched = [result for result in results if not result.reference]
     rank = dict(zip(searched, pareto.ranks([result.values for result in searched], directions).tolist(), strict=True))
@@ -119,7 +116,7 @@ def making_way(lacking: int, results: Sequence[Result], directions: Sequence[str
         (result for result in searched if result.spare and not kept[result]),
         key=lambda result: (-rank[result], -sign * result.values[0], -result.number),
     )
-    chosen, left = [], lacking
+    chosen, left = [], shortfall
     for result in [*order, *(result for result in results if result.reference and result.spare)]:
         if left <= 0:
             break
@@ -129,13 +126,13 @@ def making_way(lacking: int, results: Sequence[Result], directions: Sequence[str
     return chosen if left <= 0 else None
 
 
-def require_room(
+def require_fit(
     limit: int, references: Mapping[str, Configuration | None], smallest: Configuration, resolved: Resolved
 ) -> None:
-    """Raises DiskError where the references of a study, whose results all stay, and one trial do not fit."""
+    """Raise DiskError where the references of a study, whose results all stay, and one trial do not fit."""
     kept, asked = SPARE, []
     for name, configuration in [*references.items(), ("a trial", smallest)]:
-        need = needs(configuration, resolved)
+        need = estimate(configuration, resolved)
         asked.append((name, kept + need.peak, need.left))
         kept += need.left
     least = max(peak for _, peak, _ in asked)
@@ -148,171 +145,208 @@ def require_room(
         )
 
 
-class Held:
-    """What a study has on the disk, as it was when this was made."""
+class Usage:
+    """The bytes that a study has on the disk: listed once in full, and then trial by trial, as their files change.
 
-    def __init__(self, study: Path, artifacts: Path | None, records: Sequence[TrialRecord]) -> None:
-        self._trials = trial_files(study)
-        self.rest = sum(files_in(study, skip=("trials",)).values())
-        self.trials = sum(files.size() for files in self._trials.values())
-        copied = sum(map(self.copied, records))
-        there = sum(files_in(artifacts).values()) if artifacts else 0
-        # By what the study puts there, or by what is there, of whomever, if that is more.
-        self.artifacts = max(copied, there)
+    A Listener: the files of a trial are listed again once it has paused or ended. What running trials write meanwhile
+    is not seen; `Quota` reserves their estimates instead. `artifacts` is the folder of the study's artifacts where it
+    is known.
+    """
+
+    def __init__(self, study: Path, artifacts: Path | None, records: Records) -> None:
+        self._study, self._artifacts, self._records = study, artifacts, records
+        self._trials: dict[int, TrialFiles] | None = None
+        self._changed: set[int] = set()
+        self._unaccounted = 0  # bytes among the artifacts beyond the copies of what trials have
+
+    def started(self, run: Run) -> None:
+        pass
+
+    def reported(self, run: Run, report: Report) -> None:
+        pass
+
+    def restarted(self, run: Run) -> None:
+        self.changed(run.number)
+
+    def paused(self, run: Run) -> None:
+        self.changed(run.number)
+
+    def ended(self, run: Run) -> None:
+        self.changed(run.number)
+
+    def changed(self, *numbers: int) -> None:
+        """Have these trials listed again when a size is asked for next."""
+        self._changed.update(numbers)
+
+    def relist(self) -> None:
+        """Have everything listed again when a size is asked for next."""
+        self._trials = None
 
     @property
     def used(self) -> int:
-        """All of it, with artifacts that are still to arrive."""
-        return self.rest + self.trials + self.artifacts
+        """All bytes, with copies among the artifacts that are still to arrive."""
+        trials = self._listed()
+        beside = sum(files_in(self._study, skip=(TRIALS,)).values())
+        return beside + sum(files.size() for files in trials.values()) + self._copies() + self._unaccounted
 
     def of(self, number: int, part: str = "") -> int:
-        """The bytes of a trial, or of one of its folders."""
-        return files.size(part) if (files := self._trials.get(number)) else 0
+        """Return the bytes of a trial, or of one of its folders."""
+        return self.files(number).size(part)
+
+    def files(self, number: int) -> TrialFiles:
+        return self._listed().get(number, _NO_FILES)
 
     def copied(self, record: TrialRecord) -> int:
-        """What is, or will be, of a trial among the artifacts."""
-        adapter = self.of(record.number, "result/adapter") if record.state is State.COMPLETE else 0
-        return adapter + self.of(record.number, "test")
+        """Return the bytes that are, or will be, copied of a trial to the artifacts."""
+        adapter = self.of(record.number, ADAPTER) if record.state is State.COMPLETE else 0
+        return adapter + self.of(record.number, SCORED)
 
-    def tested(self, number: int) -> bool:
+    def scored(self, number: int) -> bool:
         """Whether a trial has its scores on whole splits."""
-        return number in self._trials and self._trials[number].has(SCORED)
+        return self.files(number).has(SCORED)
+
+    def _copies(self) -> int:
+        return sum(map(self.copied, self._records.all()))
+
+    def _listed(self) -> dict[int, TrialFiles]:
+        if self._trials is None:
+            self._trials, self._changed = trial_files(self._study), set()
+            present = sum(files_in(self._artifacts).values()) if self._artifacts else 0
+            self._unaccounted = max(0, present - self._copies())
+        while self._changed:
+            number = self._changed.pop()
+            self._trials[number] = TrialFolder(self._study, number).stored_files()
+        return self._trials
 
 
-class Room:
-    """Whether there is room for a trial, which is made where it can be.
+_NO_FILES: Final = TrialFiles({})
 
-    `limit` is in bytes, None for none; `folder` is the study's, `artifacts` that of its artifacts where it is
-    known. `shown` tells the trials that are scored when the search ends. `withdraw` has the results of a
-    trial removed, in the order of all that MLflow is told; `settled(patience, limit)` waits for that so many
-    seconds while MLflow is away, and in any case.
+
+class Quota:
+    """The limit of a study: whether one more trial fits, for which results are evicted where that helps.
+
+    `limit` is in bytes, None for no limit. `shown` returns the trials that are scored when the search ends.
+    `withdraw` has the result of a trial removed, after everything that waits for MLflow before it;
+    `settle(patience, limit)` waits for that, up to `patience` seconds while MLflow is away and `limit` in any case.
     """
 
     def __init__(
         self,
         limit: int | None,
-        folder: Path,
-        artifacts: Path | None,
+        usage: Usage,
+        study: Path,
         records: Records,
         shown: Callable[[], Sequence[TrialRecord]],
         withdraw: Callable[[int], None],
-        settled: Callable[[float, float], bool],
+        settle: Callable[[float, float], bool],
         patience: float,
     ) -> None:
-        self.limit, self.folder, self.artifacts, self.records = limit, folder, artifacts, records
-        self._shown, self._withdraw, self._settled, self._patience = shown, withdraw, settled, patience
+        self.limit, self._usage, self._study, self._records = limit, usage, study, records
+        self._shown, self._withdraw, self._settle, self._patience = shown, withdraw, settle, patience
         self._resolved = records.resolved
-        self._going: set[int] = set()  # trials whose results were withdrawn
-        self._refused: tuple[frozenset[int], float, str] = (frozenset(), -math.inf, "")
+        self._withdrawn: set[int] = set()
+        self._refused: tuple[object, float, str] = (None, -math.inf, "")
 
-    def lacking(self, configuration: Configuration | None, active: Collection[int], number: int | None = None) -> str:
-        """Why a trial cannot start beside those that run, "" where it can. `number` is that of one that goes on.
+    def refusal(self, configuration: Configuration | None, active: Collection[int], number: int | None = None) -> str:
+        """Return why a trial cannot start beside the active ones, "" where it can. `number` is that of a resumed one.
 
-        Of a complete trial, `active` has its replicates: the number once for each. Removes what has to make way. Waits
-        for MLflow to let go of that: briefly, where others run.
+        A complete trial is in `active` once for each of its replicates that run. Evicts results, and waits for MLflow
+        to let go of them: briefly where others run.
         """
         if self.limit is None:
             return ""
-        who, when, why = self._refused
-        if active and who == frozenset(active) and time.monotonic() - when < 1.0:
-            return why  # asked again and again until one of them ends
+        peak = 0 if number is not None else estimate(configuration, self._resolved).peak
+        question = (tuple(sorted(active)), number, peak)
+        asked, when, reason = self._refused
+        if active and question == asked and time.monotonic() - when < 1.0:
+            return reason  # Tune asks again and again until one of them ends
         running = [*active, *([] if number is None else [number])]
-        peak = 0 if number is not None else needs(configuration, self._resolved).peak
-        why = self._made(peak, running, (_BRIEFLY, _BRIEFLY) if active else (self._patience, math.inf))
-        self._refused = (frozenset(active), time.monotonic(), why)
-        return why
-
-    def _held(self) -> Held:
-        return Held(self.folder, self.artifacts, self.records.all())
+        reason = self._made(peak, running, (_BRIEFLY, _BRIEFLY) if active else (self._patience, math.inf))
+        if reason:  # a trial that was accepted runs: the next one is weighed beside it
+            self._refused = question, time.monotonic(), reason
+        return reason
 
     def _made(self, peak: int, running: Collection[int], patience: tuple[float, float]) -> str:
-        """Makes room for so many bytes beside what is there and what the running ones may take."""
+        """Make so many bytes free beside what is stored and what the running trials may take, or return why not."""
         assert self.limit is not None
-        if self._taken(self._held(), running) + peak <= self.limit:
+        self._usage.changed(*self._withdrawn)
+        if self._reserved(running) + peak <= self.limit:
             return ""
+        self._usage.relist()
         self._tidy(running)
-        held = self._held()
-        short = self._taken(held, running) + peak - self.limit
-        results = self._results(held, running)
-        going = sum(result.size for result in results if result.number in self._going)
-        chosen = making_way(short - going, results, [each.direction for each in self.records.objectives])
-        if chosen is not None and short > 0:
+        shortfall = self._reserved(running) + peak - self.limit
+        results = self._results(running)
+        expected = sum(result.size for result in results if result.number in self._withdrawn)
+        chosen = eviction(shortfall - expected, results, [each.direction for each in self._records.objectives])
+        if chosen is not None and shortfall > 0:
             for number in chosen:
-                self._going.add(number)
+                self._withdrawn.add(number)
                 self._withdraw(number)
-            self._settled(*patience)
-            held = self._held()
-            short = self._taken(held, running) + peak - self.limit
-        return "" if short <= 0 else self._explained(held, short, waiting=chosen is not None)
+            self._settle(*patience)
+            self._usage.relist()
+            shortfall = self._reserved(running) + peak - self.limit
+        return "" if shortfall <= 0 else self._explained(shortfall, waiting=chosen is not None)
 
-    def _taken(self, held: Held, running: Collection[int]) -> int:
-        """What is there, and what the running trials, and the scores of those that are shown, may add to it."""
+    def _reserved(self, running: Collection[int]) -> int:
+        """Return what is used, and what running trials and the scores of those that are shown may add to it."""
+        usage = self._usage
         texts = 2 * self._resolved.written.texts + _SMALL
-        taken = SPARE + held.used + texts * sum(not self._scored(held, record.number) for record in self._shown())
+        reserved = SPARE + usage.used + texts * sum(not self._scored(record.number) for record in self._shown())
         for number, times in Counter(running).items():
-            record = self.records.get(number)
-            already = held.of(number) if record.state.open else 0  # of a complete one that is not a replicate's
-            taken += times * max(0, needs(record.configuration, self._resolved).peak - already)
-        return taken
+            record = self._records.get(number)
+            stored = usage.of(number) if record.state.open else 0  # what a complete one has is not its replicates'
+            reserved += times * max(0, estimate(record.configuration, self._resolved).peak - stored)
+        return reserved
 
-    def _scored(self, held: Held, number: int) -> bool:
-        return not self._resolved.final or held.tested(number)
+    def _scored(self, number: int) -> bool:
+        return not self._resolved.final or self._usage.scored(number)
 
-    def _results(self, held: Held, running: Collection[int]) -> list[Result]:
+    def _results(self, running: Collection[int]) -> list[Result]:
         shown = {record.number for record in self._shown()}
         return [
             Result(
                 record.number,
-                held.of(record.number, "result") + held.of(record.number, "result/adapter"),
-                values(self.records.objectives, record.measurements),
-                spare=record.number not in self._going
-                and (record.number not in shown or self._scored(held, record.number)),
+                self._usage.of(record.number, RESULT) + self._usage.of(record.number, ADAPTER),
+                values(self._records.objectives, record.measurements),
+                spare=record.number not in self._withdrawn
+                and (record.number not in shown or self._scored(record.number)),
                 reference=record.reference is not None,
             )
-            for record in self.records.all()
+            for record in self._records.all()
             if record.state is State.COMPLETE and record.number not in running
         ]
 
     def _tidy(self, running: Collection[int]) -> None:
-        """Removes what nobody needs: what was interrupted, training states of closed trials, results of failed ones."""
-        for record in self.records.all():
+        """Remove what nobody needs: interrupted parts, training states of closed trials, results of failed ones."""
+        for record in self._records.all():
             if record.number in running:
                 continue
-            folder = TrialFolder(self.folder, record.number)
-            folder.drop_interrupted()
+            files = self._usage.files(record.number)
+            parts = {*files.interrupted}
             if not record.state.open:
-                folder.drop_states()
+                parts |= {*files.states}
                 if record.state is not State.COMPLETE:
-                    folder.drop("result")
+                    parts |= {RESULT}
+            for part in sorted(parts):
+                if files.size(part):
+                    TrialFolder(self._study, record.number).drop(part)
+                    self._usage.changed(record.number)
 
-    def _explained(self, held: Held, short: int, *, waiting: bool) -> str:
+    def _explained(self, shortfall: int, *, waiting: bool) -> str:
         assert self.limit is not None
+        usage = self._usage
         front = {record.number for record in self._shown() if not record.reference}
         sums = {"references": 0, "the front": 0}
-        for record in self.records.all():
+        for record in self._records.all():
             if record.reference or record.number in front:
                 name = "references" if record.reference else "the front"
-                sums[name] += held.of(record.number) + held.copied(record)
-        sums["the rest"] = max(0, held.used - sum(sums.values()))
-        what = ", ".join(f"{name} {bytes_text(count)}" for name, count in sums.items())
+                sums[name] += usage.of(record.number) + usage.copied(record)
+        used = usage.used
+        sums["the rest"] = max(0, used - sum(sums.values()))
+        parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in sums.items())
         return (
-            f"storage.max_gb {self.limit / GB:g} leaves no room for another trial: used are {bytes_text(held.used)} "
-            f"({what}), and what it may write lacks {bytes_text(short)}"
-            f"{'; MLflow, which does not answer, holds adapters that are to go' * waiting}. A resume with "
-            f"--set storage.max_gb={math.ceil((self.limit + short) / GB * 10_000) / 10_000:g} or more goes on"
+            f"storage.max_gb {self.limit / GB:g} leaves no room for another trial: used are {bytes_text(used)} "
+            f"({parts}), and what it may write lacks {bytes_text(shortfall)}"
+            f"{'; MLflow, which does not answer, holds adapters that are to go' * waiting}. Resume with "
+            f"--set storage.max_gb={math.ceil((self.limit + shortfall) / GB * 10_000) / 10_000:g} or more to continue"
         )
-
-
-def written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence[str], longest: int) -> WrittenBytes:
-    """Sizes that are the same for all trials: what is beside an adapter's tensors, and all its predictions.
-
-    `longest` is that of a prediction, in tokens; one of a label is as long as the labels are.
-    """
-    with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
-        tokenizer.save_pretrained(folder)
-        fixed = sum(files_in(Path(folder)).values())
-    fixed += len(json.dumps({"backbone": backbone.to_dict(), "task": data.facts()}, indent=1))
-    said = max(map(len, data.labels)) if data.labels else 8 * longest  # bytes of a token, escapes included
-    answers = [answer for split in splits for answer in data.references(split)]
-    texts = sum(len(json.dumps(answer, ensure_ascii=False).encode()) + 2 * said + 40 for answer in answers)
-    return WrittenBytes(fixed, texts)

@@ -18,8 +18,7 @@ from search.optimizer.observations import DEFAULT_UNFINISHED
 from search.optimizer.replication import Replication
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
-from search.storage.quota import GB, needs
-from search.storage.quota import require_room as require_quota
+from search.storage.quota import GB, estimate, require_fit
 from search.study.places import StudyError
 from search.study.warm_start import prior
 from search.trials.objectives import excess
@@ -83,8 +82,8 @@ def require_room(config: StudyConfig, resolved: Resolved) -> None:
     if (limit := disk_limit(config)) is None:
         return
     known = [configuration for _, configuration in config.listed] or [Configuration(Design(), config.fixed_training)]
-    smallest = min(known, key=lambda configuration: needs(configuration, resolved).peak)
-    require_quota(limit, config.reference_configurations(), smallest, resolved)
+    smallest = min(known, key=lambda configuration: estimate(configuration, resolved).peak)
+    require_fit(limit, config.reference_configurations(), smallest, resolved)
 
 
 def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:

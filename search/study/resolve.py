@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from petl import backbones, tasks
 from petl.backbones.model import Backbone
 from search.config.study import StudyConfig
 from search.storage.address import without_password
-from search.storage.quota import written
-from search.trials.resolved import Resolved
+from search.storage.folder import files_in
+from search.trials.resolved import Resolved, WrittenBytes
 
 if TYPE_CHECKING:
     from petl.data.tokens import TaskData
+
+
+def _written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequence[str], longest: int) -> WrittenBytes:
+    """Return the sizes that are the same for all trials: what lies beside an adapter's tensors, and all predictions.
+
+    `longest` is the length of a generated prediction, in tokens; a predicted label is as long as the labels are.
+    """
+    with tempfile.TemporaryDirectory(prefix="petl-search-") as folder:
+        tokenizer.save_pretrained(folder)
+        fixed = sum(files_in(Path(folder)).values())
+    fixed += len(json.dumps({"backbone": backbone.to_dict(), "task": data.facts()}, indent=1))
+    prediction = max(map(len, data.labels)) if data.labels else 8 * longest  # bytes of a token, escapes included
+    answers = [answer for split in splits for answer in data.references(split)]
+    texts = sum(len(json.dumps(answer, ensure_ascii=False).encode()) + 2 * prediction + 40 for answer in answers)
+    return WrittenBytes(fixed, texts)
 
 
 def settled(config: StudyConfig, resolved: Resolved) -> StudyConfig:
@@ -71,7 +90,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
         uri=without_password(uri) if (uri := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")) else None,
         generates=generates,
         final=final,
-        written=written(tokenizer, backbone, data, final, task.decoding.max_length),
+        written=_written(tokenizer, backbone, data, final, task.decoding.max_length),
         signatures=signatures(GENERATED & {*task.scores}),
     )
 

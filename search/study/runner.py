@@ -21,7 +21,7 @@ from search.results.query import Study, load_study
 from search.storage.folder import TrialFolder
 from search.storage.locations import FullDiskError, StoreError, StudyHome, artifact_root, is_full
 from search.storage.locks import run_token
-from search.storage.quota import Held, Room
+from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store
 from search.study.final_scores import eligible, unscored
 from search.study.places import (
@@ -98,22 +98,23 @@ class Runner:
         self.records.persist.announce(self.display.say)
         journal = Journal(self.places.journal, self.display.say)
         with Delivery(journal, connect, self.folder, self.display.say, trackers) as self.delivery:
-            artifacts, limit = self.places.artifacts, disk_limit(self.config)
+            limit = disk_limit(self.config)
+            self.usage = Usage(self.folder, self.places.artifacts, self.records)
             self.publisher = Publisher(
                 self.delivery.send,
                 self.records,
                 self.folder,
-                lambda: Held(self.folder, artifacts, self.records.all()).used,
+                lambda: self.usage.used,
                 limit,
             )
-            self.room = Room(
+            self.quota = Quota(
                 limit,
+                self.usage,
                 self.folder,
-                artifacts,
                 self.records,
                 shown=lambda: eligible(self.config, self.records),
                 withdraw=self.publisher.withdrawn,
-                settled=self.delivery.drain,
+                settle=self.delivery.drain,
                 patience=self.config.tracking.patience,
             )
             self.delivery.send(Begin())
@@ -138,10 +139,11 @@ class Runner:
         """Train the search's trials, then the replicates, both on one clock."""
         self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
-        search = Search(self.records, self.plan, lacking=self.room.lacking)
+        search = Search(self.records, self.plan, lacking=self.quota.refusal)
         try:
             for record in search.take_closed():  # no worker reports them
-                self.publisher.ended(record)
+                for listener in (self.usage, self.publisher):
+                    listener.ended(record)
             self._search(search)
             self._replicate(search)
             self._say_device_hours(search.meter)
@@ -151,7 +153,7 @@ class Runner:
 
     def _until_done(self, source: Source[Run]) -> None:
         """Train what the source hands out. Raises InterruptedStudy where Ctrl-C ended that before it was done."""
-        bridge = Bridge(source, (self.publisher, self.display), self.config.objectives.score)
+        bridge = Bridge(source, (self.usage, self.publisher, self.display), self.config.objectives.score)
         if run_trials(bridge, self.context, self.config.resources) is Outcome.INTERRUPTED:
             raise interrupted(self.places)
 
@@ -169,7 +171,7 @@ class Runner:
             )
 
     def _replicate(self, search: Search) -> None:
-        replicates = replication(self.config, self.records, search.plan, search.meter, self.room.lacking)
+        replicates = replication(self.config, self.records, search.plan, search.meter, self.quota.refusal)
         self.publisher.summaries(replicates.conclude())
         if not self.config.replicates.per_trial:
             return
@@ -237,6 +239,7 @@ class Runner:
         files = [file.name for file in tables.write_front(study, self.folder)]
         self.delivery.send(Front(study.front().to_rows(), study.reference_rows(), files))
         self._deliver()
+        self.usage.relist()  # once a run: the published number is exact
         self.publisher.weighed()
         self.delivery.send(Close("FINISHED"))
         self._deliver()

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import loop
 import numpy as np
 import pytest
 import studies
 from rich.console import Console
 from scope import ALL
 
+from petl import tasks
 from petl.configuration import Configuration, Training
 from petl.presets import parse
+from search.optimizer.budget import Budget
+from search.optimizer.search import Search
 from search.results import tables as report
+from search.storage import folder, quota
 from search.storage.folder import TrialFolder
 from search.storage.locations import StoreError
-from search.storage.quota import DiskError, Result, making_way, needs
+from search.storage.quota import DiskError, Result, estimate, eviction
+from search.storage.remote import RemoteStore, set_store
 from search.study.run import run
+from search.tracking.publisher import Publisher
 from search.trials.record import State
+from search.trials.records import Records
+from search.trials.report import Report
+from search.trials.resolved import Resolved, WrittenBytes
 
 TIGHT, WIDE = 0.0012, 0.0016
 DIRECTIONS = ("maximize", "minimize")
@@ -86,7 +96,7 @@ def test_what_makes_way_is_what_brute_force_finds(costs: int) -> None:
             for number in range(int(draw.integers(0, 9)))
         ]
         lacking = int(draw.integers(0, 12))
-        chosen = making_way(lacking, results, (*DIRECTIONS, "minimize")[: 1 + costs])
+        chosen = eviction(lacking, results, (*DIRECTIONS, "minimize")[: 1 + costs])
         assert (None if chosen is None else set(chosen)) == brute_force(lacking, results), (lacking, results)
         found.add(None if chosen is None else len(chosen))
     assert {None, 0, 1, 2, 3} <= found
@@ -95,10 +105,10 @@ def test_what_makes_way_is_what_brute_force_finds(costs: int) -> None:
 def test_references_go_last_and_the_front_never() -> None:
     best, dominated = Result(0, 9, (0.9, 10.0)), Result(1, 1, (0.8, 20.0))
     reference = Result(2, 5, (0.1, 99.0), reference=True)
-    assert making_way(1, [best, dominated, reference], DIRECTIONS) == [1]
-    assert making_way(2, [best, dominated, reference], DIRECTIONS) == [1, 2]
-    assert making_way(7, [best, dominated, reference], DIRECTIONS) is None
-    assert making_way(2, [best, dominated, replace(reference, spare=False)], DIRECTIONS) is None
+    assert eviction(1, [best, dominated, reference], DIRECTIONS) == [1]
+    assert eviction(2, [best, dominated, reference], DIRECTIONS) == [1, 2]
+    assert eviction(7, [best, dominated, reference], DIRECTIONS) is None
+    assert eviction(2, [best, dominated, replace(reference, spare=False)], DIRECTIONS) is None
 
 
 def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None:
@@ -119,13 +129,111 @@ def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None
         assert report.measurements, report
         result = attempt.folder.find("result")
         assert result is not None
-        need = needs(configuration, resolved)
+        need = estimate(configuration, resolved)
         left = walked(result) + walked(result / "adapter")
         assert left <= need.left
         assert 2 * state <= need.peak
         if text == "prefix:length=4,reparameterisation=512":
             assert need.peak < 3 * state
         attempt.close()
+
+
+# --- asking and measuring ------------------------------------------------------------------------
+
+
+def studied(trials: int) -> Records:
+    """The records of a study with so many complete trials."""
+    records = Records.in_memory()
+    records.resolved = Resolved(
+        backbone=loop.BACKBONE,
+        task=tasks.resolve({"name": "sst2"}),
+        labels=("bad", "good"),
+        rows={"train": 100},
+        digest="",
+        epochs=None,
+        precision="fp32",
+        uri=None,
+        generates=False,
+        final=(),
+        written=WrittenBytes(1_000, 1_000),
+    )
+    search = Search(records, loop.plan(budget=Budget(trials=trials)))
+    for number in range(trials):
+        search.next(1)
+        search.finish(number, loop.measured(records.get(number).configuration))
+    return records
+
+
+def test_every_replicate_of_a_trial_is_weighed_at_once(tmp_path: Path) -> None:
+    """There is room for two; each one that is accepted counts for the next, however soon that one is asked for."""
+    records = studied(1)
+    configuration = records.get(0).configuration
+    limit = quota.SPARE + 2 * estimate(configuration, records.resolved).peak + 10_000
+    usage = quota.Usage(tmp_path, None, records)
+    room = quota.Quota(
+        limit, usage, tmp_path, records, shown=list, withdraw=lambda number: None, settle=lambda *_: True, patience=0.0
+    )
+    assert [bool(room.refusal(configuration, [0] * running)) for running in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert not room.refusal(configuration, [0])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_trial_is_listed_again_only_when_it_changed(
+    stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, study = studied(20), tmp_path / "demo"
+    listed: list[str] = []
+    if stored:
+        set_store(study, str(tmp_path / "shared"))
+        listing = RemoteStore.files
+
+        def files(store: RemoteStore, path: str) -> dict[str, int]:
+            listed.append(path)
+            return listing(store, path)
+
+        monkeypatch.setattr(RemoteStore, "files", files)
+    else:
+        walk = folder.files_in
+
+        def files_in(path: Path, skip: Collection[str] = ()) -> dict[str, int]:
+            listed.append(path.relative_to(study).as_posix())
+            return walk(path, skip)
+
+        monkeypatch.setattr("search.storage.folder.files_in", files_in)
+    for number in range(20):
+        write(study, number, 100)
+    usage = quota.Usage(study, None, records)
+    publisher = Publisher(lambda *told: None, records, study, lambda: usage.used)
+    listed.clear()
+    publisher.everything()
+    assert listed == ["trials"]
+    kept = tmp_path / "shared" / "demo" / "trials" if stored else study / "trials"
+    assert usage.used == pytest.approx(walked(kept), abs=200)  # beside the trials lies the store's address alone
+    listed.clear()
+    for number in (3, 4):
+        write(study, number, 5_000)
+        listed.clear()
+        for listener in (usage, publisher):
+            listener.ended(records.get(number))
+        publisher.weighed()
+        assert set(listed) == {f"trials/{number:04d}"}
+    assert usage.used == pytest.approx(walked(kept), abs=200)
+    usage.relist()
+    assert usage.used == pytest.approx(walked(kept), abs=200)
+
+
+def write(study: Path, number: int, size: int) -> None:
+    trial = TrialFolder(study, number)
+    part = folder.ResultPart(trial.begin(folder.RESULT))
+    folder.write_json(part.report, Report().to_dict())
+    (part.folder / "weights").write_bytes(bytes(size))
+    trial.commit(folder.RESULT)
 
 
 # --- a real search -------------------------------------------------------------------------------
