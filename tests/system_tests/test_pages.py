@@ -12,7 +12,8 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from petl.configuration import Training
+from petl.design import LINEARS, PLACES
 from petl.presets import EVERYWHERE, PRESETS, parse
 from petl.tasks import KINDS, TASKS, Decoding, Task
 from search.cli import app
@@ -105,7 +107,7 @@ def pieces(page: Path) -> Iterator[Piece]:
 
 PAGES: Final = pages()
 PIECES: Final = [piece for page in PAGES for piece in pieces(page)]
-INLINE: Final = [piece for piece in PIECES if piece.language is None]
+INLINE: Final = [piece for piece in PIECES if piece.language is None and "fixtures" not in piece.page.parts]
 SHELL: Final = [piece for piece in PIECES if piece.language == ""]
 YAML: Final = [piece for piece in PIECES if piece.language == "yaml"]
 PYTHON: Final = [piece for piece in PIECES if piece.language == "python"]
@@ -194,8 +196,8 @@ def check_inline(piece: Piece, monkeypatch: pytest.MonkeyPatch) -> None:
         assert a_file or match[1] not in SECTIONS or match[2] in _fields_of(match[1]), f"there is no field {text}"
     if match := re.fullmatch(r"\$?\{?((?:PETL|RAY|MLFLOW)_[A-Z_]+)\}?", text):
         assert match[1] in _sources(), f"nothing reads {match[1]}"
-    if re.fullmatch(r"[\w./-]+", text):
-        check_path(text, piece)
+    if match := re.fullmatch(r"(?:[A-Z_]+=)?([\w./-]+)", text):
+        check_path(match[1], piece)
 
 
 def check_path(text: str, piece: Piece) -> None:
@@ -219,7 +221,9 @@ def check_option(text: str) -> None:
     load_config(BASE, [value for option, value in pairwise(words) if option == "--set"])
 
 
+@cache
 def _sources() -> str:
+    """All that may read a variable."""
     folders = ("petl", "spaces", "search", "infra", "tests")
     libraries = "MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
     files = (
@@ -410,8 +414,12 @@ def _fields_of(section: str) -> Mapping[str, Any]:
         return {}
     found = {name: field.default for name, field in model.model_fields.items()}
     if section == "scheduler":
-        rules = {field.name: field.default for rule in RULES.values() if is_dataclass(rule) for field in fields(rule)}
-        found |= {name: rules[name] for name, default in found.items() if default is None}
+        found |= {
+            option.name: option.default
+            for rule in RULES.values()
+            for option in fields(rule)
+            if "option" in option.metadata
+        }
     if section == "budget":
         found |= {"trials": 24, "epochs": StudyConfig.model_validate(BASE).budget.epochs}
     return found
@@ -505,6 +513,16 @@ def test_every_design_with_its_arguments() -> None:
     assert sorted(named) == sorted(PRESETS)
     prose = (ROOT / "petl/README.md").read_text()
     assert all(f"`{name}" in prose for name in EVERYWHERE)
+
+
+def test_every_place_with_what_it_reads() -> None:
+    rows = next(table[2:] for _, table in tables(ROOT / "petl/README.md") if table[0][:2] == ["site", "insertion"])
+    found = {
+        (site, insertion): (reads, added)
+        for name, insertion, reads, added in rows
+        for site in (LINEARS if name == "any linear" else [name.strip("`")])
+    }
+    assert found == {(str(site), str(insertion)): (p.reads, p.added) for (site, insertion), p in PLACES.items()}
 
 
 @pytest.mark.parametrize("package", ["petl", "search"])
