@@ -109,7 +109,10 @@ class Display:
         self.console.print(text, highlight=False, markup=False)
 
     def started(self, run: Run) -> None:
-        self._line(run, "resumes" if isinstance(run, TrialRecord) and run.rungs else "starts")
+        if isinstance(run, Replicate):
+            self._line(run, "trains again")
+        else:
+            self._line(run, "resumes" if run.rungs else "starts")
 
     def reported(self, run: Run, report: Report) -> None:
         if report.validations and report.measurements is None:

@@ -13,7 +13,7 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.results.live import Display, _left
-from search.trials.record import State, TrialRecord
+from search.trials.record import Replicate, State, TrialRecord
 from search.trials.report import Report
 
 LORA = TrialRecord(number=1, state=State.RUNNING, configuration=Configuration(parse("lora:rank=8")), started=0.0)
@@ -139,3 +139,21 @@ def test_scored_trials_are_lines_without_a_terminal() -> None:
         done(1)
     assert "trial 2 is scored (1/2)" in out.getvalue()
     assert "trial 1 is scored (2/2)" in out.getvalue()
+
+
+def test_replicates_are_shown_as_trials_are() -> None:
+    out = io.StringIO()
+    display = Display("demo", 24, 2, ["accuracy", "stored_parameters"], lambda: RECORDS, lambda: [], Console(file=out))
+    run = Replicate(number=2, seed=7)
+    display.started(run)
+    display.restarted(run)
+    display.paused(run)
+    display.ended(replace(run, measurements=Measurements(accuracy=0.75, stored_parameters=1_000), ended=1.0))
+    display.ended(replace(run, failure="diverged", ended=1.0))
+    assert [line.partition("trial 2 with seed 7 ")[2] for line in out.getvalue().splitlines() if "]" in line] == [
+        "trains again",
+        "is left for a resume: the budget is spent",
+        "complete: accuracy 0.7500, 1,000 parameters",
+        "failed: diverged",
+    ]
+    assert "the worker process of trial 2 with seed 7 died" in out.getvalue()
