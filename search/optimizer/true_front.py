@@ -9,7 +9,7 @@ non-parametric maximum likelihood estimate of that mixture, by a few steps of EM
 2014, "Two modeling strategies for empirical Bayes estimation"). A trial at the edge of a steep crowd is likely to owe
 its place to luck, one that stands apart is less so. How much a trial's score depends on its seed is known from a few
 others only, and what was picked as the best is often of those that depend the most: so noise has the tails of Student's
-t, the heavier the fewer seeds, and what is believed to be on the front has a second seed before anything is refined.
+t, the heavier the fewer seeds, and what is likely to be on the front has a second seed before anything is refined.
 """
 
 from __future__ import annotations

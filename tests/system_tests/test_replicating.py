@@ -138,7 +138,7 @@ def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path
     assert "mean ± spread (seeds)" in note
 
 
-def test_a_finished_race_is_not_run_again(replicated: tuple[Study, str]) -> None:
+def test_finished_replicates_are_not_trained_again(replicated: tuple[Study, str]) -> None:
     before = {child.info.run_id for child in grandchildren("replicated")}
     console = Console(record=True, width=200, file=io.StringIO())
     study = resume("replicated", console=console)
@@ -157,7 +157,7 @@ class Terminating(io.StringIO):
         return done
 
 
-def test_an_interrupted_race_ends_as_if_nothing_had_happened(
+def test_interrupted_replicates_end_as_if_nothing_had_happened(
     replicated: tuple[Study, str], home: Path, content: dict[str, Any]
 ) -> None:
     with pytest.raises(InterruptedStudy):
@@ -201,8 +201,8 @@ def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plai
     study = resume("plain", overrides=overrides, console=Console(quiet=True))
     assert len(study.trials) == 9
     assert grandchildren("plain")
-    race = open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
-    found = race.summaries
+    records = open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
+    found = records.summaries
     assert set(found) == {trial.trial for trial in study.trials}
     assert {trial.trial: trial.seed_summary for trial in before.trials if trial.seed_summary}
     for trial in study.trials:

@@ -1,4 +1,4 @@
-"""Replicates, pure: who trains again, within what bounds, and that a race made anew goes on where the last one was."""
+"""Replicates without workers: who trains again, within what bounds, and how another driver continues."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ class Searched:
     def score(self, index: int) -> Measurements:
         return measured(self.true[index] + self.random.normal(0, SPREAD), 10 * (index + 1), float(index % 3))
 
-    def race(self, seeds: int = 5, extra: float = 0.5, concurrent: int = 2, **budget: float) -> Replication:
+    def replication(self, seeds: int = 5, extra: float = 0.5, concurrent: int = 2, **budget: float) -> Replication:
         spend = Budget(trials=TRIALS, concurrent=concurrent, **budget)
         return Replication(
             self.records, spend, Meter(spend, self.records, self.clock), seeds=seeds, extra=extra, rungs=(1.0,)
         )
 
-    def drive(self, race: Replication, most: int = 10**6) -> None:
+    def drive(self, replication: Replication, most: int = 10**6) -> None:
         """Two at once, the older one over first; `most` are."""
         running: list[Replicate] = []
         while most:
-            step = race.next()
+            step = replication.next()
             if isinstance(step, Start | Resume):
                 running.append(step.record)
                 continue
             if step is DONE:
                 break
             first = running.pop(0)
-            race.finish(first.key, self.score(first.number))
+            replication.finish(first.key, self.score(first.number))
             most -= 1
 
 
@@ -86,12 +86,12 @@ def searched() -> Searched:
 
 
 def test_complete_trials_alone_are_replicated_each_seed_once_and_within_bounds(searched: Searched) -> None:
-    race = searched.race(seeds=3, extra=0.5)
-    assert race.left == pytest.approx(0.5 * (TRIALS * EPOCHS + 1.0))  # the stopped trial had an epoch
-    searched.drive(race)
-    runs = race.runs
-    assert race.done
-    assert race.left >= 0
+    replication = searched.replication(seeds=3, extra=0.5)
+    assert replication.left == pytest.approx(0.5 * (TRIALS * EPOCHS + 1.0))  # the stopped trial had an epoch
+    searched.drive(replication)
+    runs = replication.runs
+    assert replication.done
+    assert replication.left >= 0
     assert all(run.over and run.number < TRIALS for run in runs)
     assert 4 <= len(runs) <= 0.5 * (TRIALS * EPOCHS + 1.0) / EPOCHS
     of = {number: [run.seed for run in runs if run.number == number] for number in {run.number for run in runs}}
@@ -99,39 +99,39 @@ def test_complete_trials_alone_are_replicated_each_seed_once_and_within_bounds(s
 
 
 def test_a_replicate_trains_what_its_trial_did_but_for_the_seed(searched: Searched) -> None:
-    race = searched.race()
-    step = race.next()
+    replication = searched.replication()
+    step = replication.next()
     assert isinstance(step, Start)
     run = step.record
     own = searched.records.get(run.number).configuration
-    again = race.configuration(run.key)
+    again = replication.configuration(run.key)
     assert own is not None
     assert (again.design, again.training, again.seed) == (own.design, own.training, 8)
 
 
 def test_no_more_run_than_may(searched: Searched) -> None:
-    race = searched.race(concurrent=2)
-    assert all(isinstance(race.next(), Start) for _ in range(2))
-    assert race.next() is WAIT
-    assert len(race.active) == 2
+    replication = searched.replication(concurrent=2)
+    assert all(isinstance(replication.next(), Start) for _ in range(2))
+    assert replication.next() is WAIT
+    assert len(replication.active) == 2
 
 
 @pytest.mark.parametrize("killed_after", [1, 4, 7])
-def test_a_race_made_anew_goes_on(killed_after: int) -> None:
+def test_another_driver_continues_the_replicates(killed_after: int) -> None:
     """What ran when the driver died is handed out again, with its seed, and nothing is trained twice."""
     whole = Searched()
-    whole.drive(whole.race())
-    assert len(whole.race().runs) > killed_after + 2
+    whole.drive(whole.replication())
+    assert len(whole.replication().runs) > killed_after + 2
     killed = Searched()
-    first = killed.race()
+    first = killed.replication()
     killed.drive(first, killed_after)
     left = {(run.number, run.seed) for run in first.runs if not run.over}
     assert left
-    second = killed.race()
+    second = killed.replication()
     assert second.runs == first.runs
     again = [second.next() for _ in left]
     assert {step.record.key for step in again if isinstance(step, Resume)} == left
-    third = killed.race()
+    third = killed.replication()
     killed.drive(third)
     keys = [(run.number, run.seed) for run in third.runs]
     assert len(set(keys)) == len(keys)
@@ -139,15 +139,15 @@ def test_a_race_made_anew_goes_on(killed_after: int) -> None:
 
 
 def test_what_is_said_of_a_trial_is_of_all_its_seeds(searched: Searched) -> None:
-    race = searched.race()
-    assert race.conclude() == {}
-    searched.drive(race)
-    beliefs = race.conclude()
+    replication = searched.replication()
+    assert replication.conclude() == {}
+    searched.drive(replication)
+    beliefs = replication.conclude()
     assert beliefs == searched.records.summaries
     assert sorted(beliefs) == list(range(TRIALS))
     for number, belief in beliefs.items():
         own = searched.records.get(number).measurements
-        scores = [own.accuracy, *(run.measurements.accuracy for run in race.runs if run.number == number)]
+        scores = [own.accuracy, *(run.measurements.accuracy for run in replication.runs if run.number == number)]
         assert belief.mean == pytest.approx(np.mean(scores))
         assert belief.seeds == len(scores)
         assert belief.spread == pytest.approx(np.std(scores, ddof=1) if len(scores) > 1 else 0.0)
@@ -163,35 +163,35 @@ def test_what_is_said_of_a_trial_is_of_all_its_seeds(searched: Searched) -> None
 
 def test_failures_are_counted_and_not_tried_for_ever(searched: Searched) -> None:
     memory = "out of memory: 9 GB"
-    race = searched.race(seeds=3, extra=10.0)
-    while not race.done:
-        step = race.next()
+    replication = searched.replication(seeds=3, extra=10.0)
+    while not replication.done:
+        step = replication.next()
         assert isinstance(step, Start)
         run = step.record
         if (run.number + run.seed) % 3 == 0:
-            race.finish(run.key, failure=memory)
+            replication.finish(run.key, failure=memory)
         elif (run.number + run.seed) % 3 == 1:
-            race.finish(run.key, measured(math.nan, 1))
+            replication.finish(run.key, measured(math.nan, 1))
         else:
-            race.finish(run.key, searched.score(run.number))
-    assert {run.failure for run in race.runs} == {None, memory, "diverged"}
-    assert max(run.seed for run in race.runs) == 7 + 3
-    for number, belief in race.conclude().items():
-        failures = [run.failure is not None for run in race.runs if run.number == number]
+            replication.finish(run.key, searched.score(run.number))
+    assert {run.failure for run in replication.runs} == {None, memory, "diverged"}
+    assert max(run.seed for run in replication.runs) == 7 + 3
+    for number, belief in replication.conclude().items():
+        failures = [run.failure is not None for run in replication.runs if run.number == number]
         assert (belief.failed, belief.seeds) == (sum(failures), 1 + len(failures) - sum(failures))
 
 
 def test_budgets_are_hard(searched: Searched) -> None:
-    race = searched.race(hours=1.0)
-    assert isinstance(race.next(), Start)
+    replication = searched.replication(hours=1.0)
+    assert isinstance(replication.next(), Start)
     searched.clock.now = 3601
-    assert race.next() is WAIT
-    [key] = race.active
-    assert race.report(key, 1.0, 0.5) is Decision.PAUSE
-    assert race.next() is DONE
-    assert race.done
+    assert replication.next() is WAIT
+    [key] = replication.active
+    assert replication.report(key, 1.0, 0.5) is Decision.PAUSE
+    assert replication.next() is DONE
+    assert replication.done
     assert [run.over for run in searched.records.replicates] == [False]
-    longer = searched.race(hours=2.0)
+    longer = searched.replication(hours=2.0)
     assert not longer.done
     again = longer.next()
     assert isinstance(again, Resume)
@@ -199,14 +199,14 @@ def test_budgets_are_hard(searched: Searched) -> None:
 
 
 def test_replicates_hold_devices(searched: Searched) -> None:
-    race = searched.race(device_hours=1.0)
-    race.next(), race.next()
+    replication = searched.replication(device_hours=1.0)
+    replication.next(), replication.next()
     searched.clock.now = 1800
-    assert race.meter.device_hours == pytest.approx(1.0)
-    assert race.meter.spent() == "1 device-hours"
+    assert replication.meter.device_hours == pytest.approx(1.0)
+    assert replication.meter.spent() == "1 device-hours"
 
 
-def test_without_room_the_race_ends_and_says_why(searched: Searched) -> None:
+def test_without_room_it_ends_and_says_why(searched: Searched) -> None:
     asked: list[list[int]] = []
 
     def lacking(configuration: Configuration, running: Sequence[int]) -> str:
@@ -214,29 +214,31 @@ def test_without_room_the_race_ends_and_says_why(searched: Searched) -> None:
         return "no room" if len(asked) > 1 else ""
 
     spend = Budget(trials=TRIALS, concurrent=2)
-    race = Replication(searched.records, spend, Meter(spend, searched.records), seeds=2, extra=1.0, lacking=lacking)
-    step = race.next()
+    replication = Replication(
+        searched.records, spend, Meter(spend, searched.records), seeds=2, extra=1.0, lacking=lacking
+    )
+    step = replication.next()
     assert isinstance(step, Start)
     first = step.record
-    assert race.next() is WAIT
-    race.finish(first.key, searched.score(first.number))
-    assert race.next() is DONE
-    assert (race.note, race.done) == ("no room", True)
+    assert replication.next() is WAIT
+    replication.finish(first.key, searched.score(first.number))
+    assert replication.next() is DONE
+    assert (replication.note, replication.done) == ("no room", True)
     assert asked == [[], [first.number], []]
 
 
 @pytest.mark.parametrize(("seeds", "extra"), [(0, 1.0), (5, 0.01)])
 def test_nothing_trains_again_unless_asked_and_paid_for(searched: Searched, seeds: int, extra: float) -> None:
-    race = searched.race(seeds=seeds, extra=extra)
-    assert race.done
-    assert race.next() is DONE
+    replication = searched.replication(seeds=seeds, extra=extra)
+    assert replication.done
+    assert replication.next() is DONE
 
 
 def test_two_costs() -> None:
     searched = Searched(("accuracy", "stored_parameters", "latency_ms"))
-    race = searched.race()
-    searched.drive(race)
-    beliefs = race.conclude()
+    replication = searched.replication()
+    searched.drive(replication)
+    beliefs = replication.conclude()
     for number in discoveries(beliefs):
         mine = beliefs[number]
         for other, theirs in beliefs.items():
