@@ -324,7 +324,7 @@ def test_a_search_stays_within_its_limit_and_its_front_is_whole(
         assert TrialFolder(sampled[0], trial.trial).find("result") is None
     out = Console(record=True, width=200, file=(home / "show.txt").open("w"))
     report.print_study(study, out)
-    used = study.summary.disk["used"]
+    used = study.summary.disk.used
     assert used is not None
     assert used == pytest.approx(sum(map(walked, sampled)), rel=0.02)
     assert "MB used of" in out.export_text()

@@ -254,4 +254,4 @@ def test_a_study_whose_scratch_is_lost_goes_on_from_its_store(
         assert store.read(f"trials/{number:04d}/result/manifest.json") == manifest
     for member in study.front():
         assert member.load_model().predict(["great lovely word1"])
-    assert study.summary.disk["used"]
+    assert study.summary.disk.used
