@@ -113,7 +113,7 @@ class Runner:
                 self.folder,
                 self.records,
                 shown=lambda: eligible(self.config, self.records),
-                withdraw=self.publisher.withdrawn,
+                withdraw=self.publisher.withdraw,
                 settle=self.delivery.drain,
                 patience=self.config.tracking.patience,
             )
@@ -240,7 +240,7 @@ class Runner:
         self.delivery.send(Front(study.front().to_rows(), study.reference_rows(), files))
         self._deliver()
         self.usage.relist()  # once a run: the published number is exact
-        self.publisher.weighed()
+        self.publisher.usage()
         self.delivery.send(Close("FINISHED"))
         self._deliver()
 

@@ -1,4 +1,16 @@
-"""The published record. The one room with mlflow."""
+"""The published copy of a study, in MLflow: the one room that imports it.
+
+schema     tags and metrics <-> dataclasses; the tags' names, the table of facts; what strangers wrote is checked
+client     MLflow's client: opening, searching, errors
+writer     MlflowTracker, which writes a study
+reader     reads studies and trials, downloads adapters
+note       the Markdown of a study's pages
+server     `petl-search ui`
+tracker    the protocol of what a study is published to
+entries    what is published, one class a kind
+publisher  decides what is published, and when
+outbox     the journal of what waits, and the thread that delivers it
+"""
 
 import os
 

@@ -22,22 +22,22 @@ from mlflow.exceptions import MlflowException
 from search.storage.address import expand_env, redacted, sqlite_file, without_password
 from search.storage.database import is_postgresql, reaching, require_database
 from search.storage.locations import StoreError, require_store
-from search.tracking.schema import _STUDY_TAG
+from search.tracking.schema import KIND, REFERENCE_KIND, REPLICATE_KIND, SEED, STUDY_KIND, STUDY_TAG, TRIAL, TRIAL_KIND
 from search.trials.record import Replicate
 
-_PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # of the answers 4xx, those that time or a person may mend
-# Of a process that writes, unless the user says otherwise. Its journal is what tries again: MLflow's own retries take
-# minutes, and repeat also what has arrived, so that a run would be made twice.
+_PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # answers 4xx that time or a person may mend
+# Of a process that writes, unless the user says otherwise. The journal repeats what failed: MLflow's own retries take
+# minutes, and repeat also what has arrived, so that a run would be created twice.
 _IMPATIENT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 _PAGE: Final = 1_000
 
-_OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports what it takes for that
+_OPENING: Final = threading.Lock()  # MLflow opens a database once a process, and imports for that
 
 
 def discard(uri: str, study: str) -> None:
     """Move the study's experiment, if there is one, to MLflow's trash, and free its name."""
-    client = _client(uri, create=True)
-    with _answering(uri):
+    client = open_client(uri, create=True)
+    with answering(uri):
         experiment = client.get_experiment_by_name(study)
         if experiment is not None:
             _require_ours(experiment, study)
@@ -45,15 +45,15 @@ def discard(uri: str, study: str) -> None:
 
 
 def has_trials(uri: str, study: str) -> bool:
-    """Whether the store has an experiment of that name with runs of trials."""
-    client = _client(uri, create=True)
-    with _answering(uri):
+    """Return whether the store has an experiment of that name with runs of trials."""
+    client = open_client(uri, create=True)
+    with answering(uri):
         experiment = client.get_experiment_by_name(study)
-        return experiment is not None and bool(_children(client, experiment.experiment_id))
+        return experiment is not None and bool(trial_runs(client, experiment.experiment_id))
 
 
 def refused(error: Exception) -> bool:
-    """Whether MLflow answered that it will not do this, or it makes no sense: asking again does not help."""
+    """Return whether MLflow refused a request, or the request makes no sense: repeating it does not help."""
     if isinstance(error, MlflowException):
         status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     else:  # an artifact goes past MLflow's own errors
@@ -61,10 +61,10 @@ def refused(error: Exception) -> bool:
     return (400 <= status < 500 and status not in _PASSING) or isinstance(error, (LookupError, TypeError))
 
 
-def _client(uri: str, *, create: bool = False) -> MlflowClient:
-    """Raises StoreError where the store is not there or does not answer. `create`: to write, perhaps anew."""
+def open_client(uri: str, *, create: bool = False) -> MlflowClient:
+    """Return a client. Raises StoreError where the store is missing or does not answer; `create` makes a new one."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of some fifty migrations
-    # the same, and a traceback for every connection that is lost, which is raised as well
+    # the same, and a traceback for every lost connection, which is raised as well
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     address = expand_env(uri)
     if not create:
@@ -79,7 +79,7 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
     if is_postgresql(address):
         require_database(address, None if create else "experiments")
         address = reaching(address)
-    with _answering(uri):
+    with answering(uri):
         with _OPENING:
             client = MlflowClient(_with_credentials(address))
         client.search_experiments(max_results=1)
@@ -87,9 +87,9 @@ def _client(uri: str, *, create: bool = False) -> MlflowClient:
 
 
 def _make(file: Path) -> None:
-    """A new sqlite store that is there as a whole or not at all.
+    """Create a sqlite store, as a whole or not at all.
 
-    Its tables are made by migrations that take seconds; where they were cut off, MLflow can never open the file.
+    Its tables are made by migrations that take seconds; a file in which they were interrupted can never be opened.
     """
     with tempfile.TemporaryDirectory(prefix="petl-mlflow-") as scratch:
         made, new = Path(scratch) / file.name, file.with_name(f"{file.name}.{os.getpid()}")
@@ -103,9 +103,9 @@ def _make(file: Path) -> None:
 
 
 def _with_credentials(address: str) -> str:
-    """The address of a server without user and password, which are put where MLflow looks for them as well.
+    """Return a server's address without user and password, which go to the environment, where MLflow looks for them.
 
-    MLflow prints a server's address as it is given, in messages and beside every run that ends.
+    MLflow prints the address that it has, in messages and beside every run that ends.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or parts.username is None:
@@ -117,15 +117,15 @@ def _with_credentials(address: str) -> str:
 
 
 @contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """Raises StoreError where MLflow does not answer inside."""
+def answering(uri: str) -> Iterator[None]:
+    """Raise StoreError where MLflow does not answer within the context."""
     try:
         yield
     except MlflowException as error:
         raise StoreError(f"no store answers at {redacted(uri)}: {redacted(error.message)}") from None
 
 
-def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:
+def own_experiment(client: MlflowClient, study: str, artifact_root: Path | None) -> str:
     experiment = client.get_experiment_by_name(study)
     if experiment and experiment.lifecycle_stage == "deleted":  # in the trash it still holds its name
         _free_name(client, experiment)
@@ -134,12 +134,12 @@ def _own_experiment(client: MlflowClient, study: str, artifact_root: Path | None
         _require_ours(experiment, study)
         return str(experiment.experiment_id)
     location = (artifact_root / study).absolute().as_uri() if artifact_root else None
-    tags = {_STUDY_TAG: study, "mlflow.experimentKind": "custom_model_development"}  # opens at its runs
+    tags = {STUDY_TAG: study, "mlflow.experimentKind": "custom_model_development"}  # opens at its runs
     return str(client.create_experiment(study, artifact_location=location, tags=tags))
 
 
 def _require_ours(experiment: Experiment, study: str) -> None:
-    if experiment.lifecycle_stage == "active" and _STUDY_TAG not in experiment.tags:
+    if experiment.lifecycle_stage == "active" and STUDY_TAG not in experiment.tags:
         raise StoreError(f"the MLflow experiment {study!r} is not a study of petl-search; choose another name")
 
 
@@ -150,42 +150,42 @@ def _free_name(client: MlflowClient, experiment: Experiment) -> None:
     client.delete_experiment(experiment.experiment_id)
 
 
-def _parent(client: MlflowClient, experiment_id: str) -> Run | None:
-    runs = client.search_runs([experiment_id], "tags.kind = 'study'", order_by=["attributes.start_time"])
+def parent_run(client: MlflowClient, experiment_id: str) -> Run | None:
+    runs = client.search_runs([experiment_id], f"tags.{KIND} = '{STUDY_KIND}'", order_by=["attributes.start_time"])
     return runs[0] if runs else None
 
 
-def _children(client: MlflowClient, experiment_id: str) -> list[Run]:
-    runs = _pages(lambda **page: client.search_runs([experiment_id], run_view_type=ViewType.ACTIVE_ONLY, **page))
+def trial_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    runs = pages(lambda **page: client.search_runs([experiment_id], run_view_type=ViewType.ACTIVE_ONLY, **page))
     numbered = re.compile(r"[0-9]{1,9}")
     return [
         run
         for run in runs
-        if run.data.tags.get("kind") in ("trial", "reference") and numbered.fullmatch(run.data.tags.get("trial", ""))
+        if run.data.tags.get(KIND) in (TRIAL_KIND, REFERENCE_KIND) and numbered.fullmatch(run.data.tags.get(TRIAL, ""))
     ]
 
 
-def _replicates(client: MlflowClient, experiment_id: str, of: Replicate | None = None) -> list[Run]:
-    """The runs of all replicates, or of one."""
-    which = f" and tags.trial = '{of.number}' and tags.seed = '{of.seed}'" if of else ""
-    runs = _pages(lambda **page: client.search_runs([experiment_id], f"tags.kind = 'replicate'{which}", **page))
+def replicate_runs(client: MlflowClient, experiment_id: str, of: Replicate | None = None) -> list[Run]:
+    """Return the runs of all replicates, or of one."""
+    which = f" and tags.{TRIAL} = '{of.number}' and tags.{SEED} = '{of.seed}'" if of else ""
+    runs = pages(lambda **page: client.search_runs([experiment_id], f"tags.{KIND} = '{REPLICATE_KIND}'{which}", **page))
     numbered = re.compile(r"[0-9]{1,10}")
-    return [run for run in runs if all(numbered.fullmatch(run.data.tags.get(name, "")) for name in ("trial", "seed"))]
+    return [run for run in runs if all(numbered.fullmatch(run.data.tags.get(name, "")) for name in (TRIAL, SEED))]
 
 
-def _one_a_trial(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """The children, without those that MLflow made late, of a request that had been given up and sent again.
+def one_run_a_trial(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Return one run a trial. A request that was given up and sent again may have made two.
 
-    The one that tells the most is kept, the others go to MLflow's trash.
+    The one with the most tags stays, the others go to MLflow's trash.
     """
     kept: dict[str, Run] = {}
-    for run in sorted(_children(client, experiment_id), key=lambda run: (-len(run.data.tags), run.info.run_id)):
-        if kept.setdefault(run.data.tags["trial"], run) is not run:
+    for run in sorted(trial_runs(client, experiment_id), key=lambda run: (-len(run.data.tags), run.info.run_id)):
+        if kept.setdefault(run.data.tags[TRIAL], run) is not run:
             client.delete_run(run.info.run_id)
     return list(kept.values())
 
 
-def _pages(search: Any) -> Iterator[Any]:
+def pages(search: Any) -> Iterator[Any]:
     token = None
     while True:
         page = search(max_results=_PAGE, page_token=token)
@@ -195,15 +195,15 @@ def _pages(search: Any) -> Iterator[Any]:
             return
 
 
-def _listing(client: MlflowClient, run_id: str, folder: str) -> Iterator[tuple[str, int | None]]:
+def listing(client: MlflowClient, run_id: str, folder: str) -> Iterator[tuple[str, int | None]]:
     for item in client.list_artifacts(run_id, folder):
         if item.is_dir:
-            yield from _listing(client, run_id, item.path)
+            yield from listing(client, run_id, item.path)
         else:
             yield item.path, item.file_size
 
 
-def _write(
+def log(
     client: MlflowClient,
     run_id: str,
     *,
@@ -219,5 +219,5 @@ def _write(
     )
 
 
-def _milliseconds(seconds: float | None) -> int | None:
+def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)

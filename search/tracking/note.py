@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from search.tracking.schema import KIND, ON_FRONT, REFERENCE_KIND, REPLICATE_KIND, STATE, TRIAL_KIND
 from search.trials.formats import amount_text, heading, spread_text
 from search.trials.objectives import SCORES
 
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 def links(experiment_id: str, run_id: str, metric: str) -> str:
-    """One line for the experiment's page: the study's own run, and views of the runs."""
+    """Return one line for the experiment's page: links to the study's own run and to views of the runs."""
     views = " · ".join(f"[{what}]({_view(experiment_id, text, metric)})" for what, text in _filters(run_id).items())
     return f"[Front and references as tables]({_page(experiment_id, run_id)}). Runs: {views}"
 
@@ -31,7 +32,7 @@ def note(
     metric: str,
     costs: Sequence[str],
 ) -> str:
-    """The note of a study's parent run: front, references, filters. A front too long for it is cut.
+    """Return the note of a study's parent run: front, references, filters. A front that is too long is cut.
 
     `metric` is the study's score. Those of its `costs` that have no column yet are the last ones.
     """
@@ -57,27 +58,27 @@ def note(
 
 
 def _filters(run_id: str) -> dict[str, str]:
-    """What to paste into the search box above the runs: MLflow's charts load a hundred of them."""
+    """Return filters for the search box above the runs, since MLflow's charts load a hundred runs."""
     return {
-        "the front": "tags.on_front = 'true'",
-        "references": "tags.kind = 'reference'",
-        "fully trained": "attributes.status = 'FINISHED' and tags.kind = 'trial'",
-        "under 1 %": "metrics.stored_percent <= 1 and tags.kind = 'trial'",
-        "failed": "tags.state = 'FAIL'",
-        "replicates": "tags.kind = 'replicate'",
+        "the front": f"tags.{ON_FRONT} = 'true'",
+        "references": f"tags.{KIND} = '{REFERENCE_KIND}'",
+        "fully trained": f"attributes.status = 'FINISHED' and tags.{KIND} = '{TRIAL_KIND}'",
+        "under 1 %": f"metrics.stored_percent <= 1 and tags.{KIND} = '{TRIAL_KIND}'",
+        "failed": f"tags.{STATE} = 'FAIL'",
+        "replicates": f"tags.{KIND} = '{REPLICATE_KIND}'",
         "all": f"tags.`mlflow.parentRunId` = '{run_id}'",
     }
 
 
 def _view(experiment_id: str, filter_: str, metric: str) -> str:
-    """The runs page with a filter, the best first: sorted by date it would fold the trials into their parent."""
+    """Return the runs page with a filter, the best first: sorted by date it would fold the trials into their parent."""
     ascending = str(not SCORES[metric].higher_is_better).lower()
     options = {"searchFilter": filter_, "orderByKey": f"metrics.`{metric}`", "orderByAsc": ascending}
     return f"{_page(experiment_id)}&{urlencode(options, quote_via=quote)}"
 
 
 def _page(experiment_id: str, run_id: str = "") -> str:
-    """A run's page, or that of all runs. Without the option MLflow 3 shows its pages for language models."""
+    """Return a run's page, or that of all runs. Without the option MLflow 3 shows its pages for language models."""
     run = f"/{run_id}" if run_id else ""
     return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
 
@@ -100,5 +101,5 @@ def _beliefs(row: Row) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name, in which nothing is Markdown or HTML, in one line."""
+    """Return a name on one line, in which nothing is Markdown or HTML."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))

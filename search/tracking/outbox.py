@@ -1,12 +1,12 @@
-"""What MLflow is still to be told, on the driver's disk: entries in order, and how far they were delivered.
+"""What is still to be published, on the driver's disk: entries in order, and how far they were delivered.
 
     studies/NAME/journal/0000000017.jsonl   an entry a line, from number 17 on
                          0000000903.jsonl   the next file: a full one is left alone
                          delivered          the number of the last entry that has arrived
 
 A file is removed once all its entries have arrived, so that the journal is as long as what waits. A line
-that a SIGKILL or a full disk tore is the last of its file, and does not count: nobody was told of it. All of
-this is a copy of what the records say, so that what is lost with a disk can be made good from them.
+that a SIGKILL or a full disk tore is the last of its file, and does not count: nobody has read it. All of
+this is a copy of the records, from which a resume restores what is lost with a disk.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _FULL: Final = 1_000_000  # bytes, from which on a file gets no further entries
 
 @dataclass(frozen=True)
 class Line:
-    """An entry as the journal holds it: `tell` is its kind, and `what` its fields.
+    """Hold an entry as the journal does: `tell` is its kind, and `what` its fields.
 
-    `at` is when it was written, in seconds since the epoch. Lines are at least a millisecond apart, MLflow's
-    unit, which takes of a metric's values the one with the latest time for the last.
+    `at` is when it was written, in seconds since the epoch. Lines are at least a millisecond apart, since MLflow
+    counts in milliseconds and takes the value with the latest time for a metric's last one.
     """
 
     number: int
@@ -50,10 +50,10 @@ class Line:
 
 
 class Journal:
-    """A queue of entries that outlives its process: one thread appends, another one takes from the front.
+    """Queue entries beyond the life of a process: one thread appends, another one takes from the front.
 
-    Opening it finds what an earlier process left. `say` is told, once, of a disk that takes no entries;
-    those wait in memory then.
+    A journal that is opened has what an earlier process left. Where the disk takes no entries, they wait in memory,
+    and `say` gets one line about it.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -92,8 +92,8 @@ class Journal:
             self._waiting.extend((line, path) for line in lines)
         if refusal and not self._refused:
             self._say(
-                f"the journal {self.folder} cannot be written ({refusal}); what MLflow is to be told waits in memory, "
-                "and should this process die, a resume makes it good from the records"
+                f"the journal {self.folder} cannot be written ({refusal}); what is to be published waits in memory, "
+                "and should this process die, a resume restores it from the records"
             )
         self._refused = refusal is not None
 
@@ -102,11 +102,11 @@ class Journal:
         return self._waiting[0][0] if self._waiting else None
 
     def delivered(self) -> None:
-        """The first entry has arrived."""
+        """Remove the first line, which has arrived."""
         with self._lock:
             line, path = self._waiting.popleft()
             following = self._waiting[0][1] if self._waiting else None
-            with suppress(OSError):  # then it is delivered again after a crash, which changes nothing
+            with suppress(OSError):  # after a crash the line is delivered again, which changes nothing
                 mark = self.folder / f"{_DELIVERED}.new"
                 mark.write_text(str(line.number))
                 mark.replace(self.folder / _DELIVERED)
@@ -117,12 +117,12 @@ class Journal:
                     path.unlink()
 
     def close(self) -> None:
-        """Lets go of the file; what waits stays."""
+        """Close the file; what waits stays."""
         with self._lock:
             self._close()
 
     def _write(self, lines: list[Line]) -> Path:
-        """The file that has them, safe on the disk. Raises OSError."""
+        """Return the file that has the lines, safe on the disk. Raises OSError."""
         data = memoryview(b"".join(json.dumps(vars(line)).encode() + b"\n" for line in lines))
         if self._file and self._file.tell() >= _FULL:
             self._close()
@@ -135,7 +135,7 @@ class Journal:
         return path
 
     def _abandon(self) -> None:
-        """No further entries for a file that may end in a torn line; nor any file at all without a whole one."""
+        """Close a file that may end in a torn line; remove one without any whole line."""
         if self._file:
             path = Path(self._file.name)
             self._close()
@@ -150,7 +150,7 @@ class Journal:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The whole ones of a file, up to a torn line."""
+    """Yield the whole lines of a file, up to a torn one."""
     with path.open("rb") as file:
         for text in file:
             try:
@@ -176,7 +176,7 @@ T = TypeVar("T")
 
 
 class Delivery:
-    """The one that talks to MLflow while a study runs. Ctrl-C, or leaving the block, ends it within seconds.
+    """Publish a journal's entries from a thread of its own. Ctrl-C, or leaving the context, ends it within seconds.
 
     Example::
 
@@ -185,7 +185,7 @@ class Delivery:
             arrived = delivery.drain(patience=60.0)
 
     `connect` opens the study's trackers, `trackers` are open already; `folder` is the study's.
-    `say` hears when MLflow stays away and when it is back.
+    `say` gets a line when MLflow stays away and when it is back.
     """
 
     def __init__(
@@ -224,7 +224,10 @@ class Delivery:
         self._news.set()
 
     def drain(self, patience: float, limit: float = math.inf) -> bool:
-        """Waits until all has arrived. False after `limit` seconds, or `patience` during which MLflow was away."""
+        """Wait until all has arrived, and return True.
+
+        Return False after `limit` seconds, or after `patience` seconds during which MLflow was away.
+        """
         began = said = time.monotonic()
         while len(self.journal) and self._thread.is_alive():
             now = time.monotonic()
@@ -238,7 +241,7 @@ class Delivery:
 
     @property
     def waiting(self) -> str:
-        """How much that is, in words."""
+        """How many entries wait, in words."""
         return f"{len(self.journal)} {'entry' if len(self.journal) == 1 else 'entries'}"
 
     def _run(self) -> None:
@@ -265,10 +268,10 @@ class Delivery:
             for tracker in trackers:
                 entry.apply(tracker, self.folder, line.at)
         except Exception as error:
-            if not (fresh and refused(error)):  # a tracker that has just read what is there errs no more
+            if not (fresh and refused(error)):  # an older tracker may have another picture of the store than the store
                 return self._failed(error)
             self.left_out += 1
-            self._say(f"MLflow refuses an entry ({line.tell}), and it is left out: {_line(error)}")
+            self._say(f"MLflow refuses an entry ({line.tell}), and it is left out: {_brief(error)}")
         else:
             self._trackers = trackers
         if self._failures > 1:
@@ -280,14 +283,14 @@ class Delivery:
         if not self._failures:
             self._away = time.monotonic()
         self._failures += 1
-        self.trouble = _line(error)
-        if self._failures == 2:  # one alone is nothing to speak of: a connection that was dropped
-            self._say(f"MLflow does not answer; the search goes on, and what it is to be told waits: {self.trouble}")
+        self.trouble = _brief(error)
+        if self._failures == 2:  # a single one is a connection that was dropped
+            self._say(f"MLflow does not answer; the search continues, and its results wait: {self.trouble}")
         return False
 
 
 def patiently(ask: Callable[[], T], patience: float) -> T:
-    """What `ask` gives; asked again for so many seconds while it raises StoreError, and raises the last one."""
+    """Return what `ask` returns, asking again for `patience` seconds while it raises StoreError; raise the last one."""
     began, pauses = time.monotonic(), chain(_PAUSES, repeat(_PAUSES[-1]))
     while True:
         try:
@@ -299,7 +302,7 @@ def patiently(ask: Callable[[], T], patience: float) -> T:
         time.sleep(pause)
 
 
-def _line(error: Exception) -> str:
-    """An error on one line, without passwords, not too long."""
+def _brief(error: Exception) -> str:
+    """Return an error on one line of at most 200 characters, without passwords."""
     text = one_line(error) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

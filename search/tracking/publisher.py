@@ -1,4 +1,4 @@
-"""The published record follows the durable one: what the driver has MLflow told, and when."""
+"""Keep the published copy of a study in line with its records: what is published, and when."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from search.trials.record import Replicate, SeedSummary, State, TrialRecord
 from search.trials.records import Records
 from search.trials.report import Report, Run, curve
 
-_WEIGHED: Final = 10.0  # seconds between two weighings: a folder of thousands of trials takes a while
+_EVERY: Final = 10.0  # seconds between two measurements: to add up a folder of thousands of trials takes a while
 
 
 class Publisher:
-    """A Listener that keeps MLflow in line with the records.
+    """Publish what a Listener hears.
 
-    `send` takes what a Delivery does, and neither waits nor raises: MLflow is only the published copy, so that
-    the search does not depend on it. `folder` is the study's, `used` tells the bytes that it uses, `limit` is theirs.
+    `send` takes entries as a Delivery does, and neither waits nor raises: the search does not depend on the published
+    copy. `folder` is the study's; `used` returns the bytes that the study uses, and `limit` is the most it may use.
     """
 
     def __init__(
@@ -71,40 +71,43 @@ class Publisher:
             self._send(self._record(run))
 
     def ended(self, run: Run) -> None:
-        """Publish all that there is of a run: of a trial its adapter too. Nothing that a resume needs is left of it."""
+        """Publish all that there is of a run, a trial's adapter too, and remove what only a resume would need."""
         if isinstance(run, Replicate):
             self._send(self._replicate(run))
             TrialFolder(self.folder, run.number, run.seed).remove()
             return
         self._send(*self._whole(run))
         TrialFolder(self.folder, run.number).drop_states()
-        if time.monotonic() - self._measured >= _WEIGHED:
-            self.weighed()
+        if time.monotonic() - self._measured >= _EVERY:
+            self.usage()
 
-    def weighed(self) -> None:
-        """The bytes that the study uses now, and what it has spent."""
+    def usage(self) -> None:
+        """Publish the bytes that the study uses now, and what it has spent."""
         self._measured = time.monotonic()
         self._send(Disk(self._used(), self._limit))
         self.spent()
 
     def spent(self) -> None:
-        """The time that the study has taken."""
+        """Publish what the study has spent."""
         self._send(Spending(**asdict(self.records.spent)))
 
-    def withdrawn(self, number: int) -> None:
-        """A trial's adapter goes, here and there, so that the study stays within its limit."""
+    def withdraw(self, number: int) -> None:
+        """Remove a trial's adapter, published and on disk, so that the study stays within its limit."""
         self._send(Withdraw(number, "removed to stay within storage.max_gb"))
 
     def everything(self) -> None:
-        """Whatever may not be there, since an earlier driver died or MLflow lost it. What is there costs little."""
+        """Publish all that is on record, of which some may be missing after a driver died or MLflow lost it.
+
+        What is published already costs little.
+        """
         self._progress.clear()
         self._send(*(entry for record in self.records.all() for entry in self._whole(record)))
-        over = [run for run in self.records.replicates if run.over]
-        self._send(*(self._replicate(run) for run in over))
+        finished = [run for run in self.records.replicates if run.over]
+        self._send(*(self._replicate(run) for run in finished))
         self.summaries(self.records.summaries)
-        # What is nobody's any more; an earlier driver may not have lived to remove it.
+        # What nobody needs any more: an earlier driver may have died before it removed this.
         drop_states(self.folder, [record.number for record in self.records.all() if not record.state.open])
-        for run in over:
+        for run in finished:
             TrialFolder(self.folder, run.number, run.seed).remove()
 
     def summaries(self, summaries: Mapping[int, SeedSummary]) -> None:
@@ -115,9 +118,9 @@ class Publisher:
                 self._send(Facts(number, {"believed": asdict(summary)}))
 
     def tested(self, records: Sequence[TrialRecord]) -> None:
-        """Scores on whole splits, and predictions, of those that have them.
+        """Publish the scores on whole splits, and the predictions, of the trials that have them.
 
-        With the scores of the validation split, which are not made again where training saw all of it.
+        Where the validations of training were on the whole validation split, its scores are those.
         """
         for record in records:
             if part := TrialFolder(self.folder, record.number).scored():
@@ -133,7 +136,7 @@ class Publisher:
         return Publish(record, dict(self.records.proposal(record.number).counts))
 
     def _whole(self, record: TrialRecord) -> list[Entry]:
-        """All that there is of a trial: curves before the record, since a metric's last value is the measured one."""
+        """Return all that there is of a trial: its curves first, so that each metric ends with the measured value."""
         result = TrialFolder(self.folder, record.number).result() if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
@@ -149,8 +152,8 @@ class Publisher:
     def _reported(self, number: int, report: Report) -> list[Entry]:
         """Return what a report has beyond the last one: each has all from the trial's beginning."""
         points, validations = report.points, report.validations
-        at, validated = self._progress.get(number, (0, 0))
-        new = curve(points[at:], validations[validated:])
+        known_points, known_validations = self._progress.get(number, (0, 0))
+        new = curve(points[known_points:], validations[known_validations:])
         if number not in self._progress and report.startup_seconds is not None:
             new.insert(0, {"step": 0, "startup_seconds": report.startup_seconds})
         self._progress[number] = (len(points), len(validations))

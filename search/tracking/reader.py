@@ -23,8 +23,18 @@ from petl.errors import UserNotice
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
 from search.storage.locations import StoreError
-from search.tracking.client import _answering, _children, _client, _pages, _parent
-from search.tracking.schema import _STUDY_TAG, _WITHDRAWN, ADAPTER, StudySummary, TrialRow, _row, _summary
+from search.tracking.client import answering, open_client, pages, parent_run, trial_runs
+from search.tracking.schema import (
+    ADAPTER,
+    INFO,
+    RECORD,
+    STUDY_TAG,
+    WITHDRAWN,
+    StudySummary,
+    TrialRow,
+    study_summary,
+    trial_row,
+)
 
 _MOST_FILES: Final = 100  # of an adapter
 _MOST_TENSORS: Final = 2**36  # bytes of a file: full fine-tuning of a 16 B model in float32
@@ -36,82 +46,82 @@ _PIECE: Final = 2**20
 
 
 class LeftOutWarning(UserNotice):
-    """A run, or a study, that is not shown since it makes no sense."""
+    """A run, or a study, that is left out because it makes no sense."""
 
 
 def studies(uri: str) -> list[StudySummary]:
-    """The studies of a store that tell what they are, the newest first, with a warning of those that make no sense.
+    """Return the studies of a store, the newest first, with a LeftOutWarning for each that makes no sense.
 
     Raises StoreError where there is no store.
     """
-    client = _client(uri)
-    with _answering(uri):
+    client = open_client(uri)
+    with answering(uri):
         parents = [
             (experiment, parent)
-            for experiment in _pages(client.search_experiments)
-            if _STUDY_TAG in experiment.tags
-            and (parent := _parent(client, experiment.experiment_id))
-            and "info" in parent.data.tags
+            for experiment in pages(client.search_experiments)
+            if STUDY_TAG in experiment.tags
+            and (parent := parent_run(client, experiment.experiment_id))
+            and INFO in parent.data.tags
         ]
-    found = []
+    summaries = []
     for experiment, parent in parents:
         try:
-            found.append(_summary(experiment, parent))
+            summaries.append(study_summary(experiment, parent))
         except StoreError as error:
             warnings.warn(f"left out: {error}", LeftOutWarning, stacklevel=2)
-    return sorted(found, key=lambda summary: -summary.started)
+    return sorted(summaries, key=lambda summary: -summary.started)
 
 
 def summary(uri: str, study: str) -> StudySummary:
-    """One study. Raises StoreError where it is not there, naming those that are, or does not tell what it is."""
-    client = _client(uri)
-    with _answering(uri):
+    """Return one study. Raises StoreError where it is missing, naming those there are, or does not say what it is."""
+    client = open_client(uri)
+    with answering(uri):
         experiment = client.get_experiment_by_name(study)
-    if experiment and experiment.lifecycle_stage == "active" and _STUDY_TAG in experiment.tags:
-        with _answering(uri):
-            parent = _parent(client, experiment.experiment_id)
-        if parent and "info" not in parent.data.tags:
+    if experiment and experiment.lifecycle_stage == "active" and STUDY_TAG in experiment.tags:
+        with answering(uri):
+            parent = parent_run(client, experiment.experiment_id)
+        if parent and INFO not in parent.data.tags:
             raise StoreError(
                 f"the study {study!r} in {redacted(uri)} does not say what it is: run {parent.info.run_id} has no tag "
                 f"`info`. `petl-search resume {study}` writes it"
             )
         if parent:
-            return _summary(experiment, parent)
+            return study_summary(experiment, parent)
     names = ", ".join(sorted(other.name for other in studies(uri))) or "none"
     raise StoreError(f"no study {study!r} in {redacted(uri)}; studies there: {names}")
 
 
 def records(uri: str, study: str) -> list[TrialRow]:
-    """Every trial and reference of a study, by number, without runs that make no sense, of which it warns.
+    """Return every trial and reference of a study, by number, with a LeftOutWarning for each that makes no sense.
 
     Raises StoreError as `summary` does.
     """
     experiment_id = summary(uri, study).experiment_id
-    client = _client(uri)
-    with _answering(uri):
-        runs = _children(client, experiment_id)
+    client = open_client(uri)
+    with answering(uri):
+        runs = trial_runs(client, experiment_id)
     rows = []
     for run in runs:
         try:
-            rows += [_row(run)] if "record" in run.data.tags else []
+            rows += [trial_row(run)] if RECORD in run.data.tags else []
         except StoreError as error:
             warnings.warn(f"left out of study {study}: {error}", LeftOutWarning, stacklevel=2)
     return sorted(rows, key=lambda row: row.record.number)
 
 
 def download(uri: str, run_id: str, destination: Path) -> Path:
-    """The adapter directory of a trial's run, as the folder `destination`, which must be new or empty.
+    """Download the adapter directory of a trial's run as the folder `destination`, which must be new or empty.
 
     Raises StoreError where the run has no adapter, or one with files that none has, and where the folder holds
     something.
     """
     must_be_new(destination)
-    client = _client(uri)
+    client = open_client(uri)
     with _fetching(run_id):
         files = _adapter_files(client, run_id)
         artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
     if not files:
-        withdrawn = printable(client.get_run(run_id).data.tags.get(_WITHDRAWN, ""))
+        withdrawn = printable(client.get_run(run_id).data.tags.get(WITHDRAWN, ""))
         reason = f"it was {withdrawn}" if withdrawn else "trained trials that completed have one"
         raise StoreError(f"run {run_id} has no adapter; {reason}")
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +141,7 @@ def download(uri: str, run_id: str, destination: Path) -> Path:
 
 @contextmanager
 def _fetching(run_id: str) -> Iterator[None]:
-    """Raises StoreError where an artifact cannot be had inside."""
+    """Raise StoreError where an artifact cannot be fetched within the context."""
     try:
         yield
     except (MlflowException, OSError) as error:
@@ -140,9 +150,9 @@ def _fetching(run_id: str) -> Iterator[None]:
 
 
 def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
-    """The files of a run's adapter, with their sizes, before any is fetched.
+    """Return the files of a run's adapter with their sizes, before any is fetched.
 
-    Raises StoreError for what is in no adapter directory: other names, too large files, too many of them.
+    Raises StoreError for what no adapter directory has: other names, too large files, too many of them.
     """
     files: dict[str, int] = {}
     folders, seen = [ADAPTER], 0
@@ -165,7 +175,7 @@ def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
 
 
 def _fetch(artifacts: ArtifactRepository, path: str, target: Path, size: int, run_id: str) -> None:
-    """One artifact as the file `target`; no byte beyond the size that was listed is written.
+    """Fetch one artifact as the file `target`, of which no byte beyond the listed `size` is written.
 
     Raises StoreError for another size, and for what is no file: a link, a device, a pipe.
     """
@@ -188,7 +198,7 @@ def _fetch(artifacts: ArtifactRepository, path: str, target: Path, size: int, ru
 
 
 def _copy(source: Any, target: Path, most: int) -> int:
-    """How many bytes there were, of which at most so many are written; the rest is not waited for."""
+    """Return how many bytes were read. At most `most` are written, and one piece beyond them is read."""
     read = 0
     with source, target.open("wb") as file:
         while read <= most and (piece := source.read(_PIECE)):
@@ -198,6 +208,6 @@ def _copy(source: Any, target: Path, most: int) -> int:
 
 
 def must_be_new(destination: Path) -> None:
-    """Raises StoreError for a file, and for a folder that holds something."""
+    """Raise StoreError for a file, and for a folder that is not empty."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise StoreError(f"an adapter is exported to a new or empty folder; received {destination}")

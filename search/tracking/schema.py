@@ -1,4 +1,4 @@
-"""A record in the terms of MLflow: tags and metrics to dataclasses, and back."""
+"""Translate between dataclasses and the tags and metrics of MLflow; what strangers may have written is checked here."""
 
 from __future__ import annotations
 
@@ -106,14 +106,25 @@ class DiskUse:
     limit: Annotated[int, Field(ge=0)] | None = None
 
 
+# Tags of runs. The parent has INFO, DISK and SPENT; a trial's run has TRIAL, and SEED where it is a replicate's.
+KIND: Final = "kind"
+STUDY_KIND, TRIAL_KIND, REFERENCE_KIND, REPLICATE_KIND = "study", "trial", "reference", "replicate"
+STUDY: Final = "study"
+INFO: Final = "info"
+DISK: Final = "disk"
+SPENT: Final = "spent"
+TRIAL: Final = "trial"
+SEED: Final = "seed"
+STATE: Final = "state"
+RECORD: Final = "record"
+COUNTS: Final = "counts"
+ON_FRONT: Final = "on_front"
+WITHDRAWN: Final = "withdrawn"  # why a trial has no adapter any more
+STUDY_TAG: Final = "petl_search.study"  # on the experiment
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
-_WITHDRAWN: Final = "withdrawn"  # the tag that says why a trial has no adapter any more
-_DISK: Final = "disk"  # the parent's tags
-_SPENT: Final = "spent"
-_STUDY_TAG: Final = "petl_search.study"  # on the experiment
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
-# What is read of a run is bounded, and is what this module can have written: whoever reads a study may not know who
-# else writes into its store.
+# What is read of a run is bounded, and is what this module can have written: a reader may not know who else writes
+# into the store.
 _MOST_TAGS: Final = 200  # of one text: a million characters, a list of some thousand designs
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
@@ -182,7 +193,7 @@ class StudySummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """A TrialRecord and what else MLflow has of it.
+    """A TrialRecord, and what MLflow has beside it.
 
     `counts` are the measurements known before training, by name; `facts` are by the names of FACTS, in their types.
     `withdrawn` says why its adapter was removed, if it was.
@@ -227,14 +238,14 @@ class TrialRow:
 
 
 def _record(data: Mapping[str, Any]) -> TrialRecord:
-    """Raises one of _NONSENSE for what `TrialRecord.to_dict` cannot have written."""
+    """Parse a record. Raises one of _NONSENSE for what `TrialRecord.to_dict` cannot have written."""
     record = TrialRecord.from_dict(data)
     measured = record.measurements and _MEASUREMENTS.validate_python(record.measurements.to_dict())
     return _RECORD.validate_python({**vars(record), "measurements": measured})
 
 
-def _readable(record: TrialRecord) -> dict[str, str]:
-    tags = {"state": str(record.state)}
+def readable_tags(record: TrialRecord) -> dict[str, str]:
+    tags = {STATE: str(record.state)}
     if record.configuration:
         design = record.configuration.design
         tags |= {"design": design.describe()[:_TAG_LENGTH], "design_key": design.key}
@@ -244,34 +255,34 @@ def _readable(record: TrialRecord) -> dict[str, str]:
     return tags
 
 
-def _row(run: Run) -> TrialRow:
-    """Raises StoreError for a run whose tags are not as this module writes them."""
+def trial_row(run: Run) -> TrialRow:
+    """Return what a trial's run holds. Raises StoreError where its tags are not as this module writes them."""
     with _sense(run):
         row = TrialRow(
-            record=_record(_parsed(run, "record")),
+            record=_record(_parsed(run, RECORD)),
             run_id=run.info.run_id,
-            counts=_NUMBERS.validate_python(_parsed(run, "counts")),
+            counts=_NUMBERS.validate_python(_parsed(run, COUNTS)),
             facts={
                 name: parser.validate_python(value)
                 for name, parser in _PARSERS.items()
                 if (value := _value(run, name)) is not None
             },
-            on_front=run.data.tags.get("on_front") == "true",
-            withdrawn=printable(run.data.tags.get(_WITHDRAWN, "")),
+            on_front=run.data.tags.get(ON_FRONT) == "true",
+            withdrawn=printable(run.data.tags.get(WITHDRAWN, "")),
         )
         _require_sense(row)
     return row
 
 
-def _summary(experiment: Experiment, parent: Run) -> StudySummary:
-    """Raises StoreError for an experiment, or a parent run, that is not as this module writes it."""
+def study_summary(experiment: Experiment, parent: Run) -> StudySummary:
+    """Return what a study's parent run holds. Raises StoreError where it is not as this module writes it."""
     with _sense(parent):
-        name = experiment.tags[_STUDY_TAG]
+        name = experiment.tags[STUDY_TAG]
         if name != experiment.name or not STUDY_NAME.fullmatch(name):
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
-        info = StudyInfo.from_dict(upgraded(_parsed(parent, "info")))
-        disk = _DISK_USE.validate_python(data) if (data := _parsed(parent, _DISK)) else None
-        spent = Spent(**_AMOUNTS.validate_python(data)) if (data := _parsed(parent, _SPENT)) else None
+        info = StudyInfo.from_dict(upgraded(_parsed(parent, INFO)))
+        disk = _DISK_USE.validate_python(data) if (data := _parsed(parent, DISK)) else None
+        spent = Spent(**_AMOUNTS.validate_python(data)) if (data := _parsed(parent, SPENT)) else None
         return StudySummary(
             name=name,
             experiment_id=experiment.experiment_id,
@@ -286,7 +297,7 @@ def _summary(experiment: Experiment, parent: Run) -> StudySummary:
 
 @contextmanager
 def _sense(run: Run) -> Iterator[None]:
-    """Raises StoreError, naming the run, where what it says does not make sense inside: anybody may have written it."""
+    """Raise StoreError, naming the run, where its content makes no sense: anybody may have written it."""
     try:
         yield
     except _NONSENSE as error:
@@ -297,20 +308,20 @@ def _sense(run: Run) -> Iterator[None]:
 
 def _value(run: Run, name: str) -> Any:
     """Return the JSON value in a run's tags `name`, `name.1` ..., None where there are none. Raises ValueError."""
-    text = _joined(run.data.tags, name)
+    text = joined(run.data.tags, name)
     return None if text is None else parse(text)
 
 
 def _parsed(run: Run, name: str) -> dict[str, Any]:
-    """The JSON object in a run's tags `name`, `name.1` ...; none where there are none. Raises ValueError."""
-    data = parse(_joined(run.data.tags, name) or "{}")
+    """Return the JSON object in a run's tags `name`, `name.1` ..., an empty one without them. Raises ValueError."""
+    data = parse(joined(run.data.tags, name) or "{}")
     if not isinstance(data, dict):
         raise ValueError(f"{name} is no object")
     return data
 
 
 def _require_sense(row: TrialRow) -> None:
-    """Raises ValueError for what a trial cannot have come to."""
+    """Raise ValueError for numbers that no trial can have."""
     record, measured = row.record, row.record.measurements.to_dict() if row.record.measurements else {}
     final = [item for scores in row.facts.get("final", {}).values() for item in scores.items()]
     for name, value in (("number", record.number), *row.counts.items(), *measured.items(), *final):
@@ -327,19 +338,19 @@ def _require_sense(row: TrialRow) -> None:
             raise ValueError(f"times and epochs are from 0 to {_MOST:g}; received {at:g}")
 
 
-def _split(name: str, text: str) -> dict[str, str]:
-    """A JSON text of any length as tags `name`, `name.1`, `name.2` ..."""
+def split_text(name: str, text: str) -> dict[str, str]:
+    """Return a JSON text of any length as tags `name`, `name.1`, `name.2` ..."""
     pieces = [text[at : at + _TAG_LENGTH] for at in range(0, len(text), _TAG_LENGTH)]
     return {(f"{name}.{i}" if i else name): piece for i, piece in enumerate(pieces)}
 
 
-def _joined(tags: Mapping[str, str], name: str) -> str | None:
+def joined(tags: Mapping[str, str], name: str) -> str | None:
     if name not in tags:
         return None
     pieces = [tags[name]]
     while (more := tags.get(f"{name}.{len(pieces)}")) is not None and len(pieces) < _MOST_TAGS:
         pieces.append(more)
     text = "".join(pieces)
-    with suppress(ValueError, RecursionError):  # who reads it says what is wrong
+    with suppress(ValueError, RecursionError):  # its reader says what is wrong
         text = text[: json.JSONDecoder().raw_decode(text)[1]]  # without the tail of an older, longer text
     return text

@@ -1,11 +1,10 @@
-"""TrialRecord <-> MLflow run, both directions. The only module that imports mlflow.
+"""Write a study into MLflow: an experiment, its parent run, and a run for each trial and replicate.
 
 A study is an experiment of its name. In it, one parent run (tag `kind` = study), one child run per
 trial (`kind` = trial or reference, `trial` = its number), and of those one per replicate (`kind` = replicate,
 `seed` = its seed). Parameters, metrics and the readable tags are
-for people who sort, filter and compare; the tag `record` holds the TrialRecord itself as JSON, so that
-MLflow alone gives it back exactly. It is written last: a run without it is a half-written one, and the
-next `publish` completes it.
+for people who sort, filter and compare; the tag `record` holds the TrialRecord itself as JSON, from which it is
+read back exactly. It is written last: a run without it is a half-written one, which the next `publish` completes.
 
 MLflow's status of a run: FINISHED for a complete trial, KILLED for one that its rung rule stopped (so
 that ``attributes.status = 'FINISHED'`` keeps the fully trained ones only), FAILED for one that failed.
@@ -30,27 +29,40 @@ from mlflow.entities import Metric
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from search.tracking.client import (
-    _answering,
-    _client,
-    _listing,
-    _milliseconds,
-    _one_a_trial,
-    _own_experiment,
-    _parent,
-    _replicates,
-    _write,
+    answering,
+    listing,
+    log,
+    milliseconds,
+    one_run_a_trial,
+    open_client,
+    own_experiment,
+    parent_run,
+    replicate_runs,
 )
 from search.tracking.note import links, note
 from search.tracking.schema import (
-    _DISK,
-    _SPENT,
-    _WITHDRAWN,
     ADAPTER,
+    COUNTS,
+    DISK,
     FACTS,
+    INFO,
+    KIND,
+    ON_FRONT,
+    RECORD,
+    REFERENCE_KIND,
+    REPLICATE_KIND,
+    SEED,
+    SPENT,
+    STATE,
     STATUS,
-    _joined,
-    _readable,
-    _split,
+    STUDY,
+    STUDY_KIND,
+    TRIAL,
+    TRIAL_KIND,
+    WITHDRAWN,
+    joined,
+    readable_tags,
+    split_text,
 )
 from search.trials.naming import flat_parameters, run_name
 from search.trials.objectives import Objectives, objectives
@@ -59,7 +71,7 @@ from search.trials.record import Replicate, Spent, State, TrialRecord
 
 @dataclass
 class _Child:
-    """What the writer knows of a child run, so that nothing is sent twice.
+    """Hold what the writer knows of a child run, so that nothing is sent twice.
 
     `last` maps a metric to its last step and value; a metric that is missing was not looked up yet.
     """
@@ -76,7 +88,7 @@ class _Child:
 
     @classmethod
     def of(cls, run_id: str) -> _Child:
-        """One that was just made."""
+        """Return a run that was just created."""
         return cls(
             run_id=run_id,
             status="RUNNING",
@@ -91,11 +103,11 @@ class _Child:
 
 
 class MlflowTracker:
-    """The one writer of a study's runs, on the driver. Every method may be called again after a restart.
+    """Write a study's runs, on the driver alone. Every method may be called again after a restart.
 
-    It remembers what it wrote, so that nothing is sent twice. Where a method raised, MLflow may have taken in
+    A tracker remembers what it wrote, so that nothing is sent twice. Where a method raised, MLflow may have received
     all of it, some or nothing, and only a tracker that is opened again knows which. What is sent again has the
-    times that it had, so that MLflow knows a metric again that did arrive after all.
+    same times as before, by which MLflow recognises a metric that did arrive.
 
     Example::
 
@@ -115,43 +127,43 @@ class MlflowTracker:
         self._client = client
         # One writer and an index read at the start: between the two nobody else creates a run.
         self._children = {
-            int(run.data.tags["trial"]): _Child(
+            int(run.data.tags[TRIAL]): _Child(
                 run_id=run.info.run_id,
                 status=run.info.status,
-                record=_joined(run.data.tags, "record"),
-                counts=_joined(run.data.tags, "counts"),
-                facts={name: text for name in FACTS if (text := _joined(run.data.tags, name)) is not None},
-                on_front=run.data.tags.get("on_front") == "true",
+                record=joined(run.data.tags, RECORD),
+                counts=joined(run.data.tags, COUNTS),
+                facts={name: text for name in FACTS if (text := joined(run.data.tags, name)) is not None},
+                on_front=run.data.tags.get(ON_FRONT) == "true",
                 has_parameters=bool(run.data.params),
                 last={},
                 fresh=False,
             )
-            for run in _one_a_trial(client, experiment_id)
+            for run in one_run_a_trial(client, experiment_id)
         }
         self._replicates: dict[tuple[int, int], str] = {
-            (int(run.data.tags["trial"]), int(run.data.tags["seed"])): run.info.run_id
-            for run in _replicates(client, experiment_id)
-            if run.info.status != "RUNNING"  # a half-written one is made again
+            (int(run.data.tags[TRIAL]), int(run.data.tags[SEED])): run.info.run_id
+            for run in replicate_runs(client, experiment_id)
+            if run.info.status != "RUNNING"  # a half-written one is created again
         }
 
     @classmethod
     def open(cls, uri: str, study: str, artifact_root: Path | None, info: Mapping[str, Any]) -> MlflowTracker:
-        """The study's experiment and parent run, created or found again, with the parent marked RUNNING.
+        """Create or find the study's experiment and parent run, and mark the parent RUNNING.
 
         `info` is the study file with what was resolved, JSON-ready; readers need its
         `objectives`, `constraints`, `backbone.model` and `task.name`.
         Raises StoreError where no store answers, or the experiment of that name is somebody else's.
         """
-        client = _client(uri, create=True)
-        with _answering(uri):
-            experiment_id = _own_experiment(client, study, artifact_root)
-            tags = {"kind": "study", "study": study, **_split("info", json.dumps(info)), **provenance()}
-            parent = _parent(client, experiment_id)
+        client = open_client(uri, create=True)
+        with answering(uri):
+            experiment_id = own_experiment(client, study, artifact_root)
+            tags = {KIND: STUDY_KIND, STUDY: study, **split_text(INFO, json.dumps(info)), **provenance()}
+            parent = parent_run(client, experiment_id)
             if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
                 parent = client.create_run(experiment_id, run_name=study, tags=tags)
             else:
                 client.update_run(parent.info.run_id, status="RUNNING")
-                _write(client, parent.info.run_id, tags=tags)
+                log(client, parent.info.run_id, tags=tags)
             run_id = parent.info.run_id
             searched = objectives(**info["objectives"])
             line = links(experiment_id, run_id, searched[0].name)
@@ -159,23 +171,23 @@ class MlflowTracker:
             return cls(client, experiment_id, run_id, study, searched)
 
     def begin(self) -> None:
-        """The parent run goes on, whatever an earlier driver ended it as."""
+        """Mark the parent run RUNNING, whatever an earlier driver ended it as."""
         self._client.update_run(self.run_id, status="RUNNING")
 
     def run_of(self, number: int) -> str | None:
-        """The MLflow run of a trial; None where it was never published."""
+        """Return the MLflow run of a trial, None where the trial was never published."""
         child = self._children.get(number)
         return child.run_id if child else None
 
     def ensure(self, record: TrialRecord) -> None:
-        """The trial has a run, to which `progress` may add; one that was published has it already."""
+        """Create the trial's run, to which `progress` may add, unless it exists."""
         if record.number not in self._children:
             self._children[record.number] = self._create(record)
 
     def publish(
         self, record: TrialRecord, counts: Mapping[str, float] | None = None, *, at: float | None = None
     ) -> str:
-        """Make the trial's run say what `record` says; returns its run id. Unchanged records cost nothing.
+        """Write a record into the trial's run, and return the run's id. An unchanged record costs nothing.
 
         `counts` are measurements known before training, by the names of Measurements: the only cost
         that a stopped or failed trial has. They never change. `at` is the time of all these metrics, by
@@ -187,31 +199,31 @@ class MlflowTracker:
         if child.record != text:
             parameters = flat_parameters(record.configuration) if record.configuration else {}
             measured = record.measurements
-            _write(
+            log(
                 self._client,
                 child.run_id,
                 params={} if child.has_parameters else parameters,
                 metrics=self._new(child, measured.to_dict(), measured.steps, at) if measured else (),
-                tags=_readable(record) | _split("record", text),
+                tags=readable_tags(record) | split_text(RECORD, text),
             )
             child.record, child.has_parameters = text, bool(parameters)
         if counts and child.counts is None:
             child.counts = json.dumps(dict(counts), sort_keys=True)
             metrics = [] if record.measurements else self._new(child, counts, 0, at)
-            _write(self._client, child.run_id, metrics=metrics, tags=_split("counts", child.counts))
+            log(self._client, child.run_id, metrics=metrics, tags=split_text(COUNTS, child.counts))
         status = STATUS[record.state]
         if child.status != status:
             if record.state.open:
                 self._client.update_run(child.run_id, status=status)
             else:
-                self._client.set_terminated(child.run_id, status, _milliseconds(record.ended))
+                self._client.set_terminated(child.run_id, status, milliseconds(record.ended))
             child.status = status
         derived = {name: fact.of(record) for name, fact in FACTS.items() if fact.of}
         self.facts(record.number, {name: value for name, value in derived.items() if value is not None}, at=at)
         return child.run_id
 
     def progress(self, number: int, points: Iterable[Mapping[str, float]], *, at: float | None = None) -> None:
-        """Metrics of a published trial over its steps: each point has a `step`, perhaps a `time`, and values.
+        """Publish metrics of a published trial over its steps: a point has a `step`, perhaps a `time`, and values.
 
         `at` is the time of those without one, by default now; seconds since the epoch.
 
@@ -236,36 +248,36 @@ class MlflowTracker:
             text = json.dumps(value, sort_keys=True)
             if child.facts.get(name) != text:
                 metrics = self._new(child, FACTS[name].metrics(value), 0, at)
-                _write(self._client, child.run_id, metrics=metrics, tags=_split(name, text))
+                log(self._client, child.run_id, metrics=metrics, tags=split_text(name, text))
                 child.facts[name] = text
 
     def replicate(self, run: Replicate, points: Sequence[Mapping[str, float]] = (), *, at: float | None = None) -> None:
-        """A run below the trial's, of a replicate that is over; nothing where there is one already.
+        """Create a run below the trial's for a replicate that is over, unless there is one.
 
         `points` are as for `progress`; `at` is the time of those without one, by default now.
         """
         if (run.number, run.seed) in self._replicates:
             return
         child = self._child(run.number)
-        for half in _replicates(self._client, self.experiment_id, run):
+        for half in replicate_runs(self._client, self.experiment_id, run):
             self._client.delete_run(half.info.run_id)
         tags = {
             "mlflow.parentRunId": child.run_id,
-            "study": self.study,
-            "trial": str(run.number),
-            "seed": str(run.seed),
-            "kind": "replicate",
-            "state": str(State.FAIL if run.failure else State.COMPLETE),
+            STUDY: self.study,
+            TRIAL: str(run.number),
+            SEED: str(run.seed),
+            KIND: REPLICATE_KIND,
+            STATE: str(State.FAIL if run.failure else State.COMPLETE),
             **({"failure": run.failure[:500]} if run.failure else {}),
             **provenance(),
         }
-        made = self._client.create_run(
+        created = self._client.create_run(
             self.experiment_id,
-            start_time=_milliseconds(run.started),
+            start_time=milliseconds(run.started),
             tags=tags,
             run_name=f"{run.number} seed {run.seed}",
         )
-        own = _Child.of(made.info.run_id)
+        own = _Child.of(created.info.run_id)
         measured = run.measurements
         metrics = [
             metric
@@ -279,23 +291,23 @@ class MlflowTracker:
         ] + (self._new(own, measured.to_dict(), measured.steps, at) if measured else [])
         self._client.log_batch(own.run_id, metrics=metrics)
         status = STATUS[State.FAIL if run.failure else State.COMPLETE]
-        self._client.set_terminated(own.run_id, status, _milliseconds(run.ended))
+        self._client.set_terminated(own.run_id, status, milliseconds(run.ended))
         self._replicates[run.number, run.seed] = own.run_id
 
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
         """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
         run_id = self._child(number).run_id
-        there = dict(_listing(self._client, run_id, name))
+        uploaded = dict(listing(self._client, run_id, name))
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             path = f"{name}/{file.relative_to(folder).as_posix()}"
-            if there.get(path) != file.stat().st_size:  # a torn upload is shorter
+            if uploaded.get(path) != file.stat().st_size:  # a torn upload is shorter
                 self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
 
     def withdraw(self, number: int, why: str) -> None:
         """Remove a trial's adapter, where the trial was published; its run says why."""
         if (run_id := self.run_of(number)) is None:
             return
-        self._client.set_tag(run_id, _WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
+        self._client.set_tag(run_id, WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
         if self._client.list_artifacts(run_id, ADAPTER):
             location = self._client.get_run(run_id).info.artifact_uri
             repository = get_artifact_repository(location, self._client.tracking_uri)
@@ -303,16 +315,16 @@ class MlflowTracker:
 
     def disk(self, used: int, limit: int | None) -> None:
         """Publish the bytes that the study uses, and their limit."""
-        self._client.set_tag(self.run_id, _DISK, json.dumps({"used": used, "limit": limit}))
+        self._client.set_tag(self.run_id, DISK, json.dumps({"used": used, "limit": limit}))
 
     def spent(self, spent: Spent) -> None:
         """Publish what the study has spent."""
-        self._client.set_tag(self.run_id, _SPENT, json.dumps(asdict(spent)))
+        self._client.set_tag(self.run_id, SPENT, json.dumps(asdict(spent)))
 
     def front(
         self, rows: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], files: Iterable[Path] = ()
     ) -> None:
-        """Publish the front: `on_front` on every run, and the parent's note and files.
+        """Publish the front: the tag `on_front` of every run, and the parent's note and files.
 
         `rows` and `references` are rows of `query.ParetoFront.to_rows` and `query.Study.reference_rows`.
         """
@@ -320,7 +332,7 @@ class MlflowTracker:
         for number, child in self._children.items():
             if child.on_front != (number in members):
                 child.on_front = number in members
-                self._client.set_tag(child.run_id, "on_front", str(child.on_front).lower())
+                self._client.set_tag(child.run_id, ON_FRONT, str(child.on_front).lower())
         score, *costs = (each.name for each in self.objectives)
         text = note(rows, references, self.experiment_id, self.run_id, score, costs)
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
@@ -329,10 +341,10 @@ class MlflowTracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """End the parent run. A child that still runs is marked KILLED until a resume publishes it again."""
-        for run in _one_a_trial(self._client, self.experiment_id):
+        for run in one_run_a_trial(self._client, self.experiment_id):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
-                if child := self._children.get(int(run.data.tags["trial"])):
+                if child := self._children.get(int(run.data.tags[TRIAL])):
                     child.status = "KILLED"
         self._client.set_terminated(self.run_id, status)
 
@@ -344,21 +356,21 @@ class MlflowTracker:
     def _create(self, record: TrialRecord) -> _Child:
         tags = {
             "mlflow.parentRunId": self.run_id,
-            "study": self.study,
-            "trial": str(record.number),
-            "kind": "reference" if record.reference else "trial",
-            "on_front": "false",
+            STUDY: self.study,
+            TRIAL: str(record.number),
+            KIND: REFERENCE_KIND if record.reference else TRIAL_KIND,
+            ON_FRONT: "false",
             **provenance(),
         }
         run = self._client.create_run(
-            self.experiment_id, start_time=_milliseconds(record.started), tags=tags, run_name=run_name(record)
+            self.experiment_id, start_time=milliseconds(record.started), tags=tags, run_name=run_name(record)
         )
         return _Child.of(run.info.run_id)
 
     def _new(
         self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None
     ) -> list[Metric]:
-        """Metrics for the finite ones of `values` that the run does not end in already."""
+        """Return metrics for the finite values that are not the run's last ones already."""
         timestamp = round((at or time.time()) * 1000)
         metrics = [
             Metric(name, float(value), timestamp, step)
@@ -382,7 +394,7 @@ _LIBRARIES: Final = ("petl-search", "torch", "transformers", "deepspeed", "ray",
 
 @cache
 def provenance() -> dict[str, str]:
-    """Tags that say who ran which code: versions of the libraries, and the commit where it runs from a checkout."""
+    """Return tags that say who ran which code: versions of the libraries, and the commit of a checkout."""
     versions = []
     for name in _LIBRARIES:
         try:

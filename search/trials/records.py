@@ -1,13 +1,13 @@
 """Records: the durable Optuna study that holds what is known of all trials.
 
-Everything of a trial is a user attribute and in place before its state is told, because Optuna takes
+Everything of a trial is a user attribute and in place before its state is set, because Optuna takes
 no attributes afterwards. A trial is created with all its attributes in one transaction, and what it
 ends with is written as one attribute before the state: at whatever moment the writer is killed, the
-study is whole, and `open_study` tells the states that were left untold.
+study is whole, and the next writer sets the states that are missing.
 
 On PostgreSQL every operation is repeated where the connection was lost in the middle of it, and has
-happened once in the end: attributes are set to the same value again, a state that is told already is
-left, and a trial is found again by its token.
+happened once in the end: attributes are set to the same value again, a state that is set stays, and a
+trial is recognised by its token.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RecordsError(UserError, ValueError):
 
 
 class Persist(Protocol):
-    """Runs an operation of a storage, and repeats it where the connection was lost: `search.storage.database`."""
+    """Run an operation of a storage, and repeat it where the connection was lost: see `search.storage.database`."""
 
     def __call__(self, operation: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         """Return the operation's value. `again` replaces it where it may have been done already."""
@@ -69,10 +69,9 @@ class Persist(Protocol):
 
 
 class Once:
-    """A Persist for a storage that has no connection to lose."""
+    """Be a Persist for a storage that has no connection to lose."""
 
     def __call__(self, operation: Callable[[], T], again: Callable[[], T] | None = None) -> T:
-        """Return the operation's value."""
         return operation()
 
     def announce(self, say: Callable[[str], None]) -> None:
@@ -80,7 +79,7 @@ class Once:
 
 
 class Records:
-    """The trials of one study, durable in an Optuna storage. One writer: the driver.
+    """Hold the trials of one study, durable in an Optuna storage. The driver is the one writer.
 
     Example::
 
@@ -109,7 +108,7 @@ class Records:
             self._records.append(_record(trial))
             self._stops |= _stop(trial)
             if writes and trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
-                self._tell(trial.number, State(trial.user_attrs["outcome"]["state"]))
+                self._set_state(trial.number, State(trial.user_attrs["outcome"]["state"]))
 
     @classmethod
     def create_study(
@@ -131,20 +130,20 @@ class Records:
 
     @classmethod
     def in_memory(cls, objectives: Sequence[str] = ("accuracy", "stored_parameters")) -> Records:
-        """A study that lives as long as this object: for tests and simulations."""
+        """Create a study that lives as long as this object: for tests and simulations."""
         return cls.create_study(InMemoryStorage(), "in-memory", objectives)
 
     def disconnect(self) -> None:
-        """Lets go of the database's connections; whatever is done next connects again."""
+        """Close the database's connections; the next operation connects again."""
         if isinstance(self._storage, RDBStorage):
             self._storage.engine.dispose()
 
     def all(self) -> list[TrialRecord]:
-        """Every trial, by number."""
+        """Return every trial, by number."""
         return list(self._records)
 
     def get(self, number: int) -> TrialRecord:
-        """One trial. Raises RecordsError where there is none of that number."""
+        """Return one trial. Raises RecordsError where there is none of that number."""
         self._check(number)
         return self._records[number]
 
@@ -154,15 +153,15 @@ class Records:
         return self._proposals[number]
 
     def stopped_at(self, number: int) -> float | None:
-        """The rung at which the rule stopped the trial, in epochs."""
+        """Return the rung at which the rule stopped the trial, in epochs; None where it did not."""
         return self._stops.get(number)
 
     def info(self, key: str, default: Any = None) -> Any:
-        """What `set_info` kept for the study."""
+        """Return what `set_info` stored for the study."""
         return self._info.get(key, default)
 
     def set_info(self, key: str, value: Any) -> None:
-        """Keep a JSON value for the study, such as what was resolved once."""
+        """Store a JSON value for the study."""
         self._info[key] = json.loads(json.dumps(value))
         self.persist(lambda: self._storage.set_study_user_attr(self._study_id, key, self._info[key]))
 
@@ -237,7 +236,7 @@ class Records:
         reference: str | None = None,
         name: str = "",
     ) -> TrialRecord:
-        """A new trial, RUNNING."""
+        """Create a trial, RUNNING."""
         proposal = proposal or Proposal()
         record = TrialRecord(
             number=len(self._records),
@@ -268,9 +267,9 @@ class Records:
         return self._records[-1]
 
     def rung(self, number: int, epoch: float, score: float, *, stop: bool = False, pause: bool = False) -> None:
-        """Keep the score that a running trial reached, and whether the rule stops it there, or has it wait.
+        """Record the score that a running trial reached, and whether the rule stops it there, or has it wait.
 
-        A rung that is known already stays as it is.
+        A rung that is on record stays as it is.
         """
         record = self.get(number)
         if record.state is not State.RUNNING:
@@ -281,7 +280,7 @@ class Records:
         self._progress(number, rungs, stopped_at=epoch if stop else self.stopped_at(number), paused=pause)
 
     def promote(self, number: int) -> TrialRecord:
-        """A trial that waits is RUNNING again. Raises RecordsError for another one."""
+        """Set a trial that waits to RUNNING. Raises RecordsError for another one."""
         record = self.get(number)
         if record.state is not State.PAUSED:
             raise RecordsError(f"a paused trial is promoted; trial {number} is {record.state}")
@@ -308,10 +307,10 @@ class Records:
         ended = replace(record, state=state, measurements=measurements, failure=failure).to_dict()
         self._write(number, "outcome", {key: ended[key] for key in _OUTCOME})
         self._read(number)
-        return self._tell(number, state)
+        return self._set_state(number, state)
 
     def _create_again(self, trial: FrozenTrial) -> int:
-        """The id of a trial that may be there already, as the study's next one, with only the answer lost."""
+        """Create a trial, unless it is the study's last one already and only the answer was lost; return its id."""
         assert isinstance(self._storage, RDBStorage)
         with self._storage.engine.begin() as connection:  # after what the lost connection may still be doing there
             connection.exec_driver_sql(f"SELECT study_id FROM studies WHERE study_id = {self._study_id:d} FOR UPDATE")
@@ -342,17 +341,17 @@ class Records:
     def _write(self, number: int, key: str, value: Any) -> None:
         self.persist(lambda: self._storage.set_trial_user_attr(self._id(number), key, value))
 
-    def _tell(self, number: int, state: State) -> TrialRecord:
+    def _set_state(self, number: int, state: State) -> TrialRecord:
         values = self._values(number, self._records[number].measurements) if state is State.COMPLETE else None
 
-        def tell_again() -> None:
-            with suppress(UpdateFinishedTrialError):  # told, and only the answer was lost
-                tell()
+        def set_state_again() -> None:
+            with suppress(UpdateFinishedTrialError):  # it was set, and only the answer was lost
+                set_state()
 
-        def tell() -> None:
+        def set_state() -> None:
             self._storage.set_trial_state_values(self._id(number), TrialState[state], values)
 
-        self.persist(tell, again=tell_again)
+        self.persist(set_state, again=set_state_again)
         return self._read(number)
 
     def _read(self, number: int) -> TrialRecord:
@@ -365,8 +364,8 @@ class Records:
     def _values(self, number: int, measurements: Measurements | None) -> list[float]:
         values = [objective.value(measurements) if measurements else None for objective in self.objectives]
         free = self._records[number].configuration is None  # a baseline, which trains nothing; Optuna wants values
-        told = [0.0 if value is None and free and index else value for index, value in enumerate(values)]
-        finite = [value for value in told if value is not None and math.isfinite(value)]
+        filled = [0.0 if value is None and free and index else value for index, value in enumerate(values)]
+        finite = [value for value in filled if value is not None and math.isfinite(value)]
         if len(finite) < len(values):
             names = " and ".join(objective.name for objective in self.objectives)
             raise RecordsError(f"a complete trial has a finite {names}; trial {number} has {values}")
@@ -375,8 +374,8 @@ class Records:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines and warnings of Optuna's inside; what the caller had set is restored."""
-    before = optuna.logging.get_verbosity()
+    """Silence Optuna's log lines and warnings within the context."""
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -384,7 +383,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield
     finally:
-        optuna.logging.set_verbosity(before)
+        optuna.logging.set_verbosity(verbosity)
 
 
 def study_names(storage: BaseStorage) -> list[str]:

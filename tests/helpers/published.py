@@ -46,5 +46,5 @@ def record(number: int, accuracy: float, stored: int, **changes: object) -> Tria
 def published_info(study: Study) -> dict[str, Any]:
     """The study file and what was resolved for it, as MLflow has them for whoever reads it in other ways."""
     tags = MlflowClient(study.uri).get_run(study.summary.run_id).data.tags
-    info: dict[str, Any] = json.loads(schema._joined(tags, "info") or "")
+    info: dict[str, Any] = json.loads(schema.joined(tags, "info") or "")
     return info

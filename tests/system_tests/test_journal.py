@@ -343,7 +343,7 @@ def test_a_server_killed_in_mid_stream_has_every_row_once(emptied: Server, tmp_p
         assert delivery.drain(patience=60.0)
     assert longest < 2.0  # a request to a server that is away takes that long, with MLflow's own retries minutes
     away, back = [text for text in said if "still to reach MLflow" not in text]
-    assert away.startswith("MLflow does not answer; the search goes on, and what it is to be told waits:")
+    assert away.startswith("MLflow does not answer; the search continues, and its results wait:")
     assert back.startswith("MLflow is back;")
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["delivered"]
 

@@ -115,7 +115,7 @@ class Study:
         self.tracker = MlflowTracker.open(self.uri, "demo", folder / "artifacts", INFO)
         for number in range(3):
             self.tracker.publish(good(number))
-        self.client = client._client(self.uri)
+        self.client = client.open_client(self.uri)
 
     def plant(self, number: int = 9, **tags: str) -> str:
         kind = {"kind": "trial", "trial": str(number), "study": "demo", "mlflow.parentRunId": self.tracker.run_id}
@@ -162,9 +162,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture
 def alone(study: Study) -> Iterator[Study]:
     """The study without what a test planted, afterwards."""
-    before = {run.info.run_id for run in client._children(study.client, study.tracker.experiment_id)}
+    before = {run.info.run_id for run in client.trial_runs(study.client, study.tracker.experiment_id)}
     yield study
-    for run in client._children(study.client, study.tracker.experiment_id):
+    for run in client.trial_runs(study.client, study.tracker.experiment_id):
         if run.info.run_id not in before:
             study.client.delete_run(run.info.run_id)
 

@@ -80,7 +80,7 @@ def tags(values: dict[str, Any]) -> list[RunTag]:
 
 
 def pieces(name: str, value: Any) -> dict[str, str]:
-    return {name: value} if isinstance(value, str) else schema._split(name, json.dumps(value))
+    return {name: value} if isinstance(value, str) else schema.split_text(name, json.dumps(value))
 
 
 def mlflow_run(run_id: str, values: dict[str, Any]) -> Run:
@@ -101,12 +101,12 @@ def stored_trials() -> list[dict[str, Any]]:
 
 def read(study: dict[str, Any], trials: list[dict[str, Any]]) -> Study:
     """As `load_study` reads it. Raises StoreError for a study that is left out."""
-    experiment = Experiment("1", "demo", "file:///nowhere", "active", tags=[RunTag(schema._STUDY_TAG, "demo")])
-    summary = schema._summary(experiment, mlflow_run("parent", study))
+    experiment = Experiment("1", "demo", "file:///nowhere", "active", tags=[RunTag(schema.STUDY_TAG, "demo")])
+    summary = schema.study_summary(experiment, mlflow_run("parent", study))
     rows = []
     for number, trial in enumerate(trials):
         with suppress(StoreError):
-            rows.append(schema._row(mlflow_run(str(number), trial)))
+            rows.append(schema.trial_row(mlflow_run(str(number), trial)))
     return Study(summary, tuple(sorted(rows, key=lambda row: row.record.number)), "sqlite:///nowhere.db")
 
 

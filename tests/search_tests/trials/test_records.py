@@ -176,7 +176,7 @@ def test_an_outcome_without_its_state_is_told_on_opening(
 ) -> None:
     records = create_study(url, "demo", OBJECTIVES)
     records.create(CONFIGURATION)
-    monkeypatch.setattr(Records, "_tell", lambda self, number, state: None)  # killed in between
+    monkeypatch.setattr(Records, "_set_state", lambda self, number, state: None)  # killed in between
     records.close(0, state, MEASURED)
     monkeypatch.undo()
     record = open_study(url, "demo").get(0)
@@ -225,13 +225,13 @@ def test_who_only_reads_ends_no_trial(url: str, monkeypatch: pytest.MonkeyPatch)
     """At any moment: an outcome that its driver is about to tell Optuna stays the driver's."""
     records = create_study(url, "demo", OBJECTIVES)
     records.create(CONFIGURATION)
-    tell = records._tell
+    tell = records._set_state
 
     def read_first(number: int, state: State) -> TrialRecord:
         assert open_study(url, "demo", writes=False).get(0).state is State.RUNNING
         return tell(number, state)
 
-    monkeypatch.setattr(records, "_tell", read_first)
+    monkeypatch.setattr(records, "_set_state", read_first)
     measured = Measurements(accuracy=0.5, stored_parameters=1)
     assert records.close(0, State.COMPLETE, measured).state is State.COMPLETE
 
