@@ -340,12 +340,7 @@ def front(
 
     study = load_study(name, uri)
     found = study.front(max_parameters, fdr=fdr)
-    if format is Format.TABLE and fdr and not len(found):
-        typer.echo(
-            f"No trial of {name} can be said to be on the true front with at most {fdr} false ones expected. "
-            "Allow more, or train more seeds: petl-search resume with a larger replicates.per_trial or replicates.extra"
-        )
-    elif format is Format.TABLE:
+    if format is Format.TABLE:
         tables.print_front(study, found)
     elif format is Format.JSON:
         import json

@@ -38,11 +38,22 @@ def count_states(study: Study) -> str:
 
 def why_empty(study: Study, front: ParetoFront) -> str:
     """Return in a sentence why a study's front has no member."""
+    counts = [trial.measurements.stored_parameters for trial in study.trials if trial.measurements]
     if not study.trials:
-        return f"The front of {study.name} is empty: it has no trials yet."
-    complete = any(trial.state is State.COMPLETE for trial in study.trials)
-    reason = "no complete trial is within the limits" if complete else "no trial is complete"
-    return f"The front of {study.name} is empty: {reason} ({count_states(study)})."
+        reason = "it has no trials yet"
+    elif not counts:
+        reason = f"no trial is complete ({count_states(study)})"
+    elif front.fdr is not None:
+        reason = (
+            f"no trial can be named with at most {100 * front.fdr:g} % false ones expected. Allow more, or train more "
+            f"seeds: `petl-search resume {study.name}` with a larger replicates.per_trial or replicates.extra"
+        )
+    elif front.limits:
+        limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in front.limits)
+        reason = f"no complete trial is within {limits} ({count_states(study)}). The smallest stores {min(counts):,}"
+    else:
+        reason = f"no complete trial has a score and every cost ({count_states(study)})"
+    return f"The front of {study.name} is empty: {reason}."
 
 
 def say(out: Console, text: str, style: str = "") -> None:

@@ -49,7 +49,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Row:
+class DesignRow:
     """A row of a list: its trials, and what the paper prints for it.
 
     `percent` is the printed share of parameters, and `slip` what is wrong with it.
@@ -87,9 +87,8 @@ class Row:
     def count(self, name: str) -> int | None:
         """A count of parameters; of a trial that has no measurements where it is known before training."""
         for trial in self.trials:
-            known: Mapping[str, Any] = trial.measurements.to_dict() if trial.measurements else trial.row.counts
-            if known.get(name) is not None:
-                return int(known[name])
+            if trial.values.get(name) is not None:
+                return int(trial.values[name])
         return None
 
     @property
@@ -124,8 +123,8 @@ class Comparison:
         return "holds" if (self.ours.mean > 0) == SCORES[self.score] else "does not"
 
 
-class List:
-    """A study of listed designs. Raises StoreError where it is a search."""
+class DesignTable:
+    """Hold a study of listed designs as a table. Raises StoreError for a search."""
 
     def __init__(self, study: Study) -> None:
         info = study.summary.info
@@ -156,7 +155,7 @@ class List:
         return (task.headline, task.split), (_LOSS, task.split)
 
     @cached_property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[DesignRow, ...]:
         """In the order of the study file."""
         table, task = (self.paper.table, self.paper.task) if self.paper else ("", "")
         printed = results(table, task)
@@ -164,8 +163,8 @@ class List:
             self._row(name, design, printed.get(name), *percent(table, name)) for name, design in self.designs.items()
         )
 
-    def _row(self, name: str, design: ListedDesign, printed: Result | None, share: str, slip: str) -> Row:
-        return Row(
+    def _row(self, name: str, design: ListedDesign, printed: Result | None, share: str, slip: str) -> DesignRow:
+        return DesignRow(
             name,
             tuple(trial for trial in self.study.trials if trial.record.name == name),
             len(design.seeds or self.seeds),
@@ -213,7 +212,7 @@ class List:
             for row in self.rows
         ]
 
-    def percent(self, row: Row) -> float | None:
+    def percent(self, row: DesignRow) -> float | None:
         """A row's parameters as the paper counts them, in percent of what it divides by."""
         base, counted = self.study.base_parameters, row.count("paper_parameters")
         if not base or counted is None:
@@ -223,12 +222,12 @@ class List:
 
 def print_list(study: Study, out: Console) -> None:
     """Every row with its means over seeds, and its counts."""
-    _print(List(study), out, against=False)
+    _print(DesignTable(study), out, against=False)
 
 
-def compare(study: Study) -> List:
+def compare(study: Study) -> DesignTable:
     """The study as a list with a table to compare with. Raises StoreError where it has none."""
-    listed = List(study)
+    listed = DesignTable(study)
     if not listed.paper:
         raise StoreError(
             f"study {study.name!r} names no table to compare with; "
@@ -242,7 +241,7 @@ def print_against(study: Study, out: Console) -> None:
     _print(compare(study), out, against=True)
 
 
-def _print(listed: List, out: Console, against: bool) -> None:
+def _print(listed: DesignTable, out: Console, against: bool) -> None:
     notes: dict[str, str] = {}  # text -> mark
     if against and listed.paper:
         for row in listed.rows:
@@ -260,7 +259,7 @@ def _print(listed: List, out: Console, against: bool) -> None:
         for trial in row.trials:
             if trial.state is State.FAIL:
                 reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
-                say(out, f"{row.name}: trial {trial.trial} failed: {reason}")
+                say(out, f"{row.name}: trial {trial.number} failed: {reason}")
     if against and listed.comparisons:
         out.print(_findings_table(listed))
         say(
@@ -270,7 +269,7 @@ def _print(listed: List, out: Console, against: bool) -> None:
         )
 
 
-def _score_table(listed: List, notes: Mapping[str, str], against: bool) -> Table:
+def _score_table(listed: DesignTable, notes: Mapping[str, str], against: bool) -> Table:
     units = {"accuracy, F1, Matthews and ROUGE x 100": SHARES, "BLEU from 0 to 100": ("sacrebleu", "paper_bleu")}
     used = [unit for unit, names in units.items() if {score for score, _ in listed.columns} & set(names)]
     splits = "; ".join(
@@ -301,7 +300,7 @@ def _score_table(listed: List, notes: Mapping[str, str], against: bool) -> Table
     return table
 
 
-def _count_table(listed: List, notes: Mapping[str, str], against: bool) -> Table:
+def _count_table(listed: DesignTable, notes: Mapping[str, str], against: bool) -> Table:
     table = new_table(f"parameters ({count_states(listed.study)} of {sum(row.seeds for row in listed.rows)} trials)")
     table.add_column("row", overflow="fold", min_width=10)
     for heading in ("stored", "trained", "paper's count", "%", *(["printed %"] if against else [])):
@@ -318,7 +317,7 @@ def _count_table(listed: List, notes: Mapping[str, str], against: bool) -> Table
     return table
 
 
-def _findings_table(listed: List) -> Table:
+def _findings_table(listed: DesignTable) -> Table:
     table = new_table("what the paper finds")
     for heading in ("finding", "first", "less"):
         table.add_column(heading, overflow="fold", min_width=8)
@@ -347,7 +346,7 @@ def _findings_table(listed: List) -> Table:
     return table
 
 
-def _comparison(finding: Finding, better: Row, worse: Row, score: str, split: str, task: str) -> Comparison:
+def _comparison(finding: Finding, better: DesignRow, worse: DesignRow, score: str, split: str, task: str) -> Comparison:
     first, second = better.by_seed(score, split), worse.by_seed(score, split)
     common = tuple(first[seed] - second[seed] for seed in first if seed in second)
     printed = [row.printed.scores[task].get(score) for row in (better, worse) if row.printed]
@@ -360,7 +359,7 @@ def _scores(trial: Trial, split: str) -> Mapping[str, float]:
     return trial.row.test if split == "test" else trial.row.validation
 
 
-def _printed(row: Row, paper: PaperTable | None) -> Mapping[str, Number]:
+def _printed(row: DesignRow, paper: PaperTable | None) -> Mapping[str, Number]:
     return row.printed.scores[paper.task] if row.printed and paper else {}
 
 

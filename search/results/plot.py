@@ -37,11 +37,11 @@ _LONGEST: Final = 80  # of a name anywhere else; a $ in one is no formula
 
 
 def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
-    """Draw `front` among all trials of `study`, at `path` (its ending says the format); returns it.
+    """Draw `front` among all trials of `study` into the file `path`, whose ending says the format, and return it.
 
-    Stopped trials stand at the score of their last rung. What lies below the interesting scores is
-    drawn at the lower edge, as a triangle. A cost of 0 is visible: the axis is linear near it. Of three
-    objectives the line is the front of the first two, and members below it are there for their second cost.
+    A stopped trial stands at the score of its last rung. A score far below the front is drawn at the lower edge, as a
+    triangle. A cost of 0 is visible: the axis is linear near it. With three objectives the line is the front of the
+    first two, and a member below it is on the front for its second cost. A picture without a front says why.
     """
     figure = Figure(figsize=(7.6, 4.9), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
@@ -67,24 +67,22 @@ def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
 
 
 class _View:
-    """What is drawn: points by kind, and the limits of both axes."""
+    """Hold what is drawn: points by kind, as cost and score, and the limits of both axes."""
 
     def __init__(self, study: Study, front: ParetoFront) -> None:
         self.study, self.front = study, front
         score, cost, *more = front.objectives
         self.second = more[0] if more else None
-        self.score, self.cost = score.name, cost.name
-        self.title = cost.title
-        self.loss, self.upward = score.loss, score.higher_is_better
+        self.score, self.cost = score, cost
         self.complete = [(x, y) for t in study.trials if t.state is State.COMPLETE for x, y in self._at(t)]
         unfinished = (State.PRUNED, State.PAUSED)
         self.stopped = [(x, y) for t in study.trials if t.state in unfinished for x, y in self._at(t)]
-        self.members = [(x, y) for t in front for x, y in self._at(t)]
+        self.named = [(trial, point) for trial in front for point in self._at(trial)]
+        self.members = [point for _, point in self.named]
         self.seeds = [
             (x, believed.mean, believed.spread)
-            for t in front
-            if (believed := t.seed_summary) and believed.seeds > 1
-            for x, _ in self._at(t)
+            for trial, (x, _) in self.named
+            if (believed := trial.seed_summary) and believed.seeds > 1
         ]
         self.stair = list(self._stair())
         self.references = [
@@ -96,30 +94,28 @@ class _View:
         self.costs = [x for x, _ in (*self.complete, *self.stopped)]
         self.right = max(self.costs, default=1.0) or 1.0
         self.step = 10.0 ** math.floor(math.log10(min((x for x in self.costs if x > 0), default=1.0)))
-        self.logarithmic = cost.logarithmic
         self.zero = any(x <= 0 for x in self.costs)
         self.left = min(self.costs, default=1.0)
 
     def _at(self, trial: Trial) -> Iterator[Point]:
-        """Cost and score, where both are numbers; a stopped trial has its last rung's score."""
-        measured, rungs = trial.measurements, trial.record.rungs
-        score, cost, *_ = self.front.objectives
-        y = score.value(measured) if measured else (rungs[max(rungs)] if rungs else None)
-        x = cost.value(measured) if measured else trial.row.counts.get(cost.name)
+        """Yield cost and score where both are numbers; the score of a stopped trial is that of its last rung."""
+        rungs = trial.record.rungs
+        x = trial.values.get(self.cost.name)
+        y = trial.values.get(self.score.name, rungs[max(rungs)] if rungs else None)
         if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
             yield x, y
 
     def _stair(self) -> Iterator[Point]:
-        """The members with a better score than all that are cheaper: without a second cost all of them."""
+        """Yield the members with a better score than all cheaper ones: without a second cost all of them."""
         best = math.inf
         for x, y in self.members:
-            if self.loss(y) < best:
-                best = self.loss(y)
+            if self.score.loss(y) < best:
+                best = self.score.loss(y)
                 yield x, y
 
     def _limits(self) -> Point:
-        """The scores worth a close look: those of the front, of its seeds, and what lies not far below."""
-        sign = 1 if self.upward else -1  # as the picture has it: what is better lies above
+        """Return the lowest and highest score in the picture: the front, its seeds, and what lies not far below it."""
+        sign = 1 if self.score.higher_is_better else -1  # what is better lies above
         seeds = [sign * mean + way * spread for _, mean, spread in self.seeds for way in (-1, 1)]
         points = self.members or self.complete or self.stopped or self.references
         core = sorted(sign * y for _, y in points) or [0.0, 1.0]
@@ -130,21 +126,21 @@ class _View:
         return sign * (bottom - 0.08 * span), sign * (top + 0.14 * span)
 
     def inside(self, y: float) -> bool:
-        """Whether a score lies above the lower edge."""
-        return y >= self.low if self.upward else y <= self.low
+        """Return whether a score lies above the lower edge."""
+        return self.score.loss(y) <= self.score.loss(self.low)
 
 
 def _frame(axes: Axes, view: _View) -> None:
-    """Scales, ticks, titles."""
+    """Draw scales, ticks and titles."""
     axes.set_ylim(view.low, view.high)
-    if view.logarithmic:
+    if view.cost.logarithmic:
         _scale(axes, view, 1.0, short_text)
         axes.set_xlim(-0.25 * view.step if view.zero else view.left / _ROOM, view.right * _ROOM)
     else:
         margin = 0.08 * (view.right - view.left or view.right)
         axes.set_xlim(view.left - 2 * margin, view.right + margin)
-    axes.set_xlabel(view.title, color=_INK)
-    axes.set_ylabel(f"validation {view.score}", color=_INK)
+    axes.set_xlabel(view.cost.title, color=_INK)
+    axes.set_ylabel(f"validation {view.score.name}", color=_INK)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["right", "top"]].set_visible(False)
@@ -154,7 +150,7 @@ def _frame(axes: Axes, view: _View) -> None:
     title = " · ".join(str(fact)[:_LONGEST] for fact in facts if fact)
     axes.set_title(title, loc="left", fontsize=10, color=_INK, parse_math=False)
     base = view.front.base_parameters
-    if base and view.costs and view.logarithmic and view.cost.endswith("_parameters"):
+    if base and view.costs and view.cost.name.endswith("_parameters"):
         top = axes.twiny()
         _scale(top, view, 100 / base, lambda value: f"{value:g} %")
         top.set_xlim(*(limit * 100 / base for limit in axes.get_xlim()))
@@ -164,7 +160,7 @@ def _frame(axes: Axes, view: _View) -> None:
 
 
 def _scale(axes: Axes, view: _View, factor: float, text: Any) -> None:
-    """A logarithmic x axis, linear near 0 where there is a 0; `factor` converts the cost to its unit."""
+    """Make the x axis logarithmic, and linear near 0 if a cost is 0; `factor` converts costs to the axis' unit."""
     if view.zero:
         axes.set_xscale("symlog", linthresh=view.step * factor, linscale=0.35)
     else:
@@ -205,7 +201,7 @@ def _front(axes: Axes, view: _View) -> None:
     axes.fill_between([*xs, right], [*ys, ys[-1]], view.low, step="post", color=_FRONT, alpha=0.05, linewidth=0)
     look: dict[str, Any] = {"color": _FRONT, "edgecolor": "white", "linewidth": 0.8}
     if view.second:
-        values = [float(trial.second_cost or 0.0) for trial in view.front]
+        values = [float(trial.second_cost or 0.0) for trial, _ in view.named]
         low, high = min(values), max(values)
         high = high if high > low else low + 1.0
         knee = view.second.knee
@@ -226,7 +222,7 @@ def _front(axes: Axes, view: _View) -> None:
 
 
 def _references(axes: Axes, view: _View) -> None:
-    """Horizontal lines, named at the right edge; a score below the picture is named at its foot."""
+    """Draw horizontal lines, named at the right edge; a score below the picture is named at its foot."""
     low, high = axes.get_ylim()
     ordered = sorted(view.references, key=lambda pair: (pair[1] - low) / (high - low))
     gap = 0.042
@@ -256,16 +252,16 @@ def _references(axes: Axes, view: _View) -> None:
 
 def _labels(axes: Axes, view: _View) -> None:
     """Name the members of the front where there is room; each has a number, for `petl-search show`."""
-    last = len(view.members) - 1
-    ordered = sorted(range(last + 1), key=lambda index: min(index, last - index))  # where room is short: the extremes
+    last = len(view.named) - 1
+    ordered = sorted(range(last + 1), key=lambda index: min(index, last - index))  # the extremes come first
     stair, right = view.stair, axes.get_xlim()[1]
     drawn = Drawn(
         points=[point for point in view.complete + view.stopped if view.inside(point[1])],
         corners=[*stair, (right, stair[-1][1])],
         heights=[score for _, score in view.references if view.inside(score)],
     )
-    labels = [Label(view.members[index], list(_wordings(view.front[index]))) for index in ordered]
-    write_labels(axes, labels, drawn)
+    members = [view.named[index] for index in ordered]
+    write_labels(axes, [Label(point, list(_wordings(trial))) for trial, point in members], drawn)
 
 
 def _say_why_empty(axes: Axes, view: _View) -> None:
@@ -281,9 +277,9 @@ def _say_why_empty(axes: Axes, view: _View) -> None:
 
 
 def _wordings(trial: Trial) -> Iterator[str]:
-    """A trial's label, the fullest first."""
+    """Yield what a trial may be called, the fullest wording first."""
     first, *parts = trial.name.split(" + ")
-    lines = [f"{trial.trial}: {first}"]
+    lines = [f"{trial.number}: {first}"]
     for part in parts:
         if len(lines[-1]) + len(part) + 3 <= _LINE:
             lines[-1] += f" + {part}"
@@ -294,11 +290,11 @@ def _wordings(trial: Trial) -> Iterator[str]:
         yield "\n".join(lines)
     if len(lines) > 1:
         yield "\n".join([lines[0], lines[1] + " …"]) if len(lines) > 2 else lines[0] + " …"
-    yield str(trial.trial)
+    yield str(trial.number)
 
 
 def _model(text: str) -> str:
-    """A model's name without what only a machine needs of it."""
+    """Return a model's name without its folder, or the path inside its package."""
     if text.startswith("package:"):
         return text.removeprefix("package:").partition("/")[0]
     return Path(text).name if text.startswith(("/", "~", ".")) else text

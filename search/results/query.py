@@ -1,4 +1,4 @@
-"""Questions to a finished or running study. MLflow alone answers them.
+"""What a finished or running study has come to, read from MLflow alone.
 
 >>> from search import load_study
 >>> front = load_study("demo").front(max_parameters="1%")
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ Budget: TypeAlias = int | str | None
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial or reference as MLflow has it, seen through the study's objectives."""
+    """Hold a trial or reference as MLflow has it, seen through the study's objectives."""
 
     row: TrialRow
     objectives: Objectives
@@ -50,115 +50,116 @@ class Trial:
 
     def __repr__(self) -> str:
         score = "no score" if self.score is None else f"{self.objectives[0].name} {self.score:.4f}"
-        return f"<Trial {self.trial} {self.name!r}: {score}>"
+        return f"<Trial {self.number} {self.name!r}: {score}>"
 
     @property
     def record(self) -> TrialRecord:
-        """All that the study knows of it."""
         return self.row.record
 
     @property
-    def trial(self) -> int:
-        """Its number."""
+    def number(self) -> int:
         return self.record.number
 
     @property
     def name(self) -> str:
-        """The reference's name, what the user called an enqueued design, else the design in words."""
+        """The name of a reference, what the user called an enqueued design, else the design in words."""
         return label(self.record)
 
     @property
     def state(self) -> State:
-        """Optuna's word for where it stands."""
         return self.record.state
 
     @property
     def configuration(self) -> Configuration | None:
-        """None for baselines, of which nothing is trained in the network."""
+        """The design with its training; None for baselines, which train nothing in the network."""
         return self.record.configuration
 
     @property
     def design(self) -> Design | None:
-        """None for baselines, of which nothing is trained in the network."""
         return self.configuration.design if self.configuration else None
 
     @property
     def design_text(self) -> str:
-        """The design in words, "" where there is none."""
+        """The design in words, "" for a baseline."""
         return self.design.describe() if self.design else ""
 
     @property
     def measurements(self) -> Measurements | None:
-        """None until it has trained to the end."""
+        """What training measured; None until the trial has trained to its end."""
         return self.record.measurements
 
     @property
+    def values(self) -> Mapping[str, Any]:
+        """The measurements by name; before the end of training those that are known by then, without scores."""
+        return self.measurements.to_dict() if self.measurements else self.row.counts
+
+    @property
     def score(self) -> float | None:
-        """On the validation split, or the sample of it that the study searches by, at full budget."""
+        """The score at full budget on the validation split, or the sample of it that the study searches by."""
         return self.objectives[0].value(self.measurements) if self.measurements else None
 
     @property
     def cost(self) -> float | None:
-        """The study's first cost; before the end of training, where it is known by then."""
+        """The study's first cost; before the end of training only where it is known by then."""
         return self.costs[0]
 
     @property
     def second_cost(self) -> float | None:
-        """The study's second cost, as `cost`; None also where it has none."""
+        """The study's second cost, as `cost`; None also for a study that has none."""
         return self.costs[1] if len(self.costs) > 1 else None
 
     @property
     def costs(self) -> tuple[float | None, ...]:
-        """By all costs of the study, in its order."""
+        """All costs of the study, in its order."""
         measured, counts = self.measurements, self.row.counts
-        return tuple(each.value(measured) if measured else counts.get(each.name) for each in self.objectives[1:])
+        return tuple(cost.value(measured) if measured else counts.get(cost.name) for cost in self.objectives[1:])
 
     @property
     def validation_score(self) -> float | None:
-        """On the whole validation split; members of the final front, references, and all of a list have one."""
+        """The score on the whole validation split, of a member of the final front, a reference, or a listed design."""
         return self.row.validation.get(self.objectives[0].name)
 
     @property
     def test_score(self) -> float | None:
-        """On the test split; members of the final front, references, and all of a list have one."""
+        """The score on the test split, of a member of the final front, a reference, or a listed design."""
         return self.row.test.get(self.objectives[0].name)
 
     @property
     def seed_summary(self) -> SeedSummary | None:
-        """What its replicates, and those of others, say of its score and place; None where the study had none."""
+        """What replicates say of the score and of the place on the front; None where the study had none."""
         return self.row.seed_summary
 
     @property
     def run_id(self) -> str:
-        """Its MLflow run."""
+        """The identifier of the MLflow run."""
         return self.row.run_id
 
     def to_row(self) -> dict[str, Any]:
-        """A JSON-ready row with the keys of ROW, those costs of the study by their names that are not of ROW, and
-        where there were replicates the fields of `believed` as `believed_mean` ...
+        """Return a JSON-ready row: the keys of ROW, the study's costs that are not among them, and where there were
+        replicates the columns of TrialRow, such as `believed_mean`.
         """
-        measured = self.measurements.to_dict() if self.measurements else self.row.counts
+        values = self.values
         costs = {each.name: cost for each, cost in zip(self.objectives[1:], self.costs, strict=True)}
         row = {
-            "trial": self.trial,
+            "trial": self.number,
             "name": self.name,
             "design": self.design_text,
             "score": self.score,
             "metric": self.objectives[0].name,
-            "stored_parameters": measured.get("stored_parameters"),
-            "stored_percent": measured.get("stored_percent"),
-            "trained_parameters": measured.get("trained_parameters"),
+            "stored_parameters": values.get("stored_parameters"),
+            "stored_percent": values.get("stored_percent"),
+            "trained_parameters": values.get("trained_parameters"),
             "test_score": self.test_score,
-            "seconds": measured.get("seconds"),
+            "seconds": values.get("seconds"),
             "run_id": self.run_id,
         }
         return row | {name: cost for name, cost in costs.items() if name not in row} | self.row.columns
 
     def export(self, destination: str | Path, format: str = "petl") -> Path:
-        """The adapter directory as a new folder; as one of Hugging Face PEFT with the format "peft".
+        """Write the trained adapter as a new folder, in the format "petl" or in that of Hugging Face, "peft".
 
-        Raises StoreError where the trial has none; in PEFT's format also what `petl.adapters.peft.convert`
-        does, where PEFT cannot express the design above all.
+        Raises StoreError where the trial has no adapter; for PEFT also what `petl.adapters.peft.convert` raises, above
+        all where PEFT cannot express the design.
         """
         if format == "petl":
             return reader.download(self.uri, self.run_id, Path(destination))
@@ -171,11 +172,10 @@ class Trial:
             return convert(self.export(Path(folder) / schema.ADAPTER), destination)
 
     def load_model(self, backbone: str = "") -> AdaptedModel:
-        """The backbone with this trial's trained adapter, ready to predict.
+        """Return the backbone with this trial's trained adapter, ready to predict.
 
-        `backbone` says where the backbone is on this machine, if not where the study had it. Raises
-        StoreError where the trial has no adapter, StorageError or BackboneError as
-        `petl.adapters.storage.load_model` does.
+        `backbone` says where the backbone is on this machine, if not where the study had it. Raises StoreError where
+        the trial has no adapter, and StorageError or BackboneError as `petl.adapters.storage.load_model` does.
         """
         from petl.adapters import storage
 
@@ -185,14 +185,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The trials that no other beats in score and every cost, the cheapest first: by the first cost, then the second.
+    """Hold the trials that no other beats in score and every cost, by the first cost, then the second.
 
-    `base_parameters` is the size of the pretrained model, 0 while nothing was measured.
+    `base_parameters` is the size of the pretrained model, 0 while nothing was measured. `limits` are the upper limits
+    that members keep, by the names of Measurements, and `fdr` is the expected share of false members, if one was asked.
     """
 
     trials: tuple[Trial, ...]
     objectives: Objectives
     base_parameters: int = 0
+    limits: Sequence[tuple[str, float]] = ()
+    fdr: float | None = None
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)
@@ -204,7 +207,7 @@ class ParetoFront:
         return self.trials[index]
 
     def best(self, within: float = 0.0) -> Trial:
-        """The cheapest trial whose score is within `within` of the best: 0.01 is a point of accuracy.
+        """Return the cheapest trial whose score is within `within` of the best: 0.01 is a point of accuracy.
 
         Raises StoreError on an empty front.
         """
@@ -217,8 +220,8 @@ class ParetoFront:
     def hypervolume(self) -> float:
         """The area, or volume, between the front and the objectives' reference point.
 
-        A cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders
-        of magnitude, so that small designs count. Studies of one model and the same objectives compare.
+        A cost enters as `Objective.seen` gives it to samplers: log(1 + cost / knee) where it spans orders of
+        magnitude, so that small designs count. Only studies of the same model and objectives can be compared.
         """
         if not self.trials:
             return 0.0
@@ -231,11 +234,11 @@ class ParetoFront:
         return pareto.hypervolume(points, reference, [each.direction for each in self.objectives])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-ready rows, as `Trial.to_row` gives them."""
+        """Return the members as JSON-ready rows: see `Trial.to_row`."""
         return [trial.to_row() for trial in self.trials]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per member: the columns of `to_rows`."""
+        """Return a frame of the rows of `to_rows`, with their columns also where there are none."""
         import pandas as pd
 
         rows = self.to_rows()
@@ -246,7 +249,7 @@ class ParetoFront:
 
 @dataclass(frozen=True)
 class Study:
-    """A study read from MLflow: what was there when it was loaded."""
+    """Hold a study as MLflow had it when it was loaded."""
 
     summary: StudySummary
     everything: tuple[TrialRow, ...]
@@ -254,12 +257,11 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The study's name."""
         return self.summary.name
 
     @cached_property
     def objectives(self) -> Objectives:
-        """Score, cost, and the second cost if there is one."""
+        """The score, the cost, and the second cost if there is one."""
         return objectives(**vars(self.summary.info.objectives))
 
     @cached_property
@@ -278,29 +280,29 @@ class Study:
         return max((t.measurements.base_parameters for t in self._all if t.measurements), default=0)
 
     def trial(self, number: int) -> Trial:
-        """A trial or reference by its number. Raises StoreError where there is none."""
+        """Return a trial or reference by its number. Raises StoreError where there is none of that number."""
         for trial in self._all:
-            if trial.trial == number:
+            if trial.number == number:
                 return trial
-        known = f"0 to {self._all[-1].trial}" if self._all else "none yet"
+        known = f"0 to {self._all[-1].number}" if self._all else "none yet"
         raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
 
     def front(
         self, max_parameters: Budget = None, cost: str | None = None, fdr: float | str | None = None
     ) -> ParetoFront:
-        """The front among trials that are complete and within the study's limits; references stay outside.
+        """Return the front among trials that are complete and within the study's limits; references stay outside.
 
-        `max_parameters` bounds the stored parameters: a number, or a share of the pretrained model such
-        as "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
+        `max_parameters` limits the stored parameters further: a number, or a share of the pretrained model such as
+        "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
 
-        A front of single scores has members by luck. With `fdr`, a share such as 0.05 or "5%", it is those
-        trials instead that replicates have shown to be on the front of true means, as many as can be named with at
-        most this expected share of false ones.
+        A front of single scores has members by luck. With `fdr`, a share such as 0.05 or "5%", the members are
+        instead those trials that replicates have shown to be on the front of true means: as many as can be named while
+        at most this share of them is expected to be false.
 
-        Raises StoreError for a bound that is neither, for `fdr` where the study had no replicates or with a
+        Raises StoreError for a limit or share that is none, for `fdr` where the study had no replicates or with a
         `cost` of its own; ValueError for an unknown cost.
         """
-        sure = None if fdr is None else self._named(_share(fdr), cost)
+        share = None if fdr is None else _share(fdr)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.constraints.items(), *_limit(max_parameters)]
         candidates = [
@@ -308,26 +310,29 @@ class Study:
             for trial in self.trials
             if trial.state is State.COMPLETE
             and trial.measurements
-            and (sure is None or trial.trial in sure)
             and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
         ]
-        members = candidates
-        if sure is None:
-            members_by_number = {record.number for record in front_of((t.record for t in candidates), searched)}
-            members = [trial for trial in candidates if trial.trial in members_by_number]
+        if share is None:
+            numbers = {record.number for record in front_of((trial.record for trial in candidates), searched)}
+        else:
+            numbers = self._discoveries(share, cost)
+        members = [trial for trial in candidates if trial.number in numbers]
         members.sort(key=lambda trial: _values(trial)[1:])
-        return ParetoFront(tuple(members), searched, self.base_parameters)
+        return ParetoFront(tuple(members), searched, self.base_parameters, limits, share)
 
-    def _named(self, fdr: float, cost: str | None) -> set[int]:
-        beliefs = {trial.trial: trial.seed_summary for trial in self.trials if trial.seed_summary}
-        if not beliefs:
+    def _discoveries(self, fdr: float, cost: str | None) -> set[int]:
+        summaries = {trial.number: trial.seed_summary for trial in self.trials if trial.seed_summary}
+        if not summaries:
             raise StoreError(
-                f"fdr needs replicates, of which study {self.name!r} had none: "
-                f"petl-search resume {self.name} --set replicates.per_trial=5"
+                f"fdr needs replicates, and study {self.name!r} has none; train some by "
+                f"`petl-search resume {self.name} --set replicates.per_trial=5`"
             )
-        if cost not in (None, *(each.name for each in self.objectives[1:2])) or (cost and len(self.objectives) > 2):
-            raise StoreError(f"what replicates say is of the study's own objectives; received cost {cost!r}")
-        return discoveries(beliefs, fdr)
+        own = [objective.name for objective in self.objectives[1:]]
+        if cost is not None and [cost] != own:
+            raise StoreError(
+                f"replicates are of the study's own objectives; received cost {cost!r}: leave out fdr or cost"
+            )
+        return discoveries(summaries, fdr)
 
     @property
     def complete_references(self) -> tuple[Trial, ...]:
@@ -335,11 +340,11 @@ class Study:
         return tuple(trial for trial in self.references if trial.state is State.COMPLETE and trial.measurements)
 
     def reference_rows(self) -> list[dict[str, Any]]:
-        """The complete references as rows, as `Trial.to_row` gives them."""
+        """Return the complete references as rows: see `Trial.to_row`."""
         return [trial.to_row() for trial in self.complete_references]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
+        """Return a row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -356,9 +361,9 @@ class Study:
 
 
 def load_study(name: str, uri: str | None = None) -> Study:
-    """A study by name, from `uri` or where `home.store_uri` finds the store.
+    """Return a study by name, from the store at `uri`, else where `search.storage.locations.store_uri` finds one.
 
-    Raises StoreError where it is not there, naming the studies that are.
+    Raises StoreError for a study that is not in the store, naming those that are.
     """
     uri = store_uri(uri)
     return Study(reader.summary(uri, name), tuple(reader.records(uri, name)), uri)
@@ -390,7 +395,7 @@ def _share(share: float | str) -> float:
 
 
 def _values(trial: Trial) -> tuple[float, ...]:
-    """By all objectives; NaN for what is not there."""
+    """Return the trial's values by all objectives, NaN for what was not measured."""
     return tuple(map(_number, (trial.score, *trial.costs)))
 
 

@@ -98,7 +98,7 @@ def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         if trial.seed_summary:
-            add(table, str(trial.trial), *_beliefs(trial.seed_summary))
+            add(table, str(trial.number), *_beliefs(trial.seed_summary))
     return table
 
 
@@ -131,7 +131,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         say(out, f"plot: {plot_file}")
     if len(front):
         share = study.objectives[0].name in SHARES
-        smallest = front.best(within=0.01 if share else 0.0).trial
+        smallest = front.best(within=0.01 if share else 0.0).number
         compared = study.summary.info.paper
         where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
         commands = {
@@ -183,7 +183,7 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
     """Everything that is known of one trial. `study` is its study's status: nothing runs in one that is over."""
     out = out or console()
     record, measured = trial.record, trial.measurements
-    title = f"trial {trial.trial}" + (f", reference {record.reference}" if record.reference else "")
+    title = f"trial {trial.number}" + (f", reference {record.reference}" if record.reference else "")
     say(out, f"{title}  {trial.name}  {state_text(trial.state, study)}", "bold")
     if record.failure:
         say(out, record.failure)
@@ -296,7 +296,7 @@ def _print_failures(study: Study, out: Console) -> None:
     for trial in (*study.trials, *study.references):
         if trial.state is State.FAIL:
             reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
-            failed.setdefault(reason, []).append(trial.trial)
+            failed.setdefault(reason, []).append(trial.number)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
     for reason, trials in ordered[:_REASONS]:
         which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")

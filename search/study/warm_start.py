@@ -61,7 +61,7 @@ def prior(
             continue
         chosen.setdefault(
             configuration.key,
-            Enqueued(f"{design.describe()} (from {name} {trial.trial})", configuration, coordinates),
+            Enqueued(f"{design.describe()} (from {name} {trial.number})", configuration, coordinates),
         )
     return tuple(chosen.values())
 

@@ -146,7 +146,7 @@ def ours(setting: Setting, method: str, seed: int, context: StudyContext) -> tup
     began = min(trial.record.started for trial in found.trials if trial.record.started)
     return len(found.trials), [
         Trained(
-            trial.trial,
+            trial.number,
             setting.workers * (trial.record.ended - began),
             trial.measurements.accuracy,
             trial.measurements.stored_parameters,

@@ -519,7 +519,7 @@ def check_consistent(home: Path, uri: str) -> None:
         assert row["metrics"].get("train_loss", []) == curve
     study = load_study("demo", uri)
     assert study.summary.status == "FINISHED"
-    front = {trial.trial for trial in study.front()}
+    front = {trial.number for trial in study.front()}
     assert front
     assert {int(row["tags"]["trial"]) for row in found if row["tags"]["on_front"] == "true"} == front
     assert all(trial.test_score is not None for trial in study.front())

@@ -84,15 +84,15 @@ def test_a_promoted_trial_is_trained_as_if_it_had_never_waited(
 ) -> None:
     """Adapters bit for bit, and every score."""
     whole, _ = searched(home, content, "whole", {"name": "none"})
-    beside = {trial.trial: trial for trial in whole.trials}
+    beside = {trial.number: trial for trial in whole.trials}
     waited = [trial for trial in paused[0].trials if trial.state is State.COMPLETE]
     assert waited
     for trial in waited:
-        other = beside[trial.trial]
+        other = beside[trial.number]
         assert trial.record.configuration == other.record.configuration
         assert trial.record.rungs[2.0] == other.record.rungs[2.0]
         files = [
-            (home / "studies" / name / "trials" / f"{trial.trial:04d}/result/adapter/adapter.safetensors").read_bytes()
+            (home / "studies" / name / "trials" / f"{trial.number:04d}/result/adapter/adapter.safetensors").read_bytes()
             for name in ("paused", "whole")
         ]
         assert files[0] == files[1]
@@ -100,8 +100,8 @@ def test_a_promoted_trial_is_trained_as_if_it_had_never_waited(
 
 def test_closed_trials_leave_no_training_state(paused: tuple[Study, str], home: Path) -> None:
     for trial in paused[0].trials:
-        assert TrialFolder(home / "studies/paused", trial.trial).find("result") or trial.state is State.PRUNED
-        assert not list((home / "studies/paused/trials" / f"{trial.trial:04d}").glob("state-*"))
+        assert TrialFolder(home / "studies/paused", trial.number).find("result") or trial.state is State.PRUNED
+        assert not list((home / "studies/paused/trials" / f"{trial.number:04d}").glob("state-*"))
 
 
 class Terminating(io.StringIO):
@@ -129,7 +129,7 @@ def test_what_waits_is_there_after_an_interruption(
     status = [each.info.status for each in client.search_runs([experiment.experiment_id])]
     assert status.count("SCHEDULED") == len(waiting)
     assert "RUNNING" not in status
-    folders = [home / "studies/late/trials" / f"{trial.trial:04d}" for trial in waiting]
+    folders = [home / "studies/late/trials" / f"{trial.number:04d}" for trial in waiting]
     assert all(list(folder.glob("state-*")) for folder in folders)
 
     resume("late", console=Console(quiet=True))

@@ -89,7 +89,7 @@ def test_what_is_said_of_a_trial_is_of_its_runs(replicated: tuple[Study, str]) -
     study, _ = replicated
     again = scores("replicated")
     for trial in study.trials:
-        own = [trial.score, *(score for (number, _), score in again.items() if number == trial.trial)]
+        own = [trial.score, *(score for (number, _), score in again.items() if number == trial.number)]
         belief = trial.seed_summary
         if belief is None:
             assert len(own) == 1
@@ -102,16 +102,16 @@ def test_what_is_said_of_a_trial_is_of_its_runs(replicated: tuple[Study, str]) -
 
 def test_the_front_that_is_sure(replicated: tuple[Study, str]) -> None:
     study, _ = replicated
-    by = {trial.trial: trial.seed_summary.probability for trial in study.trials if trial.seed_summary}
+    by = {trial.number: trial.seed_summary.probability for trial in study.trials if trial.seed_summary}
     for most in (0.0, 0.05, 0.5):
         chances = sorted(by.values(), reverse=True)
         count = max(n for n in range(len(chances) + 1) if sum(1 - p for p in chances[:n]) <= most * n + 1e-12)
         members = study.front(fdr=most)
         assert len(members) == count
-        assert all(by[trial.trial] >= chances[count - 1] for trial in members)
+        assert all(by[trial.number] >= chances[count - 1] for trial in members)
         costs = [trial.cost for trial in members]
         assert costs == sorted(costs)
-    assert [t.trial for t in study.front(fdr="50%")] == [t.trial for t in study.front(fdr=0.5)]
+    assert [t.number for t in study.front(fdr="50%")] == [t.number for t in study.front(fdr=0.5)]
     console = Console(record=True, width=250, file=io.StringIO())
     report.print_ending(study, console)
     said = console.export_text()
@@ -127,9 +127,9 @@ def test_what_people_and_programs_read(replicated: tuple[Study, str], home: Path
     assert (home / "studies/replicated/front.png").stat().st_size > 10_000
     result = CliRunner().invoke(app, ["front", "replicated", "--fdr", "50%", "--format", "json"])
     assert result.exit_code == 0, result.output
-    assert f'"trial": {study.front(fdr=0.5)[0].trial}' in result.output
+    assert f'"trial": {study.front(fdr=0.5)[0].number}' in result.output
     result = CliRunner().invoke(app, ["front", "replicated", "--fdr", "0%", "--max-parameters", "1"])
-    assert (result.exit_code, "No trial of replicated can be said" in result.output) == (0, True)
+    assert (result.exit_code, "no trial can be named with at most 0 % false ones" in result.output) == (0, True)
     console = Console(record=True, width=250, file=io.StringIO())
     report.print_trial(front[0], console)
     assert "on the true front" in console.export_text()
@@ -203,13 +203,13 @@ def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plai
     assert grandchildren("plain")
     records = open_study(f"sqlite:///{home_()}/optuna.db", "plain", writes=False)
     found = records.summaries
-    assert set(found) == {trial.trial for trial in study.trials}
-    assert {trial.trial: trial.seed_summary for trial in before.trials if trial.seed_summary}
+    assert set(found) == {trial.number for trial in study.trials}
+    assert {trial.number: trial.seed_summary for trial in before.trials if trial.seed_summary}
     for trial in study.trials:
         if trial.seed_summary:
-            assert trial.seed_summary == found[trial.trial]
+            assert trial.seed_summary == found[trial.number]
         else:
-            assert found[trial.trial].probability == 0
+            assert found[trial.number].probability == 0
 
 
 @pytest.mark.parametrize("share", ["a few", "-1%", "100%", 1.5])

@@ -202,7 +202,7 @@ def test_a_run_that_makes_no_sense_is_left_out_by_name_and_the_others_stay(alone
         loaded = load_study("demo", alone.uri)
     messages = [str(one.message) for one in told if one.category is LeftOutWarning]
     assert [planted[trial.run_id] for trial in loaded.trials if trial.run_id in planted] == []
-    assert [trial.trial for trial in loaded.trials] == [0, 1, 2]
+    assert [trial.number for trial in loaded.trials] == [0, 1, 2]
     assert len(loaded.front()) == 3
     for run_id, what in planted.items():
         assert [run_id in message for message in messages].count(True) == 1, what

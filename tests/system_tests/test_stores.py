@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from search import load_study
 
 def read(_):
-    return [(trial.trial, trial.score) for trial in load_study("demo", sys.argv[1]).front()]
+    return [(trial.number, trial.score) for trial in load_study("demo", sys.argv[1]).front()]
 
 with ThreadPoolExecutor(int(sys.argv[2])) as pool:
     print(json.dumps(list(pool.map(read, range(int(sys.argv[2]))))))
@@ -185,7 +185,7 @@ def test_a_study_on_both_through_kills_of_driver_and_server(
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 5
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     read = load_study("victim")
-    assert {trial.trial: trial.score for trial in (*read.trials, *read.references)} == {
+    assert {trial.number: trial.score for trial in (*read.trials, *read.references)} == {
         trial.number: trial.values[0] for trial in study.trials
     }
     client = MlflowClient(database(uri))

@@ -124,8 +124,8 @@ def test_stopped_trials_are_not_complete_and_not_on_the_front(finished: tuple[St
     study, _ = finished
     stopped = [trial for trial in study.trials if trial.state is State.PRUNED]
     assert stopped  # of six trials, asha takes at most a third on from one that was not the best so far
-    front = {trial.trial for trial in study.front()}
-    assert not front & {trial.trial for trial in stopped}
+    front = {trial.number for trial in study.front()}
+    assert not front & {trial.number for trial in stopped}
     for trial in study.trials:
         reached = max(trial.record.rungs)
         assert reached == (2.0 if trial.state is State.COMPLETE else 1.0)
@@ -150,7 +150,7 @@ def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], ho
         if trial.state is not State.COMPLETE:
             continue
         file = (
-            home / "studies" / "tiny" / "trials" / f"{trial.trial:04d}" / "result" / "adapter" / "adapter.safetensors"
+            home / "studies" / "tiny" / "trials" / f"{trial.number:04d}" / "result" / "adapter" / "adapter.safetensors"
         )
         with safe_open(file, "pt") as tensors:
             sizes = [tensors.get_tensor(name).numel() for name in tensors.keys()]  # noqa: SIM118 (no mapping)
@@ -178,8 +178,8 @@ def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -
 
 def test_test_split_is_for_the_front_and_references_alone(finished: tuple[Study, str]) -> None:
     study, _ = finished
-    shown = {trial.trial for trial in (*study.front(), *study.references)}
-    tested = {trial.trial for trial in (*study.trials, *study.references) if trial.test_score is not None}
+    shown = {trial.number for trial in (*study.front(), *study.references)}
+    tested = {trial.number for trial in (*study.trials, *study.references) if trial.test_score is not None}
     assert tested == shown
 
 
@@ -313,7 +313,7 @@ def test_a_study_begins_with_what_was_on_an_earlier_front(finished: tuple[Study,
     assert best.design
     first = warmed.trials[0]
     assert first.design == best.design
-    assert first.name.endswith(f"(from tiny {best.trial})")
+    assert first.name.endswith(f"(from tiny {best.number})")
     assert first.record.params  # it has coordinates, from which a sampler learns
     assert not any("from tiny" in trial.name for trial in warmed.trials[1:])
     with pytest.raises(StoreError, match="nowhere"):
@@ -349,7 +349,7 @@ def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
     }  # fmt: skip
     assert (outcome[1].record.failure or "").startswith("diverged")
     assert (outcome[3].record.failure or "").startswith("out of memory")
-    assert {trial.trial for trial in study.front()} <= {outcome[0].trial, outcome[2].trial}
+    assert {trial.number for trial in study.front()} <= {outcome[0].number, outcome[2].number}
     # --fresh starts over
     again = run(content, fresh=True, console=Console(quiet=True))
     assert [trial.score for trial in again.trials] == [trial.score for trial in study.trials]
@@ -407,7 +407,7 @@ def test_a_study_of_three_objectives(home: Path) -> None:
     assert [objective.name for objective in study.objectives] == ["accuracy", "stored_parameters", "latency_ms"]
     assert [trial.state for trial in study.trials] == [State.COMPLETE] * 6
     losses = {
-        trial.trial: (-measured.accuracy, measured.stored_parameters, measured.latency_ms)
+        trial.number: (-measured.accuracy, measured.stored_parameters, measured.latency_ms)
         for trial in study.trials
         if (measured := trial.measurements) and measured.accuracy is not None and measured.latency_ms is not None
     }
@@ -421,7 +421,7 @@ def test_a_study_of_three_objectives(home: Path) -> None:
     assert {(-row["score"], row["stored_parameters"], row["latency_ms"]) for row in rows} == {
         losses[number] for number in expected
     }
-    tested = {trial.trial for trial in study.trials if trial.test_score is not None}
+    tested = {trial.number for trial in study.trials if trial.test_score is not None}
     assert tested >= expected  # also what was on the front before the resume
     kept = optuna.load_study(study_name="three", storage=f"sqlite:///{home}/optuna.db")
     assert [direction.name for direction in kept.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]

@@ -67,7 +67,7 @@ def test_front_is_scored_on_whole_splits_with_generated_text(study: Study) -> No
 
 def test_predictions_are_kept_and_are_what_the_loaded_model_says(study: Study, home: Path) -> None:
     member = study.front().best()
-    part = TrialFolder(home / "studies" / "text", member.trial).find("test")
+    part = TrialFolder(home / "studies" / "text", member.number).find("test")
     assert part is not None
     rows = [json.loads(line) for line in (part / PREDICTIONS / "test.jsonl").read_text().splitlines()]
     assert len(rows) == 13

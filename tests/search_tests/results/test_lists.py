@@ -15,7 +15,7 @@ from petl.measurements import Measurements
 from petl.paper.results import FINDINGS, PAPER_TASKS, RESULTS, TABLES, percent, results
 from petl.presets import parse
 from search.results import tables as report
-from search.results.lists import List, compare, print_against, print_list
+from search.results.lists import DesignTable, compare, print_against, print_list
 from search.results.query import Study
 from search.storage.locations import StoreError
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow
@@ -164,7 +164,7 @@ def test_the_development_split_is_the_whole_one_or_not_shown() -> None:
 def test_a_list_without_a_table_is_shown_by_its_own_score() -> None:
     text = printed(report.print_study, study(THREE, paper=None))
     assert "paper's table" not in text
-    columns = List(study(THREE, paper=None)).columns
+    columns = DesignTable(study(THREE, paper=None)).columns
     assert columns == (("rouge2", "validation"), ("loss", "validation"), ("rouge2", "test"))
     assert "22.00 ±1.00" in line(text, SCALED)
     with pytest.raises(StoreError, match="names no table to compare with"):

@@ -61,11 +61,11 @@ def test_what_was_not_measured_is_left_out() -> None:
     nothing = {"latency_ms": None, "peak_memory_mb": None, "tokens_per_second": None}
     records = [replace(one, measurements=replace(one.measurements, **nothing)) for one in (RECORDS[0], RECORDS[-1])]
     what = study([*records, RECORDS[1]], cost="latency_ms")
-    assert [trial.trial for trial in what.front()] == [1]
+    assert [trial.number for trial in what.front()] == [1]
     assert "latency" not in printed(lambda out: tables.print_trial(what.trial(0), out), 100)
     limits = replace(what.summary.info, constraints={"latency_ms": 9.0})
     limited = replace(what, summary=replace(what.summary, info=limits))
-    assert [trial.trial for trial in limited.front(cost="stored_parameters")] == [1]  # not known to keep the limit
+    assert [trial.number for trial in limited.front(cost="stored_parameters")] == [1]  # not known to keep the limit
 
 
 def test_references_are_named() -> None:
@@ -146,7 +146,8 @@ def test_brackets_are_no_markup(brackets: str, monkeypatch: pytest.MonkeyPatch, 
 def test_a_front_that_limits_leave_empty_says_so() -> None:
     what = study()
     text = printed(lambda out: tables.print_front(what, what.front(max_parameters=1), out), 120)
-    assert "no complete trial is within the limits (15 complete, 1 stopped early, 1 failed)." in text
+    assert "no complete trial is within stored_parameters <= 1 (15 complete, 1 stopped early, 1 failed)." in text
+    assert "The smallest stores 3,000." in text
 
 
 def test_what_a_study_has_spent_and_what_it_left() -> None:

@@ -312,16 +312,16 @@ def test_a_search_stays_within_its_limit_and_its_front_is_whole(
     assert 0 < sampler.most <= WIDE * 10**9
     assert [trial.state for trial in study.trials] == [State.COMPLETE] * 8
     gone = [trial for trial in study.trials if trial.row.withdrawn]
-    members = {trial.trial for trial in study.front()}
+    members = {trial.number for trial in study.front()}
     assert gone
-    assert members.isdisjoint(trial.trial for trial in gone)
+    assert members.isdisjoint(trial.number for trial in gone)
     for member in study.front():
         assert member.load_model().predict(["great lovely word1"])
     with pytest.raises(StoreError, match=r"removed to stay within storage\.max_gb"):
         gone[0].export(home / "gone")
     assert gone[0].score is not None
     for trial in gone:
-        assert TrialFolder(sampled[0], trial.trial).find("result") is None
+        assert TrialFolder(sampled[0], trial.number).find("result") is None
     out = Console(record=True, width=200, file=(home / "show.txt").open("w"))
     report.print_study(study, out)
     used = study.summary.disk.used

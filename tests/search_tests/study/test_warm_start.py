@@ -98,7 +98,7 @@ def test_of_three_objectives_the_cost_that_rules_counts() -> None:
         ),
     )
     study = Study(summary, tuple(TrialRow(record=each, run_id=str(each.number)) for each in members), "sqlite:///no.db")
-    assert [each.trial for each in _covering(study)][:2] == [0, 3]
+    assert [each.number for each in _covering(study)][:2] == [0, 3]
 
 
 def trial(number: int, accuracy: float, stored: int, latency: float) -> TrialRecord:

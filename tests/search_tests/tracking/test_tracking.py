@@ -434,7 +434,7 @@ def test_mlflow_gives_three_objectives_back(uri: str, study: str, tmp_path: Path
     loaded = load_study(study, uri)
     assert loaded.summary.info == StudyInfo.from_dict(info)
     assert [objective.name for objective in loaded.objectives] == ["accuracy", "stored_parameters", "latency_ms"]
-    assert [(t.trial, t.score, t.cost, t.second_cost) for t in loaded.front()] == [
+    assert [(t.number, t.score, t.cost, t.second_cost) for t in loaded.front()] == [
         (1, 0.4, 1234.0, 2.0),
         (0, 0.5, 1234.0, 3.0),
     ]
