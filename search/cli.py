@@ -335,7 +335,7 @@ def front(
 
     Example: petl-search front demo --max-parameters 1% --plot front.png
     """
-    from search.results import tables
+    from search.results import files, tables
     from search.results.query import load_study
 
     study = load_study(name, uri)
@@ -350,7 +350,7 @@ def front(
         typer.echo(found.to_frame().to_csv(index=False), nl=False)
     if plot:
         # stdout may be a file of JSON
-        typer.echo(f"plot: {tables.plot(study, plot, found)}", err=True)
+        typer.echo(f"plot: {files.plot(study, plot, found)}", err=True)
 
 
 @app.command()
@@ -472,7 +472,7 @@ def count(
         typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **counts.to_dict()}))
         return
     from search.results.console import console
-    from search.results.tables import counts_table
+    from search.results.counts import counts_table
 
     console().print(counts_table(counts, parsed.describe(), labels))
 

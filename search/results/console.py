@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.trials.formats import STATES
-from search.trials.record import State
+from search.trials.record import State, TrialRecord
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study
@@ -54,6 +54,11 @@ def why_empty(study: Study, front: ParetoFront) -> str:
     else:
         reason = f"no complete trial has a score and every cost ({count_states(study)})"
     return f"The front of {study.name} is empty: {reason}."
+
+
+def failure_text(record: TrialRecord) -> str:
+    """Return the first line of why a trial failed."""
+    return next(iter((record.failure or "").splitlines()), "") or "no reason given"
 
 
 def say(out: Console, text: str, style: str = "") -> None:

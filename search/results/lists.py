@@ -1,4 +1,4 @@
-"""A list of designs, one line a row: means over its seeds, beside what the paper prints for them."""
+"""A study of listed designs as a table: each design's means over its seeds, and what the paper prints beside them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from rich.table import Table
 from petl.backbones.count import PAPER_BASE
 from petl.measurements import SCORES, SHARES
 from petl.paper.results import EN_RO, FINDINGS, PAPER_TASKS, REMARKS, Finding, Number, Result, percent, results
-from search.results.console import add, count_states, new_table, say
+from search.results.console import add, count_states, failure_text, new_table, say
 from search.results.query import Study, Trial
 from search.storage.locations import StoreError
 from search.tracking.schema import ListedDesign, PaperTable
+from search.trials.formats import STATES, count_text
 from search.trials.record import State
 
 _COUNTS: Final = ("stored_parameters", "trained_parameters", "paper_parameters")
@@ -28,31 +29,30 @@ _UNDECIDED: Final = 2.0  # standard errors of a difference
 
 @dataclass(frozen=True)
 class Spread:
-    """A score over seeds, in the paper's unit. `deviation` is the sample's, None of a single one."""
+    """Hold a score over seeds, in the paper's unit."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """The mean."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation, None of a single value."""
+        """The sample standard deviation; None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def error(self) -> float | None:
-        """The standard error of the mean."""
+        """The standard error of the mean; None for a single value."""
         return None if self.deviation is None else self.deviation / math.sqrt(len(self.values))
 
 
 @dataclass(frozen=True)
 class DesignRow:
-    """A row of a list: its trials, and what the paper prints for it.
+    """Hold a listed design: its trials, one a seed, and what the paper prints for it.
 
-    `percent` is the printed share of parameters, and `slip` what is wrong with it.
+    `seeds` is how many there should be. `percent` is the printed share of parameters, and `slip` what is wrong with it.
     """
 
     name: str
@@ -64,28 +64,31 @@ class DesignRow:
 
     @property
     def note(self) -> str:
-        """What there is to say of the printed scores."""
+        """What is to be said of the printed scores."""
         return self.printed.note if self.printed else ""
 
     @property
     def complete(self) -> tuple[Trial, ...]:
-        """Those that have scores."""
+        """The trials that have scores."""
         return tuple(trial for trial in self.trials if trial.state is State.COMPLETE)
 
     def spread(self, score: str, split: str) -> Spread | None:
-        """A score of the complete trials on a split, None where none has it."""
+        """Return a score of the complete trials on a split; None where no trial has it."""
         values = tuple(self.by_seed(score, split).values())
         return Spread(values) if values else None
 
     def by_seed(self, score: str, split: str) -> dict[int, float]:
-        """A score of the complete trials on a split, by their seeds."""
-        found = {
-            trial.configuration.seed: _scores(trial, split).get(score) for trial in self.complete if trial.configuration
+        """Return a score of the complete trials on a whole split by seed, in the paper's unit."""
+        factor = 100 if score in SHARES else 1
+        return {
+            trial.configuration.seed: factor * scores[score]
+            for trial in self.complete
+            if trial.configuration
+            if score in (scores := trial.row.test if split == "test" else trial.row.validation)
         }
-        return {seed: _shown(score, value) for seed, value in found.items() if value is not None}
 
     def count(self, name: str) -> int | None:
-        """A count of parameters; of a trial that has no measurements where it is known before training."""
+        """Return a count of parameters; None while no trial of the row has it."""
         for trial in self.trials:
             if trial.values.get(name) is not None:
                 return int(trial.values[name])
@@ -93,16 +96,23 @@ class DesignRow:
 
     @property
     def state(self) -> str:
-        """What is not as it should be: seeds that are missing, running or failed."""
+        """How many seeds are running, failed or missing; "" where all are complete."""
         states = [trial.state for trial in self.trials]
         missing = self.seeds - len(states)
-        parts = {"running": sum(state.open for state in states), "failed": states.count(State.FAIL), "missing": missing}
-        return ", ".join(f"{number} {what}" for what, number in parts.items() if number > 0)
+        counts = {
+            STATES[State.RUNNING]: sum(state.open for state in states),
+            STATES[State.FAIL]: states.count(State.FAIL),
+            "missing": missing,
+        }
+        return ", ".join(f"{number} {word}" for word, number in counts.items() if number > 0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair of a finding on one score: the first row less the second, ours over common seeds and the paper's."""
+    """Hold the difference of two rows on one score, the first less the second: ours over common seeds, and the paper's.
+
+    `finding` is the paper's conclusion, by which the first row, `better`, is the better one.
+    """
 
     finding: Finding
     better: str
@@ -113,7 +123,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether what the paper says holds for ours."""
+        """Whether the paper's finding holds for our difference."""
         if self.ours is None:
             return "missing"
         if self.ours.error is None:
@@ -132,23 +142,22 @@ class DesignTable:
             raise StoreError(f"study {study.name!r} is a search, not a list of designs; see `petl-search front`")
         self.study = study
         self.designs = info.designs
-        # A table of another release is not one to compare with.
+        # Nothing can be compared with a task that this release does not know.
         self.paper = info.paper if info.paper and info.paper.task in PAPER_TASKS else None
         self.seeds = info.seeds or (info.seed,)
 
     @cached_property
     def columns(self) -> tuple[tuple[str, str], ...]:
-        """Scores with the split that they are shown of: the paper's, else the study's own."""
+        """The scores that are shown, each with its split: the paper's, else the study's own."""
         if self.paper:
             task = PAPER_TASKS[self.paper.task]
             return tuple((score, task.split) for score in (*task.scores, _LOSS))
         score = self.study.objectives[0].name
-        wanted = ((score, "validation"), (_LOSS, "validation"), (score, "test"))
-        return tuple(dict.fromkeys(wanted))
+        return tuple(dict.fromkeys(((score, "validation"), (_LOSS, "validation"), (score, "test"))))
 
     @cached_property
     def headline(self) -> tuple[tuple[str, str], ...]:
-        """The score that the paper's findings are about, and the loss."""
+        """The score that the paper's findings are about, and the loss, each with its split."""
         if not self.paper:
             return ()
         task = PAPER_TASKS[self.paper.task]
@@ -156,7 +165,7 @@ class DesignTable:
 
     @cached_property
     def rows(self) -> tuple[DesignRow, ...]:
-        """In the order of the study file."""
+        """The rows in the order of the study file."""
         table, task = (self.paper.table, self.paper.task) if self.paper else ("", "")
         printed = results(table, task)
         return tuple(
@@ -189,7 +198,7 @@ class DesignTable:
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """JSON-ready: a mapping per row, numbers in the paper's unit."""
+        """Return a JSON-ready mapping per row, with numbers in the paper's unit."""
         return [
             {
                 "row": row.name,
@@ -213,31 +222,31 @@ class DesignTable:
         ]
 
     def percent(self, row: DesignRow) -> float | None:
-        """A row's parameters as the paper counts them, in percent of what it divides by."""
-        base, counted = self.study.base_parameters, row.count("paper_parameters")
-        if not base or counted is None:
+        """Return a row's parameters as the paper counts them, in percent of the paper's denominator."""
+        base, count = self.study.base_parameters, row.count("paper_parameters")
+        if not base or count is None:
             return None
-        return 100 * counted / {size: paper for (_, size), paper in PAPER_BASE.items()}.get(base, base)
+        return 100 * count / {size: paper for (_, size), paper in PAPER_BASE.items()}.get(base, base)
 
 
 def print_list(study: Study, out: Console) -> None:
-    """Every row with its means over seeds, and its counts."""
+    """Print every row with its means over seeds, and its counts."""
     _print(DesignTable(study), out, against=False)
 
 
 def compare(study: Study) -> DesignTable:
-    """The study as a list with a table to compare with. Raises StoreError where it has none."""
+    """Return the study as a table with one of the paper's to compare with. Raises StoreError where it names none."""
     listed = DesignTable(study)
     if not listed.paper:
         raise StoreError(
-            f"study {study.name!r} names no table to compare with; "
-            'its file does by `paper: {table: "12", task: xsum}`, with rows named as there'
+            f"study {study.name!r} names no table of the paper to compare with; a study file names one by "
+            '`paper: {table: "12", task: xsum}`, and its designs as the rows of that table'
         )
     return listed
 
 
 def print_against(study: Study, out: Console) -> None:
-    """Every row beside what the paper prints, and which of its findings hold. Raises StoreError without `paper`."""
+    """Print every row beside what the paper prints, and which of its findings hold. Raises StoreError as `compare`."""
     _print(compare(study), out, against=True)
 
 
@@ -258,13 +267,12 @@ def _print(listed: DesignTable, out: Console, against: bool) -> None:
     for row in listed.rows:
         for trial in row.trials:
             if trial.state is State.FAIL:
-                reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
-                say(out, f"{row.name}: trial {trial.number} failed: {reason}")
+                say(out, f"{row.name}: trial {trial.number} failed: {failure_text(trial.record)}")
     if against and listed.comparisons:
         out.print(_findings_table(listed))
         say(
             out,
-            "mean of the differences of common seeds ± its standard error; undecided: within two of them; "
+            "ours: mean difference over common seeds ± its standard error; undecided: within two standard errors; "
             "a lower loss is the better one",
         )
 
@@ -309,7 +317,7 @@ def _count_table(listed: DesignTable, notes: Mapping[str, str], against: bool) -
         counts = [row.count(name) for name in _COUNTS]
         share = listed.percent(row)
         cells = [
-            *("" if number is None else f"{number:,}" for number in counts),
+            *map(count_text, counts),
             "" if share is None else f"{share:.3f}",
         ]
         printed = [_beside(row.percent, notes.get(row.slip))] if against else []
@@ -326,23 +334,23 @@ def _findings_table(listed: DesignTable) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("")
     claim = ""
-    for one in listed.comparisons:
-        digits = _digits(one.score)
-        ours = "" if one.ours is None else f"{one.ours.mean:+.{digits}f}"
-        if one.ours and one.ours.error is not None:
-            ours += f" ±{one.ours.error:.{digits}f}"
+    for pair in listed.comparisons:
+        digits, ours = _digits(pair.score), ""
+        if pair.ours:
+            error = "" if pair.ours.error is None else f" ±{pair.ours.error:.{digits}f}"
+            ours = f"{pair.ours.mean:+.{digits}f}{error}"
         add(
             table,
-            one.finding.claim if one.finding.claim != claim else "",
-            one.better,
-            one.worse,
-            one.score,
+            pair.finding.claim if pair.finding.claim != claim else "",
+            pair.better,
+            pair.worse,
+            pair.score,
             ours,
-            str(len(one.ours.values)) if one.ours else "0",
-            "" if one.paper is None else f"{one.paper:+.2f}",
-            one.verdict,
+            str(len(pair.ours.values)) if pair.ours else "0",
+            "" if pair.paper is None else f"{pair.paper:+.2f}",
+            pair.verdict,
         )
-        claim = one.finding.claim
+        claim = pair.finding.claim
     return table
 
 
@@ -354,17 +362,8 @@ def _comparison(finding: Finding, better: DesignRow, worse: DesignRow, score: st
     return Comparison(finding, better.name, worse.name, score, Spread(common) if common else None, paper)
 
 
-def _scores(trial: Trial, split: str) -> Mapping[str, float]:
-    """A trial's scores on a whole split, as its study ended with them."""
-    return trial.row.test if split == "test" else trial.row.validation
-
-
 def _printed(row: DesignRow, paper: PaperTable | None) -> Mapping[str, Number]:
     return row.printed.scores[paper.task] if row.printed and paper else {}
-
-
-def _shown(score: str, value: float) -> float:
-    return 100 * value if score in SHARES else value
 
 
 def _digits(score: str) -> int:

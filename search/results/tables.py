@@ -1,21 +1,22 @@
-"""What a study comes to, for people: tables for the terminal, a picture, and files of the front."""
+"""What a study has come to, on the terminal: its front, its references, its trials, and what failed."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from petl.design import Design
 from petl.measurements import SHARES
-from search.results.console import add, console, count_states, new_table, say, state_text, why_empty
+from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
+from search.results.lists import print_list
+from search.storage.address import without_password
+from search.storage.locations import StudyHome, store_uri
+from search.tracking.schema import FACTS, DiskUse
 from search.trials.formats import (
     amount_text,
     bytes_text,
@@ -31,16 +32,14 @@ from search.trials.naming import flat_parameters
 from search.trials.record import State
 
 if TYPE_CHECKING:
-    from petl.backbones.count import Counts
     from search.results.query import ParetoFront, Study, Trial
-    from search.tracking.schema import DiskUse
     from search.trials.objectives import Objectives
     from search.trials.record import SeedSummary
 
 
 _REASONS: Final = 5  # of failures, and trials named with each
 _USUAL: Final = ("accuracy", "rouge2", "sacrebleu")  # what people compare by
-_BELIEFS: Final = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
+_SEED_HEADINGS: Final = ("mean ± spread", "seeds", "corrected for luck", "on the true front")
 _SPENT: Final[Mapping[str, str]] = {  # keys of the section budget, with their units
     "hours": "hours",
     "device_hours": "device-hours",
@@ -49,15 +48,13 @@ _SPENT: Final[Mapping[str, str]] = {  # keys of the section budget, with their u
 
 
 def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = "", first: str = "trial") -> Table:
-    """Trials beside each other. Only the design gives way to a narrow terminal.
+    """Return a table of trials. Only the design gives way to a narrow terminal.
 
-    `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or
-    "name" for references. Columns of their own have: scores on the whole validation split, where a sample of
-    it was searched by; the task's usual score on the test split, where another one was searched by; costs
-    other than stored parameters and seconds; published facts that have a heading.
+    `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or "name" for
+    references. Further columns are scores on the whole validation split, where the search used a sample of it; the
+    task's usual score on the test split, where the search used another one; costs other than stored parameters and
+    seconds; published facts that have a heading.
     """
-    from search.tracking.schema import FACTS  # mlflow is slow to import
-
     score, *costs = objectives
     table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
@@ -92,18 +89,18 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
 
 
 def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
-    """What replicates say of trials, in the order of the front."""
+    """Return a table of what replicates say of the trials, in their order."""
     table = new_table(title)
-    for column in ("trial", *_BELIEFS):
+    for column in ("trial", *_SEED_HEADINGS):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         if trial.seed_summary:
-            add(table, str(trial.number), *_beliefs(trial.seed_summary))
+            add(table, str(trial.number), *_seed_cells(trial.seed_summary))
     return table
 
 
 def print_front(study: Study, front: ParetoFront, out: Console | None = None) -> None:
-    """The front, and the references beside it; what failed, where the front is empty."""
+    """Print the front and the references beside it; for an empty front why it is empty, and what failed."""
     out = out or console()
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
@@ -116,10 +113,7 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
-    """What a run ends with: the front, the references, the plot, and what to type next."""
-    from search.storage.address import without_password
-    from search.storage.locations import StudyHome, store_uri
-
+    """Print what a run ends with: the front, the references, the plot, and what to type next."""
     out = out or console()
     front, listed = study.front(), study.summary.info.designs
     if listed:
@@ -154,7 +148,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
 
 
 def print_study(study: Study, out: Console | None = None) -> None:
-    """What a study searched or listed, how far it is, its front or rows, the references, and what failed."""
+    """Print what a study searched or listed, how far it is, its front or rows, the references, and what failed."""
     out = out or console()
     info, front = study.summary.info, study.front()
     facts = {
@@ -180,7 +174,7 @@ def print_study(study: Study, out: Console | None = None) -> None:
 
 
 def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNING") -> None:
-    """Everything that is known of one trial. `study` is its study's status: nothing runs in one that is over."""
+    """Print everything that is known of a trial. `study` is the status of its study, as `state_text` takes it."""
     out = out or console()
     record, measured = trial.record, trial.measurements
     title = f"trial {trial.number}" + (f", reference {record.reference}" if record.reference else "")
@@ -196,7 +190,7 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
         ("whole validation split", {name: value_text(value) for name, value in trial.row.validation.items()}),
         (
             "all its seeds",
-            dict(zip(_BELIEFS, _beliefs(trial.seed_summary), strict=True)) if trial.seed_summary else {},
+            dict(zip(_SEED_HEADINGS, _seed_cells(trial.seed_summary), strict=True)) if trial.seed_summary else {},
         ),
         ("test", {name: value_text(value) for name, value in trial.row.test.items()}),
         ("MLflow run", {"id": trial.run_id}),
@@ -209,7 +203,7 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
 
 
 def studies_table(studies: Sequence[Study]) -> Table:
-    """A line per study: how far it is, and its best score."""
+    """Return a table with a line per study: how far it is, and its best score."""
     table = new_table("")
     table.add_column("study", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -232,55 +226,7 @@ def studies_table(studies: Sequence[Study]) -> Table:
     return table
 
 
-def counts_table(counts: Counts, design: str, labels: int) -> Table:
-    """The counts of a design, with what each of them means, and the shares of its parts."""
-    table = new_table(design)
-    table.add_column("count", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("%", justify="right", no_wrap=True)
-    table.add_column("of", justify="right", no_wrap=True)
-    table.add_column("meaning", overflow="fold")
-    head = f"with a head for {labels} labels" if labels else "the head not counted: give --labels"
-    printed = "" if counts.paper_base == counts.base else "; the denominator of its printed percentages"
-    for kind, percent, of, meaning in (
-        ("stored", counts.stored_percent, counts.base, "the adapter's file"),
-        ("trained", counts.trained_percent, counts.base, f"has a gradient in training, {head}"),
-        ("paper", counts.paper_percent, counts.paper_base, f"matrices only, as He et al. (2022) count{printed}"),
-        ("base", None, None, "the pretrained model without task head"),
-    ):
-        number = count_text(getattr(counts, kind))
-        add(table, kind, number, percent_text(percent), count_text(of), meaning)
-    if len(counts.parts) > 1:
-        table.add_section()
-        for part in counts.parts:
-            stored = percent_text(100 * part.stored / counts.base)
-            what = Design((part.modification,)).describe()
-            trained = "" if part.trained == part.stored else f", of which trained as {count_text(part.trained)}"
-            add(table, "  of stored", count_text(part.stored), stored, "", f"{what}{trained}")
-    return table
-
-
-def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
-    """Draw the study and its front, at `path`; the ending says the format (PNG, PDF, SVG)."""
-    from search.results.plot import draw  # matplotlib is slow to import
-
-    return draw(study, study.front() if front is None else front, path)
-
-
-def write_front(study: Study, folder: Path) -> list[Path]:
-    """front.json, front.csv and front.png in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    front = study.front()
-    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
-    files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
-    front.to_frame().to_csv(files[1], index=False)
-    plot(study, files[2], front)
-    return files
-
-
 def _print_list(study: Study, out: Console) -> None:
-    from search.results.lists import print_list  # which is made of what is here
-
     print_list(study, out)
     _print_references(study, out)
 
@@ -291,12 +237,11 @@ def _print_references(study: Study, out: Console) -> None:
 
 
 def _print_failures(study: Study, out: Console) -> None:
-    """The commonest reasons of failures, with their counts and the trials."""
+    """Print the commonest reasons of failures, with their counts and the trials."""
     failed: dict[str, list[int]] = {}
     for trial in (*study.trials, *study.references):
         if trial.state is State.FAIL:
-            reason = next(iter((trial.record.failure or "").splitlines()), "") or "no reason given"
-            failed.setdefault(reason, []).append(trial.number)
+            failed.setdefault(failure_text(trial.record), []).append(trial.number)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
     for reason, trials in ordered[:_REASONS]:
         which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
@@ -305,19 +250,19 @@ def _print_failures(study: Study, out: Console) -> None:
         say(out, f"  {rest} failed for other reasons")
 
 
-def _beliefs(found: SeedSummary) -> tuple[str, str, str, str]:
-    """In the order of _BELIEFS."""
-    failed = f", {found.failed} failed" if found.failed else ""
+def _seed_cells(summary: SeedSummary) -> tuple[str, str, str, str]:
+    """Return the cells below _SEED_HEADINGS."""
+    failed = f", {summary.failed} failed" if summary.failed else ""
     return (
-        spread_text(found.mean, found.spread if found.seeds > 1 else None),
-        f"{found.seeds}{failed}",
-        f"{found.corrected:.4f}",
-        f"{100 * found.probability:.0f} %",
+        spread_text(summary.mean, summary.spread if summary.seeds > 1 else None),
+        f"{summary.seeds}{failed}",
+        score_text(summary.corrected),
+        f"{100 * summary.probability:.0f} %",
     )
 
 
 def _spent(study: Study) -> str:
-    """Such as `0.5 of 0.5 hours, 0.83 device-hours, 2.1 in money`; empty where it is not on record."""
+    """Return such as `0.5 of 0.5 hours, 0.83 device-hours, 2.1 in money`; "" where nothing is on record."""
     limits = study.summary.info.budget
     if study.summary.spent is None:
         return ""
@@ -332,7 +277,7 @@ def _spent(study: Study) -> str:
 
 
 def _disk(disk: DiskUse | None) -> str:
-    """Such as `0.25 of 2 GB`."""
+    """Return such as `0.25 GB used of 2 GB (storage.max_gb)`; "" where nothing is on record."""
     if disk is None:
         return ""
     limit = "" if disk.limit is None else f" of {bytes_text(disk.limit)} (storage.max_gb)"

@@ -15,7 +15,7 @@ from search.config.study import StudyConfig
 from search.optimizer.budget import Meter
 from search.optimizer.search import Search
 from search.optimizer.steps import Source
-from search.results import tables
+from search.results.files import write_front
 from search.results.live import Display
 from search.results.query import Study, load_study
 from search.storage.folder import TrialFolder
@@ -236,7 +236,7 @@ class Runner:
             self.publisher.tested(eligible(self.config, self.records))
             self._deliver()
         study = self._read()
-        files = [file.name for file in tables.write_front(study, self.folder)]
+        files = [file.name for file in write_front(study, self.folder)]
         self.delivery.send(Front(study.front().to_rows(), study.reference_rows(), files))
         self._deliver()
         self.usage.relist()  # once a run: the published number is exact

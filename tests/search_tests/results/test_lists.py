@@ -167,7 +167,7 @@ def test_a_list_without_a_table_is_shown_by_its_own_score() -> None:
     columns = DesignTable(study(THREE, paper=None)).columns
     assert columns == (("rouge2", "validation"), ("loss", "validation"), ("rouge2", "test"))
     assert "22.00 ±1.00" in line(text, SCALED)
-    with pytest.raises(StoreError, match="names no table to compare with"):
+    with pytest.raises(StoreError, match="names no table of the paper to compare with"):
         print_against(study(THREE, paper=None), Console())
     with pytest.raises(StoreError, match="is a search"):
         print_against(study(THREE, designs={}), Console())

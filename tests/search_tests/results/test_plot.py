@@ -16,8 +16,8 @@ from handmade import BASE, RECORDS, failed, size_of_png, study, trial
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.presets import parse
+from search.results import files
 from search.results import plot as picture
-from search.results import tables
 from search.results.query import Study
 from search.trials.record import SeedSummary, State, TrialRecord
 
@@ -35,7 +35,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(picture, "Figure", Kept)
 
     def draw(what: Study) -> Any:
-        tables.plot(what, tmp_path / "front.png")
+        files.plot(what, tmp_path / "front.png")
         return kept[-1]
 
     return draw
@@ -139,7 +139,7 @@ def test_labels_cover_neither_each_other_nor_the_members(case: str, drawn: Any) 
 
 
 def test_a_picture_is_drawn_the_same_twice(tmp_path: Path) -> None:
-    files = [tables.plot(crowded(), tmp_path / name).read_bytes() for name in ("one.png", "two.png")]
+    files = [files.plot(crowded(), tmp_path / name).read_bytes() for name in ("one.png", "two.png")]
     assert files[0] == files[1]
 
 
@@ -242,7 +242,7 @@ def test_every_study_can_be_drawn(
     records: list[TrialRecord], objectives: dict[str, str], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     what = study(records, **objectives)
-    size_of_png(tables.plot(what, tmp_path / "deep" / "front.png"))
+    size_of_png(files.plot(what, tmp_path / "deep" / "front.png"))
     assert not [warning for warning in recwarn if "matplotlib" in str(warning.filename) or "plot" in warning.filename]
 
 

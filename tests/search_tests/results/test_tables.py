@@ -15,6 +15,7 @@ from handmade import INFO, RECORDS, failed, printed, size_of_png, study, trial
 
 from petl.measurements import Measurements
 from search.results import tables
+from search.results.files import write_front
 from search.results.query import ROW
 from search.tracking.schema import StudyInfo
 from search.trials.record import Spent, State
@@ -189,7 +190,7 @@ def test_a_trial_in_words(number: int) -> None:
 
 
 def test_files_of_a_front(tmp_path: Path) -> None:
-    files = tables.write_front(study(), tmp_path / "new")
+    files = write_front(study(), tmp_path / "new")
     assert [file.name for file in files] == ["front.json", "front.csv", "front.png"]
     rows = json.loads(files[0].read_text())
     assert [row["trial"] for row in rows] == list(range(8))

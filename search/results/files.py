@@ -1,0 +1,28 @@
+"""The files of a study's front: front.json, front.csv and front.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from search.results.query import ParetoFront, Study
+
+
+def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
+    """Draw the study and its front into the file `path`, whose ending says the format (PNG, PDF, SVG)."""
+    from search.results.plot import draw  # matplotlib is slow to import
+
+    return draw(study, study.front() if front is None else front, path)
+
+
+def write_front(study: Study, folder: Path) -> list[Path]:
+    """Write the three files into `folder`, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    front = study.front()
+    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+    files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
+    front.to_frame().to_csv(files[1], index=False)
+    plot(study, files[2], front)
+    return files
