@@ -22,6 +22,7 @@ from enum import StrEnum
 from itertools import product
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from petl.errors import UserError
 from petl.forms.form import FunctionalForm
 from petl.forms.table import FORMS, Form
 from petl.forms.vocabulary import (
@@ -29,7 +30,6 @@ from petl.forms.vocabulary import (
     LINEARS,
     LOCATIONS,
     Composition,
-    DesignError,
     Init,
     Insertion,
     LayerNorm,
@@ -60,6 +60,10 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1  # enters every key: raise it when the meaning of a field changes
+
+
+class DesignError(UserError, ValueError):
+    """A design that means nothing, or that cannot be built on the backbone at hand."""
 
 
 class StackShape(NamedTuple):

@@ -110,7 +110,10 @@ def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
     if unknown:
         raise DesignError(f"a design has nothing like PEFT's {', '.join(unknown)}")
     tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, method))}
-    changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT_EMBEDDINGS in tensors else {}
+    try:
+        changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT_EMBEDDINGS in tensors else {}
+    except ValueError as error:
+        raise DesignError(str(error)) from error
     if not changes:
         raise StorageError(f"{path / TENSORS} holds no tensors of {config['peft_type']}")
     head = parameters_of(model).head

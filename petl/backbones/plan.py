@@ -26,6 +26,7 @@ from petl.design import (
     Site,
     StackShape,
 )
+from petl.forms.table import stored_shapes
 from petl.forms.vocabulary import Block, Delta, Shapes
 
 
@@ -68,12 +69,21 @@ def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
             raise DesignError(f"this {family.name} model has no {family.stacks[0].name}, which a prompt would enter")
         before = len(result)
         for delta in _prompt(m, family, shapes) if prompt else _in_layers(m, family, stacks, shapes):
+            _require_fit(delta)
             seen[delta.name] += 1
             result.append(_numbered(delta, seen[delta.name]))
         if len(result) == before:
             has = "; ".join(f"{name} with attentions {', '.join(s.attentions)}" for name, s in stacks.items())
             raise DesignError(f"nothing to change for {m.to_dict()}: this {family.name} model has {has}")
     return tuple(result)
+
+
+def _require_fit(delta: Delta) -> None:
+    """Raise DesignError for widths that the form cannot have."""
+    try:
+        stored_shapes(delta)
+    except ValueError as error:
+        raise DesignError(str(error)) from error
 
 
 def unfrozen(design: Design, family: Family, base: Iterable[str], head: Iterable[str]) -> list[str]:

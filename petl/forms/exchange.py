@@ -1,5 +1,7 @@
 """What a functional form needs to write and read the adapters of Hugging Face PEFT; no PEFT is imported here.
 
+A form raises ValueError for what it cannot be; who asked makes that a DesignError, which lies above the forms.
+
 PEFT has one LoRA or vector at a linear: deltas that meet there are stacked or summed, and the parts of a
 fused linear are blocks of it. `petl.adapters.peft` reads and writes the files.
 """
@@ -10,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from petl.forms.vocabulary import Delta, DesignError, Settings
+from petl.forms.vocabulary import Delta, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +73,7 @@ class PeftLayout:
 
     `faults` yields the rules that modifications of its forms break. `write` gives fields of PEFT's configuration,
     and the tensors by their path from the model. `read` takes out of such tensors what it understands; raises
-    DesignError for what a design cannot be. `config` is the name of PEFT's class, `prefix` what PEFT
+    ValueError for what a design cannot be. `config` is the name of PEFT's class, `prefix` what PEFT
     puts before a path. `fields` are the fields of its configuration that may be set in a file that is
     read, and the values that they may have, any where none are listed.
     """
@@ -119,11 +121,11 @@ def by_linear(target: Target, deltas: Iterable[Delta]) -> dict[str, list[Delta]]
 def linears_with(leaf: str, tensors: Tensors, known: Collection[str]) -> list[str]:
     """Return the paths of the linears that have a tensor of that name.
 
-    Raises DesignError where one is not among `known`, those that a design can name.
+    Raises ValueError where one is not among `known`, those that a design can name.
     """
     paths = [name.removesuffix(f".{leaf}") for name in tensors if name.endswith(f".{leaf}")]
     if unknown := [path for path in paths if path not in known]:
-        raise DesignError(f"a design changes the linears of layers; the adapter also changes {', '.join(unknown[:5])}")
+        raise ValueError(f"a design changes the linears of layers; the adapter also changes {', '.join(unknown[:5])}")
     return paths
 
 

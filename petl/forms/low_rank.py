@@ -24,7 +24,7 @@ from petl.forms.exchange import (
     padded,
 )
 from petl.forms.form import IN_LAYERS, FunctionalForm
-from petl.forms.vocabulary import LINEARS, SCALED, Composition, Delta, DesignError, Settings, Shapes
+from petl.forms.vocabulary import LINEARS, SCALED, Composition, Delta, Settings, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
         a, b = tensors.pop(f"{path}.{_A}"), tensors.pop(f"{path}.{_B}", None)
         deltas = linears[path]
         if b is None or a.ndim != 2 or b.shape != (deltas[0].total, len(a)) or a.shape[1] != deltas[0].reads:
-            raise DesignError(f"the LoRA of {path} does not fit the model's linear")
+            raise ValueError(f"the LoRA of {path} does not fit the model's linear")
         rank = _matched(config.get("rank_pattern"), path, config.get("r", 8))
         alpha = _matched(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
         scale = _tidy(alpha, rank**0.5 if config.get("use_rslora") else rank)

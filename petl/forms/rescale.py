@@ -24,7 +24,7 @@ from petl.forms.exchange import (
     padded,
 )
 from petl.forms.form import IN_LAYERS, FunctionalForm
-from petl.forms.vocabulary import LINEARS, Delta, DesignError, Insertion, Settings, Shapes, Site
+from petl.forms.vocabulary import LINEARS, Delta, Insertion, Settings, Shapes, Site
 
 if TYPE_CHECKING:
     import torch
@@ -103,10 +103,10 @@ def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
         of_input = vector.shape[0] == 1
         deltas = [delta for delta in linears[path] if _is_input(delta) is of_input]
         if not deltas:
-            raise DesignError(f"only the input of {Site.FFN_DOWN} is rescaled; the adapter rescales that of {path}")
+            raise ValueError(f"only the input of {Site.FFN_DOWN} is rescaled; the adapter rescales that of {path}")
         vector = vector.flatten()
         if len(vector) != deltas[0].total:
-            raise DesignError(f"the vector of {path} does not fit the model's linear")
+            raise ValueError(f"the vector of {path} does not fit the model's linear")
         rescaled = [delta for delta in deltas if vector[delta.rows].ne(1).any()] or deltas
         changes |= {delta.place: (delta.modification, {"vector": vector[delta.rows]}) for delta in rescaled}
     return changes

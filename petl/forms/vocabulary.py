@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from petl.errors import UserError
-
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
-
-
-class DesignError(UserError, ValueError):
-    """A design that means nothing, or that cannot be built on the backbone at hand."""
 
 
 class Site(StrEnum):

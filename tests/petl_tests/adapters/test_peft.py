@@ -326,7 +326,7 @@ def test_adapters_that_peft_made(
     [
         (
             LoHaConfig(task_type=CAUSAL, target_modules=["q_proj"]),
-            "LORA, IA3, PROMPT_TUNING, PREFIX_TUNING; received LOHA",
+            "LORA, PREFIX_TUNING, IA3, PROMPT_TUNING; received LOHA",
         ),
         (LoraConfig(task_type=CAUSAL, use_dora=True, target_modules=["q_proj"]), "nothing like PEFT's use_dora=True"),
         (

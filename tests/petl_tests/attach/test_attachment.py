@@ -234,7 +234,7 @@ def test_prefixes_are_seen_by_all_and_hide_nothing(implementation: str, seen: st
     prefix = build(delta, 0)
     assert isinstance(prefix, Heads)
     module = Attending(seen == "causal")
-    HeadChanges(module, forms=[prefix]).put()
+    HeadChanges(module, changes=[prefix]).put()
     query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     mask = None if given is None else given[None, None]
     ours, _ = attend(module, query, key, value, mask, implementation=implementation, scaling=0.5)

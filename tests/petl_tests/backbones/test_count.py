@@ -14,9 +14,11 @@ from transformers import BertConfig, RobertaConfig
 
 from petl import presets
 from petl.attach.attachment import attach
+from petl.backbones import plan
 from petl.backbones.count import count, stored_shapes
 from petl.backbones.model import Backbone, describe, parameters_of
 from petl.design import Design, DesignError, Form, LayerNorm, Modification, Site
+from petl.forms.vocabulary import Delta
 from petl.presets import parse
 
 RANDOM = int(os.environ.get("PETL_RANDOM_DESIGNS", "100"))  # designs a family
@@ -106,6 +108,17 @@ def test_parts_have_their_own_rules() -> None:
     for family, design, says in (("gpt2", gate, "nothing to change"), ("llama", norm, "llama rotates its queries")):
         with pytest.raises(DesignError, match=says):
             count(design, tiny.described(tiny.CONFIGS[family]()))
+
+
+def test_a_width_that_a_form_cannot_have_is_an_error_of_the_design(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(delta: Delta) -> dict[str, tuple[int, ...]]:
+        raise ValueError(f"the size divides the widths; received {delta.modification.size}")
+
+    monkeypatch.setattr(plan, "stored_shapes", refuse)
+    with pytest.raises(DesignError, match="the size divides the widths; received 8"):
+        count(presets.lora(8), backbone)
 
 
 def test_backbone_survives_json(backbone: Backbone) -> None:
