@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from petl.errors import UserError, UserNotice
 
 if TYPE_CHECKING:
-    from search.jobs.client import Cluster, Sent
     from search.results.query import Study
 
 
@@ -124,9 +123,10 @@ def run(
 
     Example, on a node of a Ray cluster: petl-search run study.yaml --or-resume --address auto
     """
+    from search.storage.address import require_no_password
     from search.study.run import run as run_study
 
-    _require_no_password(overrides)
+    require_no_password(overrides or ())
     _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
 
 
@@ -150,16 +150,18 @@ def resume(
     Example: petl-search resume demo --address http://head:8265 --follow
     """
     if address and address.startswith(("http://", "https://")):
-        from search.jobs.client import Cluster, resumption
+        from search.jobs import client as jobs
 
-        cluster = Cluster(address)
-        _send(cluster, resumption(cluster, name, overrides or (), env or (), python, code), follow)
+        cluster = jobs.Cluster(address)
+        submission = jobs.resumption(cluster, name, overrides or (), env or (), python, code)
+        _end_of_job(jobs.submit(cluster, submission, follow, _say))
         return
     if env or follow or code or python != "python":
         raise typer.BadParameter("--env, --python, --code and --follow are for --address http://HEAD:8265")
+    from search.storage.address import require_no_password
     from search.study.run import resume as resume_study
 
-    _require_no_password(overrides)
+    require_no_password(overrides or ())
     _end(resume_study(name, overrides=overrides or (), address=address))
 
 
@@ -187,21 +189,21 @@ def submit(
 
     Example: petl-search submit study.yaml --address http://head:8265 --env PETL_SEARCH_HOME=/shared/petl --follow
     """
-    from search.jobs.client import Cluster, JobError, pack, read_environment
+    from search.jobs import client as jobs
 
     if fresh and or_resume:
-        raise JobError("--fresh and --or-resume contradict each other; give one")
+        raise jobs.JobError("--fresh and --or-resume contradict each other; give one")
     flags = [flag for flag, given in (("--fresh", fresh), ("--or-resume", or_resume)) if given]
-    sent = pack(
+    submission = jobs.pack(
         study,
         overrides=overrides or (),
         arguments=flags,
         mounted=mounted or (),
-        env=read_environment(env or ()),
+        env=jobs.read_environment(env or ()),
         python=python,
         code=code,
     )
-    _send(Cluster(address), sent, follow)
+    _end_of_job(jobs.submit(jobs.Cluster(address), submission, follow, _say))
 
 
 @app.command()
@@ -227,12 +229,12 @@ def logs(
 
     Example: petl-search logs demo --follow --address http://head:8265
     """
-    from search.jobs.client import Cluster
+    from search.jobs import client as jobs
 
-    cluster = Cluster(address)
+    cluster = jobs.Cluster(address)
     job = cluster.newest(name).submission_id or ""
     if follow:
-        _watch(cluster, job)
+        _end_of_job(jobs.watch(cluster, job, _say))
     else:
         typer.echo(cluster.log(job), nl=False)
 
@@ -506,37 +508,16 @@ def _end(study: Study) -> None:
         raise typer.Exit(1)
 
 
-def _require_no_password(overrides: list[str] | None) -> None:
-    """Raises AddressError for one on the command line, which others on the machine see, and Ray keeps."""
-    from search.storage.address import AddressError, redacted
-
-    for override in overrides or ():
-        if redacted(override) != override:
-            raise AddressError(
-                "a password on the command line is seen by everybody on this machine; write ${NAME} for it, which is "
-                f"of the environment, or leave it to the study file. Received --set {redacted(override)}"
-            )
-
-
-def _send(cluster: Cluster, sent: Sent, follow: bool) -> None:
-    """Starts a job, and says how to go on with it or does."""
-    job = cluster.send(sent)
-    if follow:
-        typer.echo(f"job {job} at {cluster.address}")
-        _watch(cluster, job, sent)
-        return
-    typer.echo(
-        f"job {job}. See `petl-search logs {sent.study} --follow --address {cluster.address}`, status and stop likewise"
-    )
-
-
-def _watch(cluster: Cluster, job: str, sent: Sent | None = None) -> None:
-    from search.jobs.client import watch
-
-    message, code = watch(cluster, job, lambda text: typer.echo(text, nl=False), sent)
+def _end_of_job(ending: tuple[str, int]) -> None:
+    """Print how a job ended; its exit code becomes ours."""
+    message, code = ending
     typer.echo(message, err=bool(code))
     if code:
         raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, nl=False)
 
 
 def main() -> None:

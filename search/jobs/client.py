@@ -1,7 +1,7 @@
-"""A study as a Ray job: sent to a cluster from a machine that is no part of it, watched, stopped, resumed.
+"""A study as a Ray job: submitted to a cluster from a machine that is no part of it, watched, stopped, resumed.
 
-A job is named petl-STUDY-N, so that a study's name is enough to find its newest one. What a cluster does with what it
-is sent says `search.jobs.entrypoint`.
+A job is named petl-STUDY-N, so that a study's name is enough to find its newest job. `search.jobs.entrypoint` is what
+the cluster runs first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from petl.errors import UserError
 from search.config.study import StudyConfig, load_config
-from search.jobs import entrypoint as arrival
+from search.jobs import entrypoint
 from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
+from search.storage.folder import file_hash
 from search.storage.locations import resume_command
 from search.workers.cluster import use_token
 from spaces.space import SPACES
@@ -59,39 +61,40 @@ _ENDS: Final[Mapping[JobStatus, str]] = {
 
 
 class JobError(UserError):
-    """A job that cannot be sent, or is not there; a cluster that does not answer."""
+    """A job cannot be submitted or does not exist, or a cluster does not answer."""
 
 
 class UnknownJobError(JobError):
-    """The cluster knows no such job."""
+    """The cluster has no such job."""
 
 
-class AwayError(JobError):
+class ClusterAwayError(JobError):
     """The cluster does not answer."""
 
 
 class LeftJob(UserError):  # noqa: N818 (no error: the user asked for it)
-    """Watching ended, the job goes on."""
+    """Ctrl-C ended the watching; the job continues."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file or folder that goes along: where the study names it, and its contents' hash."""
+    """A file or folder that is sent with a study: the key that names it in the study, and the hash of its contents."""
 
-    at: tuple[str, ...]
+    key: tuple[str, ...]
     path: Path
     digest: str
 
 
 @dataclass(frozen=True)
-class Sent:
-    """All that a job is made of.
+class Submission:
+    """All that a job is made of. Raises JobError where an argument or a variable has a password.
 
-    `config` is the study's, None for a resume. `arguments` are those of petl-search on the head, `modules` the files of
-    a user's own space by their names there. `env` is the environment of driver and workers, which everybody on the
-    cluster can read. `python` is the cluster's interpreter; with `code` it runs the packages of this machine.
+    `config` is the study's, None for a resume. `arguments` are those of petl-search on the head; `modules` are the
+    files of a user's own space, by their names there. `env` is the environment of driver and workers, which everybody
+    on the cluster can read. `python` is the cluster's interpreter; with `code` it runs the packages of this machine.
+    `patience` is how many seconds the job waits for an earlier driver of the study to end.
     """
 
     study: str
@@ -105,8 +108,8 @@ class Sent:
     patience: float = 0.0
 
     def __post_init__(self) -> None:
-        given = {name: f"{name}={value}" for name, value in self.env.items()}
-        if secret := [name for name, text in given.items() if redacted(text) != text]:
+        variables = {name: f"{name}={value}" for name, value in self.env.items()}
+        if secret := [name for name, text in variables.items() if redacted(text) != text]:
             raise JobError(
                 f"what --env gives is shown to everybody who may see the cluster's jobs, so it has no passwords; "
                 f"received {', '.join(secret)}. Set them where Ray is started, and refer to them as ${{NAME}}"
@@ -116,32 +119,33 @@ class Sent:
 
     @property
     def options(self) -> str:
-        """What has to be given again for a resume."""
+        """The options that a resume has to repeat."""
         python = ["--python", self.python] if self.python != "python" else []
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         return shlex.join([*env, *python, *(["--code"] if self.code else [])])
 
-    def again(self) -> Sent:
-        """The same after its job was lost: begun or not, it goes on."""
-        kept = tuple(argument for argument in self.arguments if argument not in ("--fresh", "--or-resume"))
-        return replace(self, arguments=(*kept, *(["--or-resume"] if self.config else [])), patience=_BUSY)
+    def resumed(self) -> Submission:
+        """Return what resumes the study after its job was lost, or begins it where the job had not."""
+        arguments = tuple(argument for argument in self.arguments if argument not in ("--fresh", "--or-resume"))
+        return replace(self, arguments=(*arguments, *(["--or-resume"] if self.config else [])), patience=_BUSY)
 
     def write(self, file: Path) -> None:
-        """Everything in one archive. Raises JobError where it is larger than a head takes.
+        """Write everything into one archive. Raises JobError where it is larger than a head takes.
 
-        Ray itself would leave out what a .gitignore names.
+        Ray would pack a folder too, but leave out what a .gitignore names, need a copy of all inputs in that folder,
+        and not say which of the study's files make it too large.
         """
         job = {
             "study": self.study,
             "version": None if self.code else version("petl-search"),
             "config": self.config,
             "arguments": self.arguments,
-            "inputs": [{"at": item.at, "digest": item.digest, "name": item.path.name} for item in self.inputs],
+            "inputs": [{"at": item.key, "digest": item.digest, "name": item.path.name} for item in self.inputs],
             "patience": self.patience,
         }
         sizes = {item.path: sum(path.stat().st_size for _, path in _files(item.path)) for item in self.inputs}
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
-            archive.writestr("arrive.py", Path(arrival.__file__).read_text(encoding="utf-8"))
+            archive.writestr("arrive.py", Path(entrypoint.__file__).read_text(encoding="utf-8"))
             archive.writestr("job.json", json.dumps(job))
             archive.mkdir("modules")
             for name, path in self.modules.items():
@@ -170,11 +174,11 @@ def pack(
     arguments: Sequence[str] = (),
     mounted: Sequence[Path] = (),
     **settings: Any,
-) -> Sent:
-    """Reads and checks a study file, and finds what it needs of this machine; nothing is sent.
+) -> Submission:
+    """Read and check a study file, and return a submission with the files of this machine that it needs.
 
-    What lies under `mounted` is at the same path on the cluster, and stays out. `settings` are fields of Sent.
-    Raises ConfigError with every fault of the file, JobError for files that cannot go along.
+    What lies under `mounted` is at the same path on the cluster, and stays out. `settings` are fields of Submission.
+    Raises ConfigError with every fault of the file, JobError for files that cannot be sent.
     """
     env = settings.get("env", {})
     with _elsewhere(env, [_text(source), *overrides]):
@@ -183,7 +187,7 @@ def pack(
     dumped = config.model_dump(mode="json")
     there = [folder.expanduser().absolute() for folder in mounted]
     inputs = []
-    for at in _places(config):
+    for at in _path_keys(config):
         path = Path(_at(dumped, at))
         if any(path.is_relative_to(folder) for folder in there):
             continue
@@ -198,7 +202,7 @@ def pack(
     if faults:
         raise JobError(f"{source} cannot be sent:\n" + "\n".join(f"  {fault}" for fault in faults))
     modules = _modules(config)
-    return Sent(config.study, dumped, tuple(arguments), tuple(inputs), modules, **settings)
+    return Submission(config.study, dumped, tuple(arguments), tuple(inputs), modules, **settings)
 
 
 def _text(source: Path) -> str:
@@ -210,7 +214,9 @@ def _text(source: Path) -> str:
 
 @contextmanager
 def _elsewhere(env: Mapping[str, str], texts: Sequence[str]) -> Iterator[None]:
-    """While an address is checked, the cluster's variables are those of `env`, others something."""
+    """Set the variables that these texts name within the context, as `env` has them, or to anything: a check of
+    addresses needs them, and only the cluster has them.
+    """
     named = {name for text in texts for name in REFERENCE.findall(text)}
     added = {name: env.get(name, "1") for name in named if name not in os.environ}
     os.environ.update(added)
@@ -231,8 +237,8 @@ def _private(config: StudyConfig) -> list[str]:
     ]
 
 
-def _places(config: StudyConfig) -> list[tuple[str, ...]]:
-    """The keys of a study that may be paths of this machine."""
+def _path_keys(config: StudyConfig) -> list[tuple[str, ...]]:
+    """Return the keys of a study whose values may be paths of this machine."""
     found: list[tuple[str, ...]] = []
     if Path(config.backbone.model).is_absolute():
         found.append(("backbone", "model"))
@@ -249,7 +255,7 @@ def _at(data: Any, at: Sequence[str]) -> str:
 
 
 def _files(top: Path) -> list[tuple[str, Path]]:
-    """The files of a folder, or the file itself, by their names where they are kept."""
+    """Return the files of a folder, or the file itself, by their names in the archive."""
     if top.is_file():
         return [(top.name, top)]
     return [(f"{top.name}/{path.relative_to(top)}", path) for path in sorted(top.rglob("*")) if path.is_file()]
@@ -258,13 +264,12 @@ def _files(top: Path) -> list[tuple[str, Path]]:
 def _digest(top: Path) -> str:
     total = hashlib.sha256()
     for name, path in _files(top):
-        with path.open("rb") as file:
-            total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+        total.update(f"{name}\0{file_hash(path)}\0".encode())
     return total.hexdigest()[:24]
 
 
 def _modules(config: StudyConfig) -> dict[str, Path]:
-    """The files of a space of the user's own, and of what it imported from the current folder."""
+    """Return the files of a space of the user's own, and of what it imported from the current folder."""
     name = str(config.space.get("name", "unified"))
     if config.designs or name in SPACES:
         return {}
@@ -284,14 +289,17 @@ def _modules(config: StudyConfig) -> dict[str, Path]:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's own, which would wait for ever for an answer."""
+    """Ray's client, with a limit on how long it waits for an answer."""
 
     def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=_REPLY, **settings)
 
 
 class Cluster:
-    """The jobs of a cluster, by the names of their studies. Every method raises AwayError where it does not answer."""
+    """The jobs of a cluster, by the names of their studies.
+
+    Every method raises ClusterAwayError where the cluster does not answer.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         self._url = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT).rstrip("/")
@@ -323,23 +331,25 @@ class Cluster:
                 f"~/.ray/auth_token, $RAY_AUTH_TOKEN or $RAY_AUTH_TOKEN_PATH): {_first(error)}"
             ) from None
         except OSError as error:  # requests' are such, too
-            raise AwayError(
+            raise ClusterAwayError(
                 f"no Ray cluster answers at {self.address} (--address, $RAY_API_SERVER_ADDRESS): {_first(error)}"
             ) from error
         except RuntimeError as error:
             if "status code 404" in str(error) or "does not exist" in str(error):
                 raise UnknownJobError(redacted(_first(error))) from error
             if re.search(r"status code 5\d\d", str(error)) and "already exists" not in str(error):
-                raise AwayError(f"the cluster at {self.address} has trouble: {redacted(_first(error))}") from error
+                raise ClusterAwayError(
+                    f"the cluster at {self.address} has trouble: {redacted(_first(error))}"
+                ) from error
             raise JobError(f"the cluster at {self.address} refuses: {redacted(_first(error))}") from error
 
     def newest(self, study: str) -> JobDetails:
-        """Raises UnknownJobError where the cluster knows no job of the study."""
+        """Return the newest job of a study. Raises UnknownJobError where the cluster has none."""
         if found := self._all(study):
             return found[max(found)]
         raise UnknownJobError(
             f"the cluster at {self.address} knows no job of study {study!r}, or has forgotten it. "
-            f"If the study was begun, go on with: {resume_command(study, address=self.address)}"
+            f"If the study was begun, resume with: {resume_command(study, address=self.address)}"
         )
 
     def _all(self, study: str) -> dict[int, JobDetails]:
@@ -349,43 +359,43 @@ class Cluster:
         return {int(match[1]): job for name_, job in jobs.items() if (match := name.fullmatch(name_))}
 
     def job(self, name: str) -> JobDetails:
-        """Raises UnknownJobError."""
+        """Return a job by its own name. Raises UnknownJobError."""
         with self._answering():
             return self._client.get_job_info(name)
 
     def log(self, name: str) -> str:
-        """What a job has said so far, without what Ray says. Raises UnknownJobError."""
+        """Return a job's output so far, without Ray's own lines. Raises UnknownJobError."""
         with self._answering():
             return _RAYS.sub("", redacted(self._client.get_job_logs(name)))
 
-    def send(self, sent: Sent) -> str:
-        """Starts a job and returns its name. Raises JobError where one of the study has not ended yet."""
-        jobs = self._all(sent.study)
+    def send(self, submission: Submission) -> str:
+        """Start a job and return its name. Raises JobError where one of the study has not ended yet."""
+        jobs = self._all(submission.study)
         if jobs and not (last := jobs[max(jobs)]).status.is_terminal():
             raise JobError(
-                f"study {sent.study!r} {_ENDS[last.status]} as job {last.submission_id}: follow it by "
-                f"`petl-search logs {sent.study} --follow --address {self.address}`, or stop it first"
+                f"study {submission.study!r} {_ENDS[last.status]} as job {last.submission_id}: follow it by "
+                f"`petl-search logs {submission.study} --follow --address {self.address}`, or stop it first"
             )
         with tempfile.TemporaryDirectory() as folder, self._answering():
-            archive = Path(folder) / "sent.zip"
-            sent.write(archive)
+            archive = Path(folder) / "submission.zip"
+            submission.write(archive)
             environment: dict[str, Any] = {
                 "working_dir": str(archive),
-                "env_vars": {_PATIENCE: str(_STOP), **sent.env},
+                "env_vars": {_PATIENCE: str(_STOP), **submission.env},
             }
-            if sent.code:
+            if submission.code:
                 root = Path(__file__).parents[2]
                 environment |= {"py_modules": [str(root / name) for name in _PACKAGES], "excludes": ["__pycache__"]}
             name: str = self._client.submit_job(
-                entrypoint=f"exec {shlex.quote(sent.python)} arrive.py",
-                submission_id=f"petl-{sent.study}-{max(jobs, default=0) + 1}",
+                entrypoint=f"exec {shlex.quote(submission.python)} arrive.py",
+                submission_id=f"petl-{submission.study}-{max(jobs, default=0) + 1}",
                 runtime_env=environment,
-                metadata={"study": sent.study, "options": sent.options},
+                metadata={"study": submission.study, "options": submission.options},
             )
             return name
 
     def stop(self, name: str) -> JobDetails:
-        """Ends a job as Ctrl-C would, and waits for that."""
+        """End a job as Ctrl-C would, and return it once it has ended, or after a minute."""
         with self._answering():
             self._client.stop_job(name)
         deadline = time.monotonic() + _STOP + _ANSWER
@@ -408,16 +418,16 @@ def _first(error: object) -> str:
 
 
 def follow(cluster: Cluster, name: str, say: Callable[[str], None], patience: float = _AWAY) -> JobDetails:
-    """Says what a job says until it ends, and returns how it ended. A head that goes away is waited for.
+    """Say what a job says until it ends, and return the job. A head that goes away is waited for.
 
-    Raises UnknownJobError where it comes back without the job, AwayError where it does not come back.
+    Raises UnknownJobError where it comes back without the job, ClusterAwayError where it does not come back.
     """
     shown, away = 0, None
     while True:
         try:
             job = cluster.job(name)  # before its log: that of an ended one is whole
             log = cluster.log(name)
-        except AwayError as error:
+        except ClusterAwayError as error:
             if away is None:
                 away = time.monotonic()
                 say(f"{error}; waiting up to {patience / 60:g} minutes for it\n")
@@ -440,14 +450,14 @@ def follow(cluster: Cluster, name: str, say: Callable[[str], None], patience: fl
 
 
 def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
-    """How a job ended, in words with what to do next, and the exit code for it."""
+    """Return how a job ended, in words with what to do next, and the exit code for it."""
     again = resume_command(study, address=address, options=(job.metadata or {}).get("options", ""))
     if not job.status.is_terminal():
         return f"study {study} is still ending, as job {job.submission_id}; look again with petl-search status", 1
     if job.status is JobStatus.SUCCEEDED:
         return f"study {study} is finished", 0
     if job.status is JobStatus.STOPPED:
-        return f"study {study} was stopped; nothing that was finished is lost. Go on with: {again}", 130
+        return f"study {study} was stopped; nothing that was finished is lost. Resume with: {again}", 130
     code = job.driver_exit_code or 1
     if job.driver_exit_code is None:
         reason = f": {_first(job.message)}" if job.message else ""
@@ -455,11 +465,11 @@ def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
         reason = f" with exit code {code}; what it said last is above"
         if code == 127:
             reason += ". The cluster has no such interpreter: name one by --python"
-    return redacted(f"the job of study {study} failed{reason}. To go on: {again}"), code
+    return redacted(f"the job of study {study} failed{reason}. Resume with: {again}"), code
 
 
 def status(study: str, job: JobDetails, log: str) -> str:
-    """A job for people, with what it said last."""
+    """Describe a job for people, with its last lines."""
     began, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
     span = timedelta(seconds=round((ended or time.time()) - began))
     word = f"{_ENDS[job.status]}{f' (exit code {job.driver_exit_code})' if job.driver_exit_code else ''}"
@@ -468,10 +478,13 @@ def status(study: str, job: JobDetails, log: str) -> str:
     return "\n".join([f"study {study} {word} {when}, job {job.submission_id}", *(f"  {line}" for line in last)])
 
 
-def watch(cluster: Cluster, name: str, say: Callable[[str], None], sent: Sent | None = None) -> tuple[str, int]:
-    """Follows a job to its end; if the cluster lost it and `sent` made it, that goes on as another job.
+def watch(
+    cluster: Cluster, name: str, say: Callable[[str], None], submission: Submission | None = None
+) -> tuple[str, int]:
+    """Follow a job to its end, and return how it ended, with an exit code.
 
-    Raises LeftJob for Ctrl-C, UnknownJobError where a lost job was not `sent` here.
+    A job that the cluster lost is submitted again where its `submission` is known; this is how a study outlives the
+    head of its cluster. Raises LeftJob for Ctrl-C, UnknownJobError for a lost job whose submission is not known.
     """
     study = name.removeprefix("petl-").rpartition("-")[0]
     try:
@@ -479,49 +492,58 @@ def watch(cluster: Cluster, name: str, say: Callable[[str], None], sent: Sent | 
             try:
                 return outcome(study, follow(cluster, name, say), cluster.address)
             except UnknownJobError:
-                if sent is None:
+                if submission is None:
                     raise UnknownJobError(
-                        f"the cluster has forgotten job {name} with its head. Go on with: "
+                        f"the cluster has forgotten job {name} with its head. Resume with: "
                         f"{resume_command(study, address=cluster.address)}"
                     ) from None
             say(f"the cluster is back without job {name}; the study is resumed\n")
-            sent = sent.again()
-            name = _send_again(cluster, sent)
+            submission = submission.resumed()
+            name = _send_again(cluster, submission)
     except KeyboardInterrupt:
         raise LeftJob(
-            f"left; job {name} goes on. `petl-search logs {study} --follow --address {cluster.address}` follows "
+            f"left; job {name} continues. `petl-search logs {study} --follow --address {cluster.address}` follows "
             f"it again, `petl-search stop {study} --address {cluster.address}` stops it"
         ) from None
 
 
-def _send_again(cluster: Cluster, sent: Sent) -> str:
-    """To a head that has just started, and may not take jobs yet."""
-    deadline = time.monotonic() + _AWAY
-    while True:
-        try:
-            return cluster.send(sent)
-        except AwayError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL)
+def _send_again(cluster: Cluster, submission: Submission) -> str:
+    """Submit to a head that has just started, and may not take jobs yet."""
+    attempts = Retrying(
+        retry=retry_if_exception_type(ClusterAwayError),
+        wait=wait_fixed(_POLL),
+        stop=stop_after_delay(_AWAY),
+        reraise=True,
+    )
+    return attempts(cluster.send, submission)
+
+
+def submit(cluster: Cluster, submission: Submission, follow: bool, say: Callable[[str], None]) -> tuple[str, int]:
+    """Start a job, and return what to tell the user, with an exit code; with `follow`, once the job has ended."""
+    job = cluster.send(submission)
+    if follow:
+        say(f"job {job} at {cluster.address}\n")
+        return watch(cluster, job, say, submission)
+    study, address = submission.study, cluster.address
+    return f"job {job}. See `petl-search logs {study} --follow --address {address}`, status and stop likewise", 0
 
 
 def resumption(
     cluster: Cluster, study: str, overrides: Sequence[str], env: Sequence[str], python: str, code: bool
-) -> Sent:
-    """What goes on with a study. The variables of its last job hold, if the cluster still knows it."""
+) -> Submission:
+    """Return what resumes a study, with the variables of its last job where the cluster still has that job."""
     known: dict[str, str] = {}
     with suppress(UnknownJobError):
         known = dict((cluster.newest(study).runtime_env or {}).get("env_vars", {}))
         known.pop(_PATIENCE, None)
     arguments = ("resume", study, *(word for override in overrides for word in ("--set", override)))
-    return Sent(
+    return Submission(
         study, None, arguments, env={**known, **read_environment(env)}, python=python, code=code, patience=_BUSY
     )
 
 
 def read_environment(texts: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE of --env. Raises JobError."""
+    """Return the variables of --env KEY=VALUE. Raises JobError."""
     for text in texts:
         if not re.fullmatch(r"[A-Za-z_]\w*=.*", text, re.DOTALL):
             raise JobError(f"--env takes KEY=VALUE, such as PETL_SEARCH_HOME=/shared; received {redacted(text)!r}")

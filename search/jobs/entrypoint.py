@@ -1,9 +1,8 @@
-"""What a submitted job does on the cluster's head before the study runs: its files find a place that stays.
+"""What a submitted job does on the cluster's head before the study runs: move its files to a place that stays.
 
-`search.jobs.client` sends this file beside `job.json`, so that both sides speak of the same things; until it is
-known what is
-installed here, it needs Python alone. Ray unpacks what was sent into a folder of the session, which is another one
-after a restart and on other nodes, and a study remembers absolute paths. So it is copied:
+`search.jobs.client` sends this file beside `job.json`, so that both sides agree on its contents. Until the installed
+version is known, this file needs Python alone. Ray unpacks what was sent into a folder of the session, which changes
+with a restart and from node to node, and a study stores absolute paths. So the files are copied:
 
     $PETL_SEARCH_HOME/inputs/DIGEST/NAME    a model folder, a file or folder of rows; found by its contents
                       submitted/STUDY/      of the study that was begun: study.yaml, and the modules of a space of
@@ -27,9 +26,9 @@ _POLL: Final = 1.0  # seconds between two looks at a driver that is about to end
 
 
 def arrive(sent: Path) -> list[str]:
-    """Places what was sent, and returns the arguments of `petl-search` that run it. The current folder changes.
+    """Put the sent files in their places, and return the arguments of `petl-search` that run the study.
 
-    Raises SystemExit with a message where that cannot be.
+    Changes the current folder. Raises SystemExit, with a message, where the study cannot run here.
     """
     job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
     _require_package(job["version"])
@@ -51,7 +50,7 @@ def arrive(sent: Path) -> list[str]:
             section[item["at"][-1]] = str(_kept(sent / "inputs" / item["digest"], home, item["name"]))
         study = sent / "study.yaml"
         study.write_text(json.dumps(job["config"], indent=1, ensure_ascii=False), encoding="utf-8")  # JSON is YAML
-        # One that goes on has the code that it began with, and so has one whose name another study is refused.
+        # A study that is resumed keeps the code that it began with; so does a study whose name a new one is refused.
         if "--fresh" in arguments or not _is_begun(job["study"], job["config"]):
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(sent / "modules", place)
@@ -64,7 +63,7 @@ def arrive(sent: Path) -> list[str]:
 
 
 def _is_begun(study: str, config: dict[str, Any]) -> bool:
-    """Raises SystemExit where that cannot be asked."""
+    """Whether the study is on record. Raises SystemExit where the database does not answer."""
     from search.storage.address import AddressError
     from search.storage.locations import database_url
     from search.storage.studies import study_begun
@@ -77,7 +76,7 @@ def _is_begun(study: str, config: dict[str, Any]) -> bool:
 
 
 def _find_records(place: Path) -> None:
-    """A resume finds its study by $PETL_SEARCH_DATABASE, which a study's own file may have said before."""
+    """Set $PETL_SEARCH_DATABASE, by which a resume finds its study, to what the study's own file said."""
     try:
         config = json.loads((place / "study.yaml").read_text(encoding="utf-8"))
     except OSError:  # it was never sent here
@@ -87,7 +86,7 @@ def _find_records(place: Path) -> None:
 
 
 def _require_package(wanted: str | None) -> None:
-    """Raises SystemExit where petl-search is missing here, or is not the `wanted` version."""
+    """Raise SystemExit where petl-search is missing here, or is not the `wanted` version."""
     try:
         found = version("petl-search") if wanted else None  # without: the code came along
     except PackageNotFoundError:
@@ -101,7 +100,7 @@ def _require_package(wanted: str | None) -> None:
 
 
 def _wait_for_end(study: str, patience: float) -> None:
-    """Returns when no other process drives the study. Raises SystemExit after so many seconds of `patience`."""
+    """Return when no other process drives the study. Raises SystemExit after `patience` seconds."""
     from search.storage.locations import StudyHome
     from search.storage.locks import StudyBusyError, StudyLock
 
@@ -121,7 +120,7 @@ def _wait_for_end(study: str, patience: float) -> None:
 
 
 def _kept(sent: Path, home: Path, name: str) -> Path:
-    """The folder or file under the home, copied there unless it is there already."""
+    """Return the folder or file under the home, after copying it there where it is missing."""
     place = home / "inputs" / sent.name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)

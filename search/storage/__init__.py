@@ -1,1 +1,11 @@
-"""Where the truth lies, on disks and servers. Decides nothing."""
+"""Where the truth lies, on disks and servers. Decides nothing about the search.
+
+address    which forms an address may have; addresses without passwords, and texts without them
+locations  StudyHome: every place of a study; the command that resumes it; errors of stores and full disks
+remote     RemoteStore: a study's trials in an object store, or in another folder
+database   PostgreSQL behind the records: options, outages, repetitions
+locks      one driver a study, and no workers of an earlier one
+folder     TrialFolder: the files of a trial, and when they are valid
+studies    the studies of a database: created, opened, listed, deleted
+quota      the limit on a study's bytes: usage, estimates, eviction
+"""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -39,6 +40,16 @@ def redacted(text: object) -> str:
 def one_line(error: object) -> str:
     """Return the text of an error, or of any other thing, on one line and without passwords; "" for an empty text."""
     return redacted(" ".join(str(error).split()))
+
+
+def require_no_password(overrides: Iterable[str]) -> None:
+    """Raise AddressError for a password on the command line, which others on the machine see, and Ray stores."""
+    for override in overrides:
+        if redacted(override) != override:
+            raise AddressError(
+                "a password on the command line is seen by everybody on this machine; write ${NAME} for it, which is "
+                f"of the environment, or leave it to the study file. Received --set {redacted(override)}"
+            )
 
 
 def without_password(address: str) -> str:

@@ -1,6 +1,6 @@
-"""PostgreSQL behind a study's records: reaching it, waiting while it is away, and the one driver of a study.
+"""PostgreSQL behind a study's records: connection options, and repetition of what an outage interrupts.
 
-Sqlite needs none of this: it is a file of this machine, locked beside the study's folder.
+Sqlite needs none of this: it is a file of this machine.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ T = TypeVar("T")
 
 
 class ConnectionLostError(UserError, ConnectionError):
-    """The database did not answer: whether it did what it was asked is not known."""
+    """The database did not answer: whether it carried out the operation is not known."""
 
 
 class DatabaseError(StoreError):
-    """A database that does not answer, or that has no driver here."""
+    """A database does not answer, or its driver is not installed."""
 
 
 def is_postgresql(url: str) -> bool:
-    """Whether it is such an address, as `search.storage.address.database` gives it."""
+    """Whether an address, as `search.storage.address.database` returns it, is PostgreSQL's."""
     return url.startswith(POSTGRESQL)
 
 
 def arguments(url: str) -> tuple[str, dict[str, Any]]:
-    """The address without any password, and what beside it goes into SQLAlchemy's `create_engine`.
+    """Return the address without any password, and the keyword arguments for SQLAlchemy's `create_engine`.
 
     Raises DatabaseError where psycopg is not installed.
     """
@@ -62,33 +62,33 @@ def arguments(url: str) -> tuple[str, dict[str, Any]]:
         raise DatabaseError(
             f"{redacted(url)} needs the package psycopg, which is not installed: pip install 'petl-search[postgresql]'"
         )
-    given = make_url(url)
-    query = {name: value for name, value in given.query.items() if name not in _SECRETS}
-    beside: dict[str, Any] = {name: value for name, value in _REACHING.items() if name not in query}
-    beside |= {name: value for name, value in given.query.items() if name in _SECRETS}
-    beside |= {"password": given.password} if given.password is not None else {}
-    beside["options"] = f"{query.pop('options', '')} {_SERVER}".strip()
-    beside["application_name"] = query.pop("application_name", "petl-search")
+    full = make_url(url)
+    query = {name: value for name, value in full.query.items() if name not in _SECRETS}
+    options: dict[str, Any] = {name: value for name, value in _REACHING.items() if name not in query}
+    options |= {name: value for name, value in full.query.items() if name in _SECRETS}
+    options |= {"password": full.password} if full.password is not None else {}
+    options["options"] = f"{query.pop('options', '')} {_SERVER}".strip()
+    options["application_name"] = query.pop("application_name", "petl-search")
     public = URL.create(
-        given.drivername, given.username, host=given.host, port=given.port, database=given.database, query=query
+        full.drivername, full.username, host=full.host, port=full.port, database=full.database, query=query
     )
-    return str(public), {"connect_args": beside, "pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
+    return str(public), {"connect_args": options, "pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
 
 
 def reaching(url: str) -> str:
-    """The address for others who open it, with our limits on how long a lost connection goes unnoticed."""
+    """Return the address for another library to open, with our limits on how long a lost connection goes unnoticed."""
     from sqlalchemy.engine import make_url
 
-    given = make_url(url)
-    limits = {name: value for name, value in _REACHING.items() if name not in given.query}
-    return given.update_query_dict(limits).render_as_string(hide_password=False)
+    full = make_url(url)
+    limits = {name: value for name, value in _REACHING.items() if name not in full.query}
+    return full.update_query_dict(limits).render_as_string(hide_password=False)
 
 
 @cache
 def require_database(url: str, table: str | None = None) -> None:
-    """Raises DatabaseError where no PostgreSQL answers, and StoreError where it has no such table.
+    """Raise DatabaseError where no PostgreSQL answers, and StoreError where it has no such table.
 
-    For MLflow, which would try for minutes, and make its tables for somebody who only reads.
+    MLflow would try for minutes, and create its tables for somebody who only reads.
     """
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
@@ -97,11 +97,13 @@ def require_database(url: str, table: str | None = None) -> None:
     public, options = arguments(url)
     try:
         with create_engine(public, poolclass=NullPool, connect_args=options["connect_args"]).connect() as connection:
-            there = table is None or connection.exec_driver_sql("SELECT to_regclass(%s)", (table,)).scalar() is not None
+            exists = (
+                table is None or connection.exec_driver_sql("SELECT to_regclass(%s)", (table,)).scalar() is not None
+            )
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DatabaseError(f"no database answers at {redacted(url)}: {one_line(cause)}") from None
-    if not there:
+    if not exists:
         raise StoreError(
             f"no store at {redacted(url)}: nothing was run there yet, or the store is elsewhere "
             "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"
@@ -109,9 +111,9 @@ def require_database(url: str, table: str | None = None) -> None:
 
 
 def notice_losses(engine: Engine) -> None:
-    """From here on a connection that is lost, or not to be had, raises ConnectionLostError.
+    """Have the engine raise ConnectionLostError for a connection that is lost or refused.
 
-    It is no error of SQLAlchemy's, which Optuna would answer by trying again: a trial would be there twice.
+    An error of SQLAlchemy's own would make Optuna repeat the operation, and a trial could exist twice.
     """
     from sqlalchemy import event
 
@@ -124,10 +126,11 @@ def notice_losses(engine: Engine) -> None:
 
 @dataclass
 class Persistence:
-    """Repeats what a lost connection interrupted, until the database answers, for up to `seconds`.
+    """Repeat what a lost connection interrupted, until the database answers, for up to `seconds`.
 
-    `guard` is called before each attempt. An outage is said once; one that lasts too long raises
-    DatabaseError, then and for every later call.
+    `guard` is called before each attempt. An outage is reported once; one that lasts too long raises DatabaseError,
+    then and at every later call. The loop is our own: a repetition may differ from the first attempt, the end of an
+    outage is reported as well, and giving up is remembered.
     """
 
     address: str
@@ -138,11 +141,11 @@ class Persistence:
     _given_up: DatabaseError | None = None
 
     def announce(self, say: Callable[[str], None]) -> None:
-        """Send what a person should know while it waits to `say`."""
+        """Report outages to `say` from here on."""
         self.say = say
 
     def __call__(self, operation: Callable[[], T], again: Callable[[], T] | None = None) -> T:
-        """The operation's value. `again` replaces it where it may have been done already."""
+        """Return the operation's value. A repetition calls `again` instead, where the operation may have been done."""
         if self._given_up:
             raise self._given_up
         began, pause, said = time.monotonic(), 0.1, False
@@ -155,7 +158,7 @@ class Persistence:
                 if waited + pause > self.seconds:
                     self._given_up = DatabaseError(
                         f"the database {self.address} has not answered for {self.seconds:g} seconds ({error}); nothing "
-                        f"that was finished is lost. When it is back, go on with: {self.resume}"
+                        f"that was finished is lost. When it is back, resume with: {self.resume}"
                     )
                     raise self._given_up from None
                 if not said:

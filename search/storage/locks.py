@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from petl.errors import UserError
 from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DriverLock:
-    """The one driver of a study in a PostgreSQL: an advisory lock, which ends with the connection that took it."""
+    """The one driver of a study in PostgreSQL: an advisory lock, which ends with the connection that took it."""
 
     def __init__(self, url: str, study: str) -> None:
         from sqlalchemy import create_engine
@@ -45,25 +47,25 @@ class DriverLock:
         self._connection: Connection | None = None
 
     def take(self, patience: float = 3.0) -> None:
-        """For the driver, when it begins. Waits up to `patience` seconds, which the server may need to notice a death.
+        """Take the lock, waiting up to `patience` seconds, which the server may need to notice a driver's death.
 
         Raises StudyBusyError, and DatabaseError where no database answers.
         """
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                return self._take()
-            except ConnectionLostError as error:
-                raise DatabaseError(f"no database answers at {self._address}: {error}") from None
-            except StudyBusyError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.1)
+        attempts = Retrying(
+            retry=retry_if_exception_type(StudyBusyError),
+            wait=wait_fixed(0.1),
+            stop=stop_after_delay(patience),
+            reraise=True,
+        )
+        try:
+            attempts(self._take)
+        except ConnectionLostError as error:
+            raise DatabaseError(f"no database answers at {self._address}: {error}") from None
 
     def hold(self) -> None:
-        """Makes sure that the lock is still held, and takes it again where its connection was lost.
+        """Check that the lock is still held, and take it again where its connection was lost.
 
-        Raises StudyBusyError where another driver has it by now, ConnectionLostError while nothing answers.
+        Raises StudyBusyError where another driver has the lock by now, ConnectionLostError while nothing answers.
         """
         if self._connection is not None:
             try:
@@ -74,7 +76,7 @@ class DriverLock:
             self._take()
 
     def release(self) -> None:
-        """Lets go of it."""
+        """Release the lock."""
         if self._connection is not None:
             with contextlib.suppress(ConnectionLostError):
                 self._connection.close()
@@ -102,9 +104,9 @@ class DriverLock:
 
 @contextmanager
 def driving(url: str, study: str) -> Iterator[Callable[[], None]]:
-    """This process is the one driver of the study in this database inside. What it yields makes sure that it still is.
+    """Hold the lock of a study in its database within the context; yield a check that the lock is still held.
 
-    Raises StudyBusyError, and DatabaseError.
+    Raises StudyBusyError, and DatabaseError where no database answers.
     """
     if not is_postgresql(url):
         yield lambda: None
@@ -124,7 +126,7 @@ _SOON: Final = 1.0
 
 
 class StudyBusyError(UserError):
-    """Another process drives the study, or its workers have not gone yet."""
+    """Another process drives the study, or workers of an earlier driver still live."""
 
 
 def run_token(study: Path) -> str:
@@ -151,7 +153,7 @@ class StudyLock:
         self._held: list[IO[bytes]] = []
 
     def drive(self, patience: float = _ORPHANED, say: Callable[[str], object] = lambda _: None) -> None:
-        """For the driver. Waits up to `patience` seconds for workers that an earlier driver left, and says so.
+        """Take the driver's lock, after waiting up to `patience` seconds for workers of an earlier driver; say so once.
 
         Raises StudyBusyError.
         """
@@ -177,12 +179,12 @@ class StudyLock:
         self._held.pop().close()
 
     def work(self) -> None:
-        """For a worker, for as long as its process lives. A driver holds that lock for a moment at most."""
+        """Share the workers' lock for as long as this process lives. A driver holds that lock for a moment at most."""
         while not self._take(_WORKERS, fcntl.LOCK_SH):
             time.sleep(0.05)
 
     def release(self) -> None:
-        """Lets go of everything."""
+        """Release every lock."""
         while self._held:
             self._held.pop().close()
 

@@ -51,7 +51,7 @@ def open_study(url: str, name: str, guard: Callable[[], None] | None = None, *, 
 
 
 def study_names(url: str) -> list[str]:
-    """Return the studies of a database, oldest first; none where it was never made."""
+    """Return the names of a database's studies, oldest first; none where the database was never created."""
     if not _exists(url):
         return []
     with _opened(url) as storage:
@@ -71,7 +71,7 @@ def study_info(url: str, name: str, key: str) -> Any:
 
 
 def study_begun(url: str, name: str) -> bool:
-    """Whether a study is on record: one whose driver died before it had said what is run is not."""
+    """Whether a study is on record; it is not where its driver died before recording what the study runs."""
     return _exists(url) and study_info(url, name, records.RESOLVED) is not None
 
 
@@ -82,7 +82,7 @@ def delete_study(url: str, name: str) -> None:
 
 
 def _storage(url: str) -> RDBStorage:
-    """Raises DatabaseError where no database answers."""
+    """Return the storage at an address. Raises DatabaseError where no database answers."""
     options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}}
     public = url
     if is_postgresql(url):
@@ -96,7 +96,7 @@ def _storage(url: str) -> RDBStorage:
 
 @contextmanager
 def _opened(url: str) -> Iterator[RDBStorage]:
-    """A storage for a question or two."""
+    """Yield a storage for a short use, which is closed afterwards."""
     storage = _storage(url)
     try:
         with _answering(url):
@@ -107,13 +107,13 @@ def _opened(url: str) -> Iterator[RDBStorage]:
 
 @contextmanager
 def _answering(url: str) -> Iterator[None]:
-    """Raises DatabaseError where the database fails inside."""
+    """Raise DatabaseError where the database fails within the context."""
     try:
         yield
     except (ConnectionLostError, SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         cause = getattr(cause, "orig", None) or cause  # without the statement
-        raise DatabaseError(f"the database {redacted(url)} does not do what it is asked: {one_line(cause)}") from None
+        raise DatabaseError(f"the database {redacted(url)} fails: {one_line(cause)}") from None
 
 
 def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persistence:
@@ -124,6 +124,6 @@ def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persi
 
 
 def _exists(url: str) -> bool:
-    """Whether there is such a storage: to open one of sqlite's is to make it."""
+    """Whether the database exists; opening an sqlite database would create it."""
     file = sqlite_file(url)
     return file is None or file.exists()

@@ -25,7 +25,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from search.config.text import ConfigError
-from search.jobs.client import AwayError, Cluster, JobError, Sent, outcome, pack
+from search.jobs.client import Cluster, ClusterAwayError, JobError, Submission, outcome, pack
 from search.jobs.entrypoint import arrive
 from search.storage.studies import create_study
 
@@ -224,10 +224,10 @@ def test_wrong_inputs(head: Head, tmp_path: Path) -> None:
 
 def test_no_cluster_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     began, url = time.monotonic(), f"http://127.0.0.1:{free_ports(1)[0]}"
-    with pytest.raises(AwayError, match=f"no Ray cluster answers at {url} .*refused"):
+    with pytest.raises(ClusterAwayError, match=f"no Ray cluster answers at {url} .*refused"):
         Cluster(url)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", url)
-    with pytest.raises(AwayError, match=url):
+    with pytest.raises(ClusterAwayError, match=url):
         Cluster()
     assert time.monotonic() - began < 10
     with pytest.raises(JobError, match=r"of its dashboard.*received auto"):
@@ -284,7 +284,7 @@ def test_a_study_keeps_the_code_that_it_was_begun_with(tmp_path: Path, monkeypat
     place = tmp_path / "head/submitted/tiny"
     first = pack(path, mounted=[tmp_path / "head"])
 
-    def arrived(sent: Sent) -> list[str]:
+    def arrived(sent: Submission) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             sent.write(Path(folder) / "sent.zip")
             zipfile.ZipFile(f"{folder}/sent.zip").extractall(folder)
@@ -300,7 +300,7 @@ def test_a_study_keeps_the_code_that_it_was_begun_with(tmp_path: Path, monkeypat
         arrived(replace(first, arguments=flags))
         assert (place / "helper.py").read_text() == "RANKS = [1]\n"
     monkeypatch.delenv("PETL_SEARCH_DATABASE", raising=False)
-    assert arrived(Sent("tiny", arguments=("resume", "tiny"))) == ["resume", "tiny"]
+    assert arrived(Submission("tiny", arguments=("resume", "tiny"))) == ["resume", "tiny"]
     assert os.environ["PETL_SEARCH_DATABASE"] == address
     assert Path.cwd() == place
     arrived(replace(first, arguments=("--fresh",)))
@@ -319,10 +319,10 @@ def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"])
 def test_no_password_travels(variable: str) -> None:
     with pytest.raises(JobError, match=f"received {variable}$|received {variable}\\. Set"):
-        Sent("tiny", env={variable: "hunter2"})
+        Submission("tiny", env={variable: "hunter2"})
     with pytest.raises(JobError, match="received PETL_SEARCH_DATABASE"):
-        Sent("tiny", env={"PETL_SEARCH_DATABASE": "postgresql://petl:hunter2@db/records"})
-    Sent("tiny", env={"PETL_SEARCH_DATABASE": "postgresql://petl:${PETL_PASSWORD}@db/records"})
+        Submission("tiny", env={"PETL_SEARCH_DATABASE": "postgresql://petl:hunter2@db/records"})
+    Submission("tiny", env={"PETL_SEARCH_DATABASE": "postgresql://petl:${PETL_PASSWORD}@db/records"})
 
 
 def test_a_job_that_is_still_ending_is_not_said_to_have_failed() -> None:
@@ -387,5 +387,5 @@ def test_ctrl_c_leaves_the_job_running(head: Head, tmp_path: Path) -> None:
     follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=30)
     assert follower.returncode == 130
-    assert "job petl-left-1 goes on" in err
+    assert "job petl-left-1 continues" in err
     wait_for(lambda: "is finished" in head.command("status", "left").stdout, 200)
