@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     PlainSerializer,
     PositiveInt,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -25,7 +26,7 @@ from petl.backbones.locate import is_hub_id
 from petl.configuration import EPOCHS, check_offload
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED
-from search.optimizer.rungs import Rule, rule
+from search.optimizer.rungs import OPTIONS, Rule, rule
 from search.optimizer.samplers import NAMES
 from search.storage import address
 from search.trials.objectives import COSTS, SCORES
@@ -112,30 +113,34 @@ class SamplerConfig(_Section):
         return _one_of(NAMES, value)
 
 
-class SchedulerConfig(_Section):
-    """The rung rule by its name, and its options beside that: `search.optimizer.rungs` has the table of both."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+class _Scheduler(_Section):
+    """The rung rule by its name, and its options: `search.optimizer.rungs` has the table of both."""
 
     name: str = "halving"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, data: Any) -> Any:
-        """An option that is null has its default."""
-        if not isinstance(data, Mapping):
-            return data
-        return {name: value for name, value in data.items() if value is not None or name == "name"}
-
     @model_validator(mode="after")
-    def _known(self) -> SchedulerConfig:
+    def _known(self) -> Self:
         self.rule(epochs=1.0, trials=1)
         return self
 
     def rule(self, epochs: float, trials: int) -> Rule:
         """Return the rule for so many trials of so many epochs."""
-        return rule(self.name, epochs, trials, **self.__pydantic_extra__)
+        return rule(self.name, epochs, trials, **self.model_dump(exclude={"name"}, exclude_none=True))
+
+
+if TYPE_CHECKING:
+
+    class SchedulerConfig(_Scheduler):
+        """A scheduler with a field for each option of a rule."""
+else:
+    SchedulerConfig = create_model(
+        "SchedulerConfig",
+        __base__=_Scheduler,
+        **{
+            name: ((int if option.whole else float) | None, Field(default=None, description=option.meaning))
+            for name, option in OPTIONS.items()
+        },
+    )
 
 
 class BudgetConfig(_Section):

@@ -382,6 +382,9 @@ def options(name: str) -> Mapping[str, Option]:
     return {each.name: each.metadata["option"] for each in fields(RULES[name]) if "option" in each.metadata}
 
 
+OPTIONS: Final[Mapping[str, Option]] = {name: option for each in RULES for name, option in options(each).items()}
+
+
 def rule(name: str, epochs: float, trials: int = 0, **values: Any) -> Rule:
     """Return the rule of this name for `trials` trials of `epochs` epochs.
 

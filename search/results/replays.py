@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from petl.untrusted import read_json
-from search.optimizer.rungs import RULES, options, rule
+from search.optimizer.rungs import OPTIONS, RULES, options, rule
 from search.optimizer.samplers import NAMES, require_fit
 from search.optimizer.simulation.table import Table, TableError
 from search.results.console import add, console, new_table, say
@@ -40,16 +40,15 @@ def read_table(path: Path) -> Table:
 
 def rule_options(settings: Sequence[str]) -> dict[str, float]:
     """Return OPTION=VALUE settings as values by option. Raises TableError, listing the options, for any other."""
-    known = {name: option for scheduler in RULES for name, option in options(scheduler).items()}
     values: dict[str, float] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
         try:
-            if name not in known:
+            if name not in OPTIONS:
                 raise ValueError(name)
             values[name] = float(text)
         except ValueError:
-            listed = "; ".join(f"{name}: {option.meaning}" for name, option in known.items())
+            listed = "; ".join(f"{name}: {option.meaning}" for name, option in OPTIONS.items())
             raise TableError(f"--set takes OPTION=NUMBER, of {listed}; received {setting}") from None
     return values
 

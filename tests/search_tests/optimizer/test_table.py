@@ -165,7 +165,7 @@ def test_tables_that_no_search_could_use_are_refused(
         ("--set eta=nan", "eta is at least 1.1; received nan"),
         ("--set first_rung=0", "is positive; received 0"),
         ("--set waves=1.5", "waves is a whole number; received 1.5"),
-        ("--set speed=2", "--set takes OPTION=NUMBER, of eta: one in eta goes on"),
+        ("--set speed=2", "--set takes OPTION=NUMBER, of eta: one in eta trains on"),
         ("--set waves=0", "waves is at least 1; received 0"),
         ("--scheduler none --scheduler asha --set waves=2", "no scheduler of none, asha takes waves"),
     ],
