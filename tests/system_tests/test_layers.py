@@ -31,7 +31,7 @@ ROOMS = {  # what a room may import beside itself
     "spaces": PETL,
     "search.trials": PETL,
     "search.optimizer": PETL | {"spaces", "search.trials"},
-    "search.storage": PETL | {"petl.data", "search.trials"},
+    "search.storage": PETL | {"search.trials"},
     "search.config": PETL | {"petl.paper", "spaces", "search.trials", "search.optimizer", "search.storage"},
     "search.tracking": {"petl", "search.trials", "search.storage"},
     "search.workers": PETL
