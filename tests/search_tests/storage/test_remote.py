@@ -200,7 +200,7 @@ def test_a_store_that_goes_away_is_no_fault_of_the_trial(
         )
         with pytest.raises(StoreAwayError) as raised:
             TrialFolder(tmp_path / "demo", 0).find("result")
-    assert failed(raised.value)["failure"].startswith("store away: ")
+    assert failed(raised.value).failure.startswith("store away: ")
 
 
 @pytest.mark.parametrize("text", ["ftp://host/x", "s3://bucket/x?colour=red"])
