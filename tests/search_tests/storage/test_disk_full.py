@@ -53,7 +53,7 @@ def test_a_write_that_fails_is_no_part_and_says_why(small: Path) -> None:
         save_file({"x": torch.zeros(8_000_000)}, folder / "state.safetensors")
     assert failed(raised.value).failure.startswith("disk full: ")
     fill(small)
-    trial.tell("training 1/2")  # for people: no reason to fail
+    trial.note("training 1/2")  # for people: no reason to fail
     with pytest.raises(OSError, match="No space left"):
         trial.commit("state-1")
     assert trial.find("state-1") is None
