@@ -43,16 +43,16 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
-    """How a table is written."""
+class Rows(StrEnum):
+    """How the rows of a front are written."""
 
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
 
 
-class CountFormat(StrEnum):
-    """How counts and comparisons are written."""
+class Report(StrEnum):
+    """How everything else is written, which has no rows of one kind."""
 
     TABLE = "table"
     JSON = "json"
@@ -256,7 +256,10 @@ def stop(name: Name, address: JobsAddress = None) -> None:
 
 
 @app.command()
-def ls(uri: Uri = None) -> None:
+def ls(
+    format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
+    uri: Uri = None,
+) -> None:
     """List the studies, the newest first.
 
     Example: petl-search ls
@@ -266,9 +269,11 @@ def ls(uri: Uri = None) -> None:
     from search.storage.locations import store_uri
     from search.tracking.reader import studies
 
-    found = studies(store_uri(uri))
-    if found:
-        console.console().print(tables.studies_table([load_study(summary.name, uri) for summary in found]))
+    found = [load_study(summary.name, uri) for summary in studies(store_uri(uri))]
+    if format is Report.JSON:
+        _print_json([study.to_row() for study in found])
+    elif found:
+        console.console().print(tables.studies_table(found))
     else:
         typer.echo("no studies yet; petl-search run STUDY.yaml starts one")
 
@@ -280,7 +285,7 @@ def show(
     against: Annotated[
         Against | None, typer.Option(help="Put a list of designs beside the paper's table that its file names.")
     ] = None,
-    format: Annotated[CountFormat, typer.Option(help="How to write what --against compares.")] = CountFormat.TABLE,
+    format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
     uri: Uri = None,
 ) -> None:
     """Show a study, or one of its trials.
@@ -294,18 +299,16 @@ def show(
 
     if against and trial is not None:
         raise typer.BadParameter("--against compares a whole list: leave the trial's number out")
-    if format is CountFormat.JSON and not against:
-        raise typer.BadParameter("--format json is of what --against compares")
     study = load_study(name, uri)
     if against:
         from search.results.lists import compare, print_against
 
-        if format is CountFormat.JSON:
-            import json
-
-            typer.echo(json.dumps(compare(study).to_rows(), indent=1))
+        if format is Report.JSON:
+            _print_json(compare(study).to_rows())
         else:
             print_against(study, console.console())
+    elif format is Report.JSON:
+        _print_json(study.to_dict() if trial is None else study.trial(trial).to_dict())
     elif trial is None:
         tables.print_study(study)
     else:
@@ -327,7 +330,7 @@ def front(
             metavar="P%",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How to write it.")] = Format.TABLE,
+    format: Annotated[Rows, typer.Option(help="How to write it.")] = Rows.TABLE,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw it into this file (.png, .pdf, .svg).", metavar="FILE")
     ] = None,
@@ -342,12 +345,10 @@ def front(
 
     study = load_study(name, uri)
     found = study.front(max_parameters, fdr=fdr)
-    if format is Format.TABLE:
+    if format is Rows.TABLE:
         tables.print_front(study, found)
-    elif format is Format.JSON:
-        import json
-
-        typer.echo(json.dumps(found.to_rows(), indent=1))
+    elif format is Rows.JSON:
+        _print_json(found.to_rows())
     else:
         typer.echo(found.to_frame().to_csv(index=False), nl=False)
     if plot:
@@ -422,7 +423,7 @@ def replay(
             "--set", help="An option of the schedulers, such as eta=2; may be repeated.", metavar="OPTION=VALUE"
         ),
     ] = None,
-    format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
+    format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
 ) -> None:
     """Compare settings on what a finished study has shown, without training.
 
@@ -443,10 +444,8 @@ def replay(
         seeds=seeds,
         values=rule_options(values or ()),
     )
-    if format is CountFormat.JSON:
-        import json
-
-        typer.echo(json.dumps(rows, indent=1))
+    if format is Report.JSON:
+        _print_json(rows)
     else:
         print_compared(table, rows)
 
@@ -456,7 +455,7 @@ def count(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, config.json, or package:NAME/path.")],
     design: Annotated[str, typer.Argument(metavar="DESIGN", help="A named design, with + for unions.")],
     labels: Annotated[int, typer.Option(help="Labels of the task head; 0 leaves the head out.", min=0)] = 0,
-    format: Annotated[CountFormat, typer.Option(help="How to write it.")] = CountFormat.TABLE,
+    format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
 ) -> None:
     """Count a design's parameters, without weights.
 
@@ -468,10 +467,8 @@ def count(
 
     parsed = parse(design)
     counts = count_parameters(parsed, describe(model, weights=False), labels)
-    if format is CountFormat.JSON:
-        import json
-
-        typer.echo(json.dumps({"model": model, "design": parsed.describe(), "labels": labels, **counts.to_dict()}))
+    if format is Report.JSON:
+        _print_json({"model": model, "design": parsed.describe(), "labels": labels, **counts.to_dict()})
         return
     from search.results.console import console
     from search.results.counts import counts_table
@@ -518,6 +515,12 @@ def _end_of_job(ending: tuple[str, int]) -> None:
 
 def _say(text: str) -> None:
     typer.echo(text, nl=False)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -154,6 +155,21 @@ class Trial:
             "run_id": self.run_id,
         }
         return row | {name: cost for name, cost in costs.items() if name not in row} | self.row.columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that is known of the trial, JSON-ready: its row, what it was, its rungs and every score."""
+        record = self.record
+        return self.to_row() | {
+            "state": str(record.state).lower(),
+            "reference": record.reference,
+            "failure": record.failure,
+            "withdrawn": self.row.withdrawn,
+            "configuration": self.configuration.to_dict() if self.configuration else None,
+            "rungs": [[epochs, score] for epochs, score in record.rungs.items()],
+            "measurements": self.measurements.to_dict() if self.measurements else None,
+            "validation": dict(self.row.validation),
+            "test": dict(self.row.test),
+        }
 
     def export(self, destination: str | Path, format: str = "petl") -> Path:
         """Write the trained adapter as a new folder, in the format "petl" or in that of Hugging Face, "peft".
@@ -338,6 +354,29 @@ class Study:
     def complete_references(self) -> tuple[Trial, ...]:
         """The references that have a score to compare with."""
         return tuple(trial for trial in self.references if trial.state is State.COMPLETE and trial.measurements)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return what a list of studies says of this one, JSON-ready: how far it is, and its best score."""
+        info, front = self.summary.info, self.front()
+        return {
+            "study": self.name,
+            "status": self.summary.status.lower(),
+            "trials": dict(Counter(str(trial.state).lower() for trial in self.trials)),
+            "metric": self.objectives[0].name,
+            "best": front.best().score if len(front) else None,
+            "model": info.get("backbone", {}).get("model"),
+            "task": info.get("task", {}).get("name"),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study with what is stored of it, its front and its references, JSON-ready."""
+        return self.to_row() | {
+            "config": dict(self.summary.info),
+            "disk": dict(self.summary.disk),
+            "spent": dict(self.summary.spent),
+            "front": self.front().to_rows(),
+            "references": self.reference_rows(),
+        }
 
     def reference_rows(self) -> list[dict[str, Any]]:
         """Return the complete references as rows: see `Trial.to_row`."""

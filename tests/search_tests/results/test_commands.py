@@ -25,7 +25,7 @@ from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
 
 INFO = {"objectives": {"score": "accuracy", "cost": "stored_parameters"}, "backbone": {"model": "tiny"}}
-COMMANDS = ("ls", "show", "front", "export", "count", "ui")
+COMMANDS = sorted(one.name or one.callback.__name__.replace("_", "-") for one in cli.app.registered_commands)
 
 
 def record(number: int, accuracy: float, stored: int) -> TrialRecord:
@@ -84,6 +84,30 @@ def test_ls() -> None:
 def test_show() -> None:
     assert "lora query 2" in call("show", "demo").stdout
     assert "query.rank" in call("show", "demo", "2").stdout
+
+
+def test_ls_as_json() -> None:
+    (row,) = json.loads(call("ls", "--format", "json").stdout)
+    assert row == {
+        "study": "demo", "status": "finished", "trials": {"complete": 3},
+        "metric": "accuracy", "best": 0.6, "model": "tiny", "task": None,
+    }  # fmt: skip
+
+
+def test_show_as_json() -> None:
+    shown = json.loads(call("show", "demo", "--format", "json").stdout)
+    assert (shown["study"], shown["best"], shown["config"]["backbone"]) == ("demo", 0.6, {"model": "tiny"})
+    assert [row["trial"] for row in shown["front"]] == [0, 1]
+    assert shown["references"] == []
+
+
+def test_show_a_trial_as_json() -> None:
+    shown = json.loads(call("show", "demo", "2", "--format", "json").stdout)
+    expected = {"trial": 2, "score": 0.55, "state": "complete", "failure": "", "rungs": []}
+    assert {name: shown[name] for name in expected} == expected
+    assert shown["measurements"]["stored_parameters"] == 2_000
+    (part,) = shown["configuration"]["design"]["modifications"]
+    assert (part["form"], part["size"]) == ("low_rank", 3)
 
 
 @pytest.mark.parametrize(("bound", "trials"), [((), [0, 1]), (("--max-parameters", "1%"), [0])])
@@ -238,6 +262,7 @@ def test_ui_needs_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_helps_with_an_example(name: str) -> None:
+    assert len(COMMANDS) == 14
     assert f"Example: petl-search {name}" in " ".join(call(name, "--help").stdout.split())
 
 
