@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -24,16 +24,10 @@ class UserNotice(UserWarning):
     """A warning that a command prints in one line, without the line of code that it comes from."""
 
 
-def faults(
-    error: ValidationError,
-    section: str = "",
-    redact: Callable[[str], str] = str,
-    renamed: Callable[[str, Any], str] = lambda key, value: "",
-) -> list[str]:
+def faults(error: ValidationError, section: str = "", redact: Callable[[str], str] = str) -> list[str]:
     """Return every fault that pydantic found in `section`, each as its place, the rule, and the value received.
 
     A rule of our own says the value itself where it is only a part of what was checked. `redact` is applied to values.
-    `renamed` says of an unknown key, and its value, what it is called now, "" where that is nothing.
     """
     texts = []
     for fault in error.errors():
@@ -42,7 +36,7 @@ def faults(
         if fault["type"] == "missing":
             rule = "is required; received nothing"
         elif fault["type"] == "extra_forbidden":
-            rule = renamed(where, fault["input"]) or "no such key"
+            rule = "no such key"
         received = "" if "received" in rule else redact(f"; received {fault['input']!r}")
         named = not where or rule.startswith(f"{where}.")  # by the rule itself
         texts.append(f"{rule}{received}" if named else f"{where}: {rule}{received}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from pydantic import (
+    ModelWrapValidatorHandler,
     NonNegativeInt,
     PositiveFloat,
     TypeAdapter,
@@ -15,13 +16,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from petl import presets, tasks
-from petl.configuration import EPOCHS, LAST, TRAINING_FIELDS, Configuration, Training
+from petl.configuration import EPOCHS, TRAINING_FIELDS, Configuration, Training
 from petl.design import DesignError
 from petl.errors import faults
-from petl.paper.results import TABLES, results
 from petl.tasks import Task
+from search.config.rules import REFERENCES, RULES
 from search.config.sections import (
     STORED,
     BackboneConfig,
@@ -42,24 +44,14 @@ from search.config.sections import (
 )
 from search.config.text import ConfigError, parse
 from search.optimizer.rungs import Rule
-from search.optimizer.samplers import require_fit
 from search.storage import address
 from search.storage.locations import STUDY_NAME
 from search.trials.objectives import COUNTS
-from search.trials.upgrade import renamed, upgraded, versioned
+from search.trials.upgrade import KEYS, renamed, upgraded, versioned
 from spaces.space import resolve as resolve_space
 
-CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
-REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {  # with the kinds of tasks that they are for; by default all these
-    "majority": CLASSIFICATION,
-    "probe": CLASSIFICATION,
-    "head_only": CLASSIFICATION,
-    "untuned": tuple(kind for kind in tasks.KINDS if kind not in CLASSIFICATION),
-    "full": tuple(tasks.KINDS),
-}
 BASELINES: Final = ("majority", "probe", "untuned")  # as petl.training.baselines has them, which needs torch
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
-_STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
 _TRIALS: Final = 24
 
 
@@ -71,10 +63,15 @@ _SHORT: Final[Mapping[str, tuple[type, Callable[[Any], Any]]]] = {  # what a fie
 }
 
 
+# A section that has a fault of its own is as good as any other for the rules that do not read it.
+_ANY: Final[Mapping[str, Any]] = {"study": "any", "backbone": {"model": "any/any"}, "task": {}}
+_NO_TASK: Final = Task()  # for rules that do not read the task, where it has a fault
+
+
 def _long_form(name: str, value: Any) -> Any:
     """Return what a field's short form stands for; any other value as it is."""
-    kind, written_out = _SHORT[name]
-    return written_out(value) if isinstance(value, kind) and not isinstance(value, bool) else value
+    kind, written_out = _SHORT.get(name, ((), None))
+    return written_out(value) if written_out and isinstance(value, kind) and not isinstance(value, bool) else value
 
 
 class StudyConfig(_Section):
@@ -84,7 +81,6 @@ class StudyConfig(_Section):
     A sampler or scheduler may be its name alone, replicates their number a trial, `warm_start` one study.
     """
 
-    # in this order: a field's rules look at the fields before it, so that every fault is found in one go
     study: str
     backbone: BackboneConfig
     task: dict[str, Any]
@@ -107,28 +103,39 @@ class StudyConfig(_Section):
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        """Those that depend on the task's kind, and on whether it is a list."""
+    def _all_faults(cls, data: Any, validate: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
+        """Check each section by itself, then what holds between those without a fault; raise all faults as one error.
+
+        The task is resolved here once, for defaults and rules.
+        """
         if not isinstance(data, Mapping):
-            return data
+            return validate(data)
+        data, found = _without_old_keys({name: _long_form(name, value) for name, value in data.items()})
+        task = _resolve_task(data.get("task"))
+        data = _with_defaults(data, task)
         try:
-            task = tasks.resolve(data["task"])
-        except (KeyError, TypeError, ValueError):  # a fault that the field tells of
-            task = None
-        data, listed = dict(data), bool(data.get("designs"))
-        for name in _SHORT.keys() & data.keys():
-            data[name] = _long_form(name, data[name])
-        if task is not None and isinstance(data.get("objectives", {}), Mapping):
-            data["objectives"] = {"score": task.scores[0], **data.get("objectives", {})}
-        if listed:
-            data.setdefault("scheduler", {"name": "none"})
-        else:
-            data.setdefault("space", {"name": "unified"})
-            if task is not None:
-                data.setdefault("references", [name for name, kinds in REFERENCES.items() if task.kind in kinds])
-        return data
+            config = validate(data)
+        except ValidationError as error:
+            found += [_again(fault) for fault in error.errors()]
+            wrong = {fault["loc"][0] for fault in found}
+            config = validate({**_ANY, **{name: value for name, value in data.items() if name not in wrong}})
+        wrong = {fault["loc"][0] for fault in found}
+        if isinstance(task, ValueError) and "task" not in wrong:
+            found.append(_new_fault(("task",), str(task), data["task"]))
+        if not isinstance(task, Task):
+            wrong.add("task")
+        for rule in RULES:
+            if not wrong.isdisjoint((rule.section, *rule.reads)):
+                continue
+            try:
+                rule.check(config, task if isinstance(task, Task) else _NO_TASK)
+            except ValueError as error:
+                found.append(_new_fault((rule.section,), str(error), data.get(rule.section)))
+        if found:
+            raise ValidationError.from_exception_data("the study", found)
+        return config
 
     @field_validator("study")
     @classmethod
@@ -139,24 +146,23 @@ class StudyConfig(_Section):
 
     @field_validator("task")
     @classmethod
-    def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _with_absolute_paths(cls, value: dict[str, Any]) -> dict[str, Any]:
         paths = value.get("paths")
         if isinstance(paths, str):
             paths = {"train": paths}
         if isinstance(paths, dict):
-            value = {
-                **value,
-                "paths": {k: _anchored(path) if isinstance(path, str) else path for k, path in paths.items()},
-            }
+            anchored = {split: _anchored(path) if isinstance(path, str) else path for split, path in paths.items()}
+            value = {**value, "paths": anchored}
         if isinstance(value.get("data_dir"), str) and value["data_dir"]:
             value = {**value, "data_dir": _anchored(value["data_dir"])}
-        tasks.resolve(value)
         return value
 
     @field_validator("training")
     @classmethod
-    def _training(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        return _kept(_checked_training(value), _task(info))
+    def _training(cls, value: dict[str, Any]) -> dict[str, Any]:
+        typed = typed_training(value)
+        Training(**typed)
+        return typed
 
     @field_validator("designs", mode="before")
     @classmethod
@@ -167,62 +173,28 @@ class StudyConfig(_Section):
 
     @field_validator("designs")
     @classmethod
-    def _designs(cls, value: dict[str, DesignConfig], info: Any) -> dict[str, DesignConfig]:
-        study = info.data.get("training", {})
+    def _designs(cls, value: dict[str, DesignConfig]) -> dict[str, DesignConfig]:
         checked = {}
         for name, row in value.items():
             try:
-                training = _kept(_checked_training(row.training, study), _task(info))
-                checked[name] = row.model_copy(update={"training": training})
+                checked[name] = row.model_copy(update={"training": typed_training(row.training)})
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return checked
 
     @field_validator("seeds")
     @classmethod
-    def _seeds(cls, value: tuple[int, ...], info: Any) -> tuple[int, ...]:
-        if value and not info.data.get("designs", True):
-            raise ValueError(f"only a list of designs is trained with several seeds; received {list(value)}")
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct(value)
-
-    @field_validator("paper")
-    @classmethod
-    def _paper(cls, value: PaperConfig | None, info: Any) -> PaperConfig | None:
-        designs = info.data.get("designs")
-        if value is None or designs is None:
-            return value
-        if not designs:
-            raise ValueError(f"only a list of designs has rows to compare with a table; received table {value.table}")
-        rows = results(value.table, value.task)
-        if not rows:
-            with_task = [table for table in TABLES if results(table, value.task)]
-            raise ValueError(f"{value.task} is in the tables {', '.join(with_task)}; received table {value.table}")
-        if strange := [name for name in designs if name not in rows]:
-            raise ValueError(
-                f"the rows of table {value.table} on {value.task} are {'; '.join(rows)}; received {'; '.join(strange)}"
-            )
-        return value
 
     @field_validator("space")
     @classmethod
-    def _space(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        if info.data.get("designs"):
-            if value:
-                raise ValueError(f"a study has a space or designs, not both; received {value!r}")
-            return value
+    def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
         options = dict(value)
         name = options.pop("name", "unified")
         if not isinstance(name, str):
             raise ValueError(f"space.name is a name or package.module:function; received {name!r}")
         resolve_space(name, options, Training())
-        return value
-
-    @field_validator("objectives")
-    @classmethod
-    def _measured(cls, value: ObjectivesConfig, info: Any) -> ObjectivesConfig:
-        task = _task(info)
-        if task is not None and value.score not in task.scores:
-            raise ValueError(f"the scores of {task.kind} are {', '.join(task.scores)}; received score: {value.score!r}")
         return value
 
     @field_validator("constraints")
@@ -241,12 +213,8 @@ class StudyConfig(_Section):
 
     @field_validator("references")
     @classmethod
-    def _references(cls, value: dict[str, dict[str, Any]], info: Any) -> dict[str, dict[str, Any]]:
-        task, study = _task(info), info.data.get("training", {})
+    def _references(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, training in value.items():
-            if task is not None and name in REFERENCES and task.kind not in REFERENCES[name]:
-                fitting = [other for other, kinds in REFERENCES.items() if task.kind in kinds]
-                raise ValueError(f"references for {task.kind} are {', '.join(fitting)} and designs; received {name!r}")
             if name in BASELINES:
                 if training:
                     raise ValueError(f"{name} is not trained, so it takes no settings; received {training!r}")
@@ -256,65 +224,13 @@ class StudyConfig(_Section):
             except DesignError as error:
                 names = ", ".join(REFERENCES)
                 raise ValueError(f"a reference is one of {names}, or a design; received {name!r}: {error}") from None
-        if info.data.get("budget", BudgetConfig()).steps is not None:
-            _same_step(value, study)
-        checked = {name: _checked_training(training, study) if training else {} for name, training in value.items()}
-        return {name: _kept(training, task) for name, training in checked.items()}
+        return {name: typed_training(training) for name, training in value.items()}
 
     @field_validator("enqueue")
     @classmethod
-    def _enqueue(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        if value and info.data.get("designs"):
-            raise ValueError(f"a list trains its designs in their order, so nothing is enqueued; received {value!r}")
+    def _enqueue(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             presets.parse(text)
-        return value
-
-    @field_validator("warm_start")
-    @classmethod
-    def _earlier(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        if value and info.data.get("designs"):
-            raise ValueError(f"a list trains its designs alone, so nothing starts it; received {value!r}")
-        if info.data.get("study") in value:
-            raise ValueError(f"a study is started by others than itself; received {value!r}")
-        return value
-
-    @field_validator("budget")
-    @classmethod
-    def _budget(cls, value: BudgetConfig, info: Any) -> BudgetConfig:
-        designs = info.data.get("designs", {})
-        if designs and value.trials is not None:
-            raise ValueError(
-                f"the designs and their seeds say how many trials there are; received trials: {value.trials}"
-            )
-        if value.steps is not None:
-            own = {name: row.training for name, row in designs.items()}
-            _same_step(own, info.data.get("training", {}))
-        return value
-
-    @field_validator("sampler")
-    @classmethod
-    def _sampler(cls, value: SamplerConfig, info: Any) -> SamplerConfig:
-        if objectives := info.data.get("objectives"):
-            require_fit(value.name, len(objectives.names), value.unfinished)
-        return value
-
-    @field_validator("scheduler")
-    @classmethod
-    def _scheduler(cls, value: SchedulerConfig, info: Any) -> SchedulerConfig:
-        if info.data.get("designs") and value.name != "none":
-            raise ValueError(
-                f"every design of a list is trained to its end: the scheduler is none; received {value.name!r}"
-            )
-        return value
-
-    @field_validator("replicates")
-    @classmethod
-    def _replicates(cls, value: ReplicatesConfig, info: Any) -> ReplicatesConfig:
-        if info.data.get("designs") and value.per_trial:
-            raise ValueError(
-                f"a list names its seeds itself, by seeds; received replicates.per_trial {value.per_trial}"
-            )
         return value
 
     @property
@@ -409,7 +325,7 @@ def _validated(data: Any, overrides: Sequence[str], name: str, context: str | No
     try:
         return StudyConfig.model_validate(data, context=context)
     except ValidationError as error:
-        found = faults(error, redact=address.redacted, renamed=renamed)
+        found = faults(error, redact=address.redacted)
         raise ConfigError("\n  ".join([f"{name} has {len(found)} fault(s):", *found])) from None
 
 
@@ -422,7 +338,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     top = data
     for section in sections:
         value = data.get(section)
-        if data is top and section in _SHORT:
+        if data is top:
             value = _long_form(section, value)
         if value is None:
             value = {}
@@ -432,43 +348,73 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[key] = parse(text, f"--set {override}")
 
 
-def _checked_training(settings: Mapping[str, Any], study: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings with their types; together with the study's they keep the rules. Raises ValueError."""
+def typed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of training with their types. Raises ValueError for unknown ones and for values of another type.
+
+    What they mean together is a rule of the study, whose settings stand for those that are missing.
+    """
     if "epochs" in settings:
         raise ValueError(f"epochs are set under budget.epochs; received epochs: {settings['epochs']!r}")
     unknown = set(settings) - set(TRAINING_FIELDS)
     if unknown:
         raise ValueError(f"training has no {', '.join(sorted(unknown))}; it has {', '.join(TRAINING_FIELDS)}")
+    typed, found = {}, []
+    for name, value in settings.items():
+        try:
+            typed[name] = _SETTINGS[name].validate_python(value)
+        except ValidationError as error:
+            found += faults(error, name)
+    if found:
+        raise ValueError("; ".join(found))
+    return typed
+
+
+_SETTINGS: Final = {name: TypeAdapter(hint) for name, hint in get_type_hints(Training).items()}
+
+
+def _resolve_task(settings: Any) -> Task | ValueError | None:
+    """Return the task of a section, the fault that it has, or None where it is no section."""
+    if not isinstance(settings, Mapping):
+        return None
     try:
-        training = TypeAdapter(Training).validate_python({**(study or {}), **settings})
-    except ValidationError as error:
-        raise ValueError("; ".join(faults(error))) from None
-    return {name: getattr(training, name) for name in settings}
+        return tasks.resolve(settings)
+    except ValueError as error:
+        return error
 
 
-def _kept(settings: dict[str, Any], task: Task | None) -> dict[str, Any]:
-    """The settings, after `keep` was found among the task's scores. Raises ValueError."""
-    keep = settings.get("keep", LAST)
-    if task is not None and keep not in (LAST, *task.scores):
-        raise ValueError(f"keep is {LAST}, or a score of {task.kind}: {', '.join(task.scores)}; received {keep!r}")
-    return settings
+def _with_defaults(data: dict[str, Any], task: object) -> dict[str, Any]:
+    """Return the sections with those defaults that depend on the task's kind, and on whether it is a list."""
+    added: dict[str, Any] = {}
+    if data.get("designs"):
+        added["scheduler"] = {"name": "none"}
+    else:
+        added["space"] = {"name": "unified"}
+        if isinstance(task, Task):
+            added["references"] = [name for name, kinds in REFERENCES.items() if task.kind in kinds]
+    if isinstance(task, Task) and isinstance(objectives := data.get("objectives", {}), Mapping):
+        data = {**data, "objectives": {"score": task.scores[0], **objectives}}
+    return {**added, **data}
 
 
-def _same_step(own: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> None:
-    """Raises ValueError where a design's step is another than the study's: as many steps were other epochs."""
-    for name, settings in own.items():
-        for field in _STEP:
-            common = study.get(field, getattr(Training(), field))
-            if settings.get(field, common) != common:
-                raise ValueError(
-                    f"with budget.steps every design has the study's {', '.join(_STEP)}; "
-                    f"received {field}: {settings[field]} for {name}"
-                )
+def _without_old_keys(data: dict[str, Any]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """Return the sections without keys that have other names now, and a fault for each."""
+    found = []
+    for old in KEYS:
+        section, key = old.split(".")
+        if isinstance(data.get(section), Mapping) and key in data[section]:
+            value = data[section][key]
+            found.append(_new_fault((section, key), renamed(old, value), value))
+            data[section] = {name: item for name, item in data[section].items() if name != key}
+    return data, found
 
 
-def _task(info: Any) -> Task | None:
-    """The task as far as validation has come; None where it is at fault."""
-    return tasks.resolve(info.data["task"]) if "task" in info.data else None
+def _new_fault(place: tuple[str, ...], text: str, value: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("rule", "{text}", {"text": text}), loc=place, input=value)
+
+
+def _again(fault: ErrorDetails) -> InitErrorDetails:
+    """Return a fault in the form that an error is made from."""
+    return InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
 
 
 def _deep_copy(value: Any) -> Any:

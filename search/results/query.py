@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -364,16 +364,16 @@ class Study:
             "trials": dict(Counter(str(trial.state).lower() for trial in self.trials)),
             "metric": self.objectives[0].name,
             "best": front.best().score if len(front) else None,
-            "model": info.get("backbone", {}).get("model"),
-            "task": info.get("task", {}).get("name"),
+            "model": info.backbone.model or None,
+            "task": info.task.name or None,
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study with what is stored of it, its front and its references, JSON-ready."""
         return self.to_row() | {
-            "config": dict(self.summary.info),
-            "disk": dict(self.summary.disk),
-            "spent": dict(self.summary.spent),
+            "info": asdict(self.summary.info),
+            "disk": asdict(self.summary.disk) if self.summary.disk else None,
+            "spent": asdict(self.summary.spent) if self.summary.spent else None,
             "front": self.front().to_rows(),
             "references": self.reference_rows(),
         }

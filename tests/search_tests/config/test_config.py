@@ -415,3 +415,29 @@ def test_a_space_of_the_users_own_is_looked_for_last_in_the_current_folder(tmp_p
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "petl-search: study.yaml has 1 fault(s):"
     assert "budget.trials: " in done.stderr
+
+
+def test_faults_of_sections_and_between_them_are_found_in_one_go(tmp_path: Path) -> None:
+    content = study(
+        tmp_path,
+        seeds=[1, 2],
+        objectives={"score": "rouge2"},
+        sampler={"name": "tpe", "teaching": "raw"},
+        replicates={"per_trial": -1},
+        trackin={},
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(content)
+    assert sorted(line.strip().partition(": ")[0] for line in str(caught.value).splitlines()[1:]) == [
+        "objectives", "replicates.per_trial", "sampler.teaching", "seeds", "trackin",
+    ]  # fmt: skip
+
+
+def test_a_rule_waits_for_the_sections_that_it_reads(tmp_path: Path) -> None:
+    """Whether `rouge2` is a score of the task is not known while the task has a fault."""
+    content = study(tmp_path, task={"name": "nowhere"}, objectives={"score": "rouge2"}, seeds=[1, 2])
+    with pytest.raises(ConfigError) as caught:
+        load_config(content)
+    first, second = (line.strip() for line in str(caught.value).splitlines()[1:])
+    assert first.startswith("task: task nowhere: nothing says where its rows are")
+    assert second.startswith("seeds: only a list of designs")

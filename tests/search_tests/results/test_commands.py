@@ -96,14 +96,14 @@ def test_ls_as_json() -> None:
 
 def test_show_as_json() -> None:
     shown = json.loads(call("show", "demo", "--format", "json").stdout)
-    assert (shown["study"], shown["best"], shown["config"]["backbone"]) == ("demo", 0.6, {"model": "tiny"})
+    assert (shown["study"], shown["best"], shown["info"]["backbone"]) == ("demo", 0.6, {"model": "tiny"})
     assert [row["trial"] for row in shown["front"]] == [0, 1]
     assert shown["references"] == []
 
 
 def test_show_a_trial_as_json() -> None:
     shown = json.loads(call("show", "demo", "2", "--format", "json").stdout)
-    expected = {"trial": 2, "score": 0.55, "state": "complete", "failure": "", "rungs": []}
+    expected = {"trial": 2, "score": 0.55, "state": "complete", "failure": None, "rungs": []}
     assert {name: shown[name] for name in expected} == expected
     assert shown["measurements"]["stored_parameters"] == 2_000
     (part,) = shown["configuration"]["design"]["modifications"]
