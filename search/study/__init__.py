@@ -6,5 +6,6 @@ plan          what the search works through
 warm_start    designs from the fronts of earlier studies
 runner        all that happens to a study that is on record
 final_scores  who sees the test split
-places        the one driver, what interrupts it, what is refused and what is deleted
+places        where the study lies, and its one driver
+leftovers     what an earlier study of that name left: refused or deleted
 """

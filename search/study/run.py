@@ -23,7 +23,8 @@ from search.storage.locations import StudyHome, database_url, home
 from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
-from search.study.places import StudyError, delete, driving, home_of, require_new
+from search.study.leftovers import delete, require_new
+from search.study.places import StudyError, driving, home_of
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
 from search.study.runner import Runner
