@@ -2,7 +2,8 @@ from .adapters.peft import to_peft
 from .adapters.storage import load_model, save
 from .attach.attachment import Attachment
 from .backbones.count import count
-from .backbones.model import describe, load
+from .backbones.loading import load
+from .backbones.model import describe
 from .design import Design, Modification
 from .presets import parse
 

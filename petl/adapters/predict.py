@@ -11,7 +11,7 @@ import torch
 
 from petl.attach.attachment import Attachment
 from petl.backbones.generation import generate
-from petl.data.tokens import encode_sources, language_tokens
+from petl.data.encoding import encode_sources, language_tokens
 from petl.tasks import Task
 
 if TYPE_CHECKING:

@@ -26,9 +26,13 @@ from petl import untrusted
 from petl.adapters.predict import AdaptedModel
 from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.count import stored_shapes
-from petl.backbones.model import FAMILIES, Backbone, BackboneError, describe, load, parameters_of
-from petl.design import Design, DesignError
+from petl.backbones.families import FAMILIES
+from petl.backbones.loading import load
+from petl.backbones.locate import BackboneError
+from petl.backbones.model import Backbone, describe, parameters_of
+from petl.design import Design
 from petl.errors import UserError
+from petl.forms.vocabulary import DesignError
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
 if TYPE_CHECKING:

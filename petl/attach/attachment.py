@@ -29,11 +29,11 @@ from petl.attach.hook_points import HookPoints
 from petl.attach.merge import fold
 from petl.backbones.model import ModelParameters, family_of, parameters_of
 from petl.backbones.plan import deltas, unfrozen
-from petl.design import Design, DesignError
+from petl.design import Design
 from petl.errors import UserError
 from petl.forms.modules import Change, Heads
 from petl.forms.prefix import STORED, reparameterisations
-from petl.forms.vocabulary import Delta
+from petl.forms.vocabulary import Delta, DesignError
 
 HOLDER: Final = "petl"
 

@@ -22,9 +22,8 @@ from petl.attach.hooks import (
     Stage,
 )
 from petl.backbones.families import Family, FeedForward
-from petl.design import LINEARS, Insertion, LayerNorm, Site
 from petl.forms.modules import Change, Heads
-from petl.forms.vocabulary import Delta
+from petl.forms.vocabulary import LINEARS, Delta, Insertion, LayerNorm, Site
 
 
 class Shared(Protocol):

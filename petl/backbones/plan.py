@@ -8,14 +8,13 @@ the base model, so that it is the same whatever head is on it. No torch here.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from petl.backbones.families import Attention, Family, FeedForward, LinearRow
+from petl.backbones.layout import full_name, layout
 from petl.design import (
-    LINEARS,
     Design,
     DesignError,
     Insertion,
@@ -24,30 +23,9 @@ from petl.design import (
     Modification,
     Positions,
     Site,
-    StackShape,
 )
 from petl.forms.table import stored_shapes
 from petl.forms.vocabulary import Block, Delta, Shapes
-
-
-def layout(family: Family, shapes: Shapes) -> Layout:
-    """Return the stacks and attentions that a model with these parameters has."""
-    stacks = {}
-    for stack in family.stacks:
-        pattern = re.compile(rf"{re.escape(stack.layers)}\.(\d+)\.")
-        numbers = [int(match[1]) for name in shapes if (match := pattern.match(name))]
-        if numbers:
-            first = f"{stack.layers}.0"
-            kinds = [kind for kind, row in stack.attentions.items() if _find(row.query, first, shapes)]
-            stacks[stack.name] = StackShape(1 + max(numbers), tuple(kinds))
-    return stacks
-
-
-def linears(family: Family, shapes: Shapes) -> tuple[Site, ...]:
-    """Return the linears that a model with these parameters has, in the order of LINEARS."""
-    stack = family.stacks[0]
-    rows = {**stack.ffn.linears, **next(iter(stack.attentions.values())).linears}
-    return tuple(site for site in LINEARS if _find(rows[site], f"{stack.layers}.0", shapes))
 
 
 def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
@@ -123,7 +101,7 @@ def _in_layers(m: Modification, family: Family, stacks: Layout, shapes: Shapes) 
 
 
 def _at_linear(delta: Delta, row: LinearRow, family: Family, shapes: Shapes) -> Iterator[Delta]:
-    if not _find(row, delta.layer, shapes):
+    if not full_name(row, delta.layer, shapes):
         return  # no gate in this FFN
     delta = _located(delta, row, family, shapes)
     into, out = _width(row, delta.layer, family, shapes)
@@ -160,17 +138,12 @@ def _at_sub_layer(delta: Delta, sub_layer: Attention | FeedForward, family: Fami
 def _located(delta: Delta, row: LinearRow, family: Family, shapes: Shapes) -> Delta:
     out = _width(row, delta.layer, family, shapes)[1]
     block = Block(row.part * out, out, row.parts * out) if row.parts > 1 else None
-    return replace(delta, linear=_find(row, delta.layer, shapes), block=block)
-
-
-def _find(row: LinearRow, layer: str, shapes: Shapes) -> str:
-    """Return the path of the linear from its layer, "" where the model has none."""
-    return next((path for path in row.paths if f"{layer}.{path}.weight" in shapes), "")
+    return replace(delta, linear=full_name(row, delta.layer, shapes), block=block)
 
 
 def _width(row: LinearRow, layer: str, family: Family, shapes: Shapes) -> tuple[int, int]:
     """Return (in, out) of the linear, or of its part."""
-    shape = shapes[f"{layer}.{_find(row, layer, shapes)}.weight"]
+    shape = shapes[f"{layer}.{full_name(row, layer, shapes)}.weight"]
     into, out = shape if family.transposed else reversed(shape)
     return into, out // row.parts
 

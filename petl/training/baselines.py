@@ -18,11 +18,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from petl.data.tokens import TaskData, sorted_batches
+from petl.data.batches import sorted_batches
+from petl.data.tokens import TaskData
 from petl.training import metrics
-from petl.training.engine import autocast, device, place
+from petl.training.engine import autocast, place
 from petl.training.evaluation import Evaluation, Progress, silent
 from petl.training.evaluation import evaluate as evaluate_model
+from petl.training.processes import device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

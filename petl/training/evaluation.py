@@ -16,11 +16,14 @@ from torch.nn.functional import cross_entropy
 
 from petl.backbones.generation import generate
 from petl.backbones.model import quiet
-from petl.data.tokens import IGNORED, TaskData, sorted_batches
+from petl.data.batches import sorted_batches
+from petl.data.encoding import IGNORED
+from petl.data.tokens import TaskData
 from petl.errors import UserError
 from petl.tasks import KINDS
 from petl.training import metrics
-from petl.training.engine import autocast, device, place, share, sum_over_ranks, world_size
+from petl.training.engine import autocast, place
+from petl.training.processes import device, share, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,12 +29,14 @@ from torch import Tensor, nn
 
 from petl.attach.attachment import attach
 from petl.backbones.count import Counts
-from petl.backbones.model import draw_head
+from petl.backbones.loading import draw_head
 from petl.configuration import LAST, Configuration
-from petl.data.tokens import TaskData, batches_per_epoch, epoch_batches
+from petl.data.batches import batches_per_epoch, epoch_batches
+from petl.data.tokens import TaskData
 from petl.measurements import SCORES, Measurements
-from petl.training.engine import MOMENTS, autocast, device, open_engine, place, rank, sum_over_ranks, world_size
+from petl.training.engine import MOMENTS, autocast, open_engine, place
 from petl.training.evaluation import DivergedError, Progress, evaluate, latency, silent, summed_loss
+from petl.training.processes import device, rank, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

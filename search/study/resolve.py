@@ -44,7 +44,7 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
     """How many epochs the budget's steps are; None for a budget in epochs."""
     if config.budget.steps is None:
         return None
-    from petl.data.tokens import batches_per_epoch
+    from petl.data.batches import batches_per_epoch
 
     training = config.with_epochs(1.0).fixed_training
     batches = batches_per_epoch(data.splits["train"].lengths, training.batch_size, training.batch_tokens)
@@ -56,10 +56,11 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
 
     Raises BackboneError and TaskError where something is not there.
     """
-    from petl.training.engine import prepare_process
+    from petl.training.processes import prepare_process
 
     prepare_process()
-    from petl.data.tokens import load_data, locate_data
+    from petl.data.sources import locate_data
+    from petl.data.tokens import load_data
     from petl.training.metrics import GENERATED, signatures
 
     model, task = config.backbone.model, located or tasks.resolve(config.task)

@@ -23,10 +23,10 @@ def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
     """Return "fp32" or "bf16": which is the faster one where a trial would run, with a worker's resources."""
 
     def measure() -> str:
-        from petl.training import engine
+        from petl.training import processes
         from petl.training import run as train
 
-        engine.prepare_process()
+        processes.prepare_process()
         return train.fastest_precision(WarmModel(context).model)
 
     task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)

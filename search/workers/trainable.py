@@ -174,7 +174,7 @@ class Rank:
     """One process of a gang."""
 
     def __init__(self, context: StudyContext, rank: int) -> None:
-        from petl.training.engine import prepare_process
+        from petl.training.processes import prepare_process
 
         prepare_process()
         self._warm, self._rank = WarmModel(context), rank
@@ -196,14 +196,14 @@ class Rank:
         if one_host:  # no port that others could reach
             self._folder = tempfile.TemporaryDirectory(prefix="petl-gang-")
             return f"file://{self._folder.name}/store"
-        from petl.training.engine import open_meeting_place
+        from petl.training.processes import open_meeting_place
 
         place, self._server = open_meeting_place(self._host())
         return place
 
     def join(self, workers: int, where: str) -> None:
         """Meet the other ranks; return when all have arrived."""
-        from petl.training.engine import join_process_group
+        from petl.training.processes import join_process_group
 
         host = "127.0.0.1" if where.startswith("file://") else self._host()
         join_process_group(self._rank, workers, where, host=host)

@@ -133,7 +133,7 @@ class WarmModel:
     def data(self) -> TaskData:
         """The tokenised task."""
         if self._data is None:
-            from petl.training.engine import prepare_process
+            from petl.training.processes import prepare_process
 
             prepare_process()
             from petl import backbones
@@ -164,7 +164,7 @@ class WarmModel:
     def load(self) -> None:
         """Load and import all that a trial needs, so that only the first one of a process waits for it."""
         _ = self.model
-        from petl.training.engine import join_process_group
+        from petl.training.processes import join_process_group
 
         join_process_group()
 

@@ -32,7 +32,8 @@ MOST: Final = 0.1
 def measure(name: str, model: str) -> dict[str, float]:
     """Seconds of one data step, and its train rows and batches."""
     from petl import backbones
-    from petl.data.tokens import epoch_batches, load_data
+    from petl.data.batches import epoch_batches
+    from petl.data.tokens import load_data
     from petl.tasks import resolve
 
     tokenizer = backbones.load_tokenizer(MODELS[model])

@@ -52,7 +52,9 @@ from petl.attach.attachment import HOLDER, AttachmentHolder, attach
 from petl.backbones.count import count
 from petl.backbones.model import describe, family_of, parameters_of
 from petl.backbones.plan import deltas
-from petl.design import Design, DesignError, Form
+from petl.design import Design
+from petl.forms.table import Form
+from petl.forms.vocabulary import DesignError
 from petl.presets import PRESETS, parse
 
 LABELS: Final = 3

@@ -30,13 +30,14 @@ import texts
 import tiny
 
 from petl.backbones.count import count
-from petl.backbones.model import describe, load, load_tokenizer
+from petl.backbones.loading import load, load_tokenizer
+from petl.backbones.model import describe
 from petl.configuration import Configuration, Training
 from petl.data.tokens import TaskData, load_data
 from petl.design import Design
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.training.engine import prepare_process
+from petl.training.processes import prepare_process
 from petl.training.run import TrainingRun
 
 # An encoder that classifies, an encoder-decoder and a decoder that translate.

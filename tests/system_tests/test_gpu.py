@@ -22,7 +22,7 @@ from petl.configuration import Configuration, Training
 from petl.data.tokens import TaskData, load_data
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.training import engine
+from petl.training import processes
 from petl.training import run as train
 from petl.training.evaluation import predict
 from petl.training.run import TrainingRun, fastest_precision
@@ -84,9 +84,9 @@ def trained(run: TrainingRun) -> dict[str, torch.Tensor]:
 
 
 def test_processes_talk_by_nccl() -> None:
-    engine.join_process_group()
+    processes.join_process_group()
     assert distributed.get_backend() == "nccl"
-    assert engine.device().type == "cuda"
+    assert processes.device().type == "cuda"
 
 
 @pytest.mark.parametrize("design", DESIGNS)

@@ -32,10 +32,11 @@ from petl import backbones
 from petl.adapters import storage
 from petl.adapters.storage import StorageError
 from petl.attach.attachment import attach
-from petl.backbones.locate import package_path
-from petl.backbones.model import BackboneError
+from petl.backbones.locate import BackboneError, package_path
 from petl.configuration import Configuration
-from petl.design import Design, Form, Modification, Site
+from petl.design import Design, Modification
+from petl.forms.table import Form
+from petl.forms.vocabulary import Site
 from petl.measurements import Measurements
 from petl.presets import parse
 from petl.training import baselines

@@ -13,7 +13,9 @@ from tokens import of_some_words as tokenizer
 
 from petl.adapters.storage import StorageError, load_adapter, load_model, load_pretrained, save
 from petl.attach.attachment import Attachment, StateError, attach
-from petl.backbones.model import Backbone, BackboneError, describe, load, locate, parameters_of
+from petl.backbones.loading import load
+from petl.backbones.locate import BackboneError, locate
+from petl.backbones.model import Backbone, describe, parameters_of
 from petl.design import Design
 from petl.presets import parse
 

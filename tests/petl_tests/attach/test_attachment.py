@@ -19,11 +19,12 @@ from petl.attach.attachment import HOLDER, StateError, attach
 from petl.attach.attention import HeadChanges, attend
 from petl.attach.build import build
 from petl.backbones.families import FAMILIES
-from petl.backbones.model import BackboneError
+from petl.backbones.locate import BackboneError
 from petl.backbones.plan import deltas
-from petl.design import Composition, Design, DesignError, Form, Init, LayerNorm, Modification, Site
+from petl.design import Design, Modification
 from petl.forms.modules import Heads
-from petl.forms.vocabulary import Delta
+from petl.forms.table import Form
+from petl.forms.vocabulary import Composition, Delta, DesignError, Init, LayerNorm, Site
 from petl.presets import parse
 
 

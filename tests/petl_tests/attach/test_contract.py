@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 from petl.adapters.storage import load_adapter, save
 from petl.attach.attachment import attach
 from petl.backbones.count import stored_shapes
-from petl.backbones.model import describe, load, parameters_of
+from petl.backbones.loading import load
+from petl.backbones.model import describe, parameters_of
 from petl.configuration import Training
-from petl.design import DesignError, Form
+from petl.forms.table import Form
+from petl.forms.vocabulary import DesignError
 from petl.presets import parse
 from petl.training.engine import open_engine
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from petl.backbones import model
+from petl.backbones import loading, model
 from petl.backbones.locate import BackboneError, locate
 
 
@@ -23,7 +23,7 @@ def test_a_folder_without_a_model_is_not_in_the_way_of_a_hub_id(
     assert locate("facebook/bart-base") == str(folder)
 
 
-@pytest.mark.parametrize("read", [model.describe, model.load, model.load_tokenizer])
+@pytest.mark.parametrize("read", [model.describe, loading.load, loading.load_tokenizer])
 def test_what_has_a_revision_is_the_hubs(read: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bart").mkdir()
     (tmp_path / "bart" / "config.json").write_text("{}")

@@ -19,7 +19,10 @@ from transformers import DataCollatorForSeq2Seq, GPT2Config, GPT2LMHeadModel
 from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from petl import backbones
-from petl.data.tokens import IGNORED, epoch_batches, load_data, read_splits, read_table, sorted_batches
+from petl.data.batches import epoch_batches, sorted_batches
+from petl.data.encoding import IGNORED
+from petl.data.sources import read_table
+from petl.data.tokens import load_data, read_splits
 from petl.tasks import TASKS, Task, TaskError, resolve
 from petl.training import metrics
 

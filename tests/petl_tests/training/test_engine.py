@@ -21,12 +21,13 @@ from petl import backbones
 from petl.adapters import storage
 from petl.attach.attachment import attach
 from petl.configuration import Configuration, Training
-from petl.data.tokens import TaskData, epoch_batches, load_data
+from petl.data.batches import epoch_batches
+from petl.data.tokens import TaskData, load_data
 from petl.presets import parse
 from petl.tasks import resolve
 from petl.training import run as train
-from petl.training.engine import join_process_group, open_meeting_place
 from petl.training.evaluation import DivergedError, predict
+from petl.training.processes import join_process_group, open_meeting_place
 from petl.training.run import TrainingRun
 
 STAGES = (0, 1, 2, 3)

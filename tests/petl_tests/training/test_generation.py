@@ -18,12 +18,13 @@ from petl import backbones
 from petl.adapters import storage
 from petl.attach.attachment import attach
 from petl.configuration import Configuration, Training
-from petl.data.tokens import TaskData, epoch_batches, load_data
+from petl.data.batches import epoch_batches
+from petl.data.tokens import TaskData, load_data
 from petl.presets import parse
 from petl.tasks import resolve
 from petl.training import run as train
-from petl.training.engine import join_process_group
 from petl.training.evaluation import evaluate, generate_split, mean_loss
+from petl.training.processes import join_process_group
 from petl.training.run import TrainingRun
 
 FAMILIES = ("bart", "t5", "gpt2", "llama")

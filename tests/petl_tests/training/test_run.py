@@ -28,7 +28,8 @@ from petl import backbones
 from petl.attach.attachment import attach
 from petl.backbones.count import count
 from petl.configuration import Configuration, Training
-from petl.data.tokens import TaskData, epoch_batches, load_data
+from petl.data.batches import epoch_batches
+from petl.data.tokens import TaskData, load_data
 from petl.presets import parse
 from petl.tasks import resolve
 from petl.training.evaluation import DivergedError, evaluate

@@ -1,0 +1,34 @@
+"""The stacks of a model, and the linears in them that a design may change."""
+
+from __future__ import annotations
+
+import re
+
+from petl.backbones.families import Family, LinearRow
+from petl.design import Layout, StackShape
+from petl.forms.vocabulary import LINEARS, Shapes, Site
+
+
+def layout(family: Family, shapes: Shapes) -> Layout:
+    """Return the stacks and attentions that a model with these parameters has."""
+    stacks = {}
+    for stack in family.stacks:
+        pattern = re.compile(rf"{re.escape(stack.layers)}\.(\d+)\.")
+        numbers = [int(match[1]) for name in shapes if (match := pattern.match(name))]
+        if numbers:
+            first = f"{stack.layers}.0"
+            kinds = [kind for kind, row in stack.attentions.items() if full_name(row.query, first, shapes)]
+            stacks[stack.name] = StackShape(1 + max(numbers), tuple(kinds))
+    return stacks
+
+
+def linears(family: Family, shapes: Shapes) -> tuple[Site, ...]:
+    """Return the linears that a model with these parameters has, in the order of LINEARS."""
+    stack = family.stacks[0]
+    rows = {**stack.ffn.linears, **next(iter(stack.attentions.values())).linears}
+    return tuple(site for site in LINEARS if full_name(rows[site], f"{stack.layers}.0", shapes))
+
+
+def full_name(row: LinearRow, layer: str, shapes: Shapes) -> str:
+    """Return the path of the linear from its layer, "" where the model has none."""
+    return next((path for path in row.paths if f"{layer}.{path}.weight" in shapes), "")

@@ -1,0 +1,144 @@
+"""Load a backbone's weights and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petl.backbones.locate import CONFIG, BackboneError, fetch, locate, weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from petl.backbones.model import _PEFT, _config, _family, parameters_of, quiet
+
+
+def load(
+    model: str,
+    *,
+    labels: Sequence[str] | None = None,
+    generates: bool = False,
+    seed: int = 0,
+    dtype: str | torch.dtype = "float32",
+    revision: str = "",
+) -> PreTrainedModel:
+    """Return the pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
+
+    With `labels` it has a new classification head, whose matrices are drawn from
+    N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
+    nor changed. One that `generates` has its pretrained output layer. Without either, it is the architecture
+    that its configuration names.
+    Code from a repository is never run, and only safetensors are read. Raises BackboneError where
+    files are missing.
+    """
+    import torch
+
+    place = model if revision else locate(model)  # the hub's alone have revisions
+    if Path(place).name == CONFIG:
+        raise BackboneError(f"{model} is a configuration alone: it can be counted, but has no weights to load")
+    folder, _ = fetch(place, revision, weights=True)
+    config = _config(folder, model)
+    _family(str(config.model_type))
+    if not weight_files(folder):
+        raise BackboneError(f"{model}: no *.safetensors in {folder}")
+    if (folder / _PEFT).exists():  # transformers would put it on, unpickling it where it is *.bin
+        raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / _PEFT}; take it away")
+    if labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
+            config.pad_token_id = _first(config.eos_token_id)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # a checkpoint's own head for other labels; the base is checked below
+            output_loading_info=True,
+        )
+    own = parameters_of(loaded)
+    pretrained = {f"{own.prefix}.{name}" if own.prefix else name for name in own.base}
+    if labels is None:
+        pretrained |= own.head.keys()
+    lost = sorted(pretrained & {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lost:
+        raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
+    if labels is not None:
+        draw_head(loaded, seed)
+    result: PreTrainedModel = loaded.eval()
+    return result
+
+
+def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase:
+    """Return the tokenizer beside the pretrained model's weights; it pads, if need be with its end token.
+
+    Raises BackboneError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder, _ = fetch(model if revision else locate(model), revision, weights=False)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _class(config: Any, model: str, *, classifies: bool, generates: bool) -> Any:
+    import transformers
+
+    if classifies:
+        return transformers.AutoModelForSequenceClassification
+    if generates and config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    if generates:
+        return transformers.AutoModelForCausalLM
+    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    architecture = getattr(transformers, name, None)
+    if architecture is not transformers.AutoModel and not _is_model(architecture):
+        raise BackboneError(f"{model}: its configuration names the architecture {name!r}, which transformers lacks")
+    return architecture
+
+
+def _is_model(architecture: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)
+
+
+def _first(token: int | Sequence[int] | None) -> int | None:
+    return token[0] if isinstance(token, Sequence) else token
+
+
+def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
+    """Draw a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
+
+    The result called brings back the one before.
+    """
+    import torch
+
+    before = [(parameter, parameter.detach().clone()) for parameter in parameters_of(model).head.values()]
+    generator = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    with torch.no_grad():
+        for parameter, _ in before:
+            fresh = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                fresh.normal_(0.0, deviation, generator=generator)
+            parameter.copy_(fresh)
+
+    def restore() -> None:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+
+    return restore
