@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from petl.design import Modification
+from petl.design import Composition, Init, Insertion, LayerNorm, Modification, Positions, Site
 from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, Init, Insertion, LayerNorm, Positions, Site
 
 LORA_SITES: Final = {"attention": (Site.QUERY, Site.VALUE), "ffn": (Site.FFN_UP, Site.FFN_DOWN)}
 IA3_SITES: Final = (Site.KEY, Site.VALUE, Site.FFN_HIDDEN)

@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any, Final, cast
 
 from petl import parts
-from petl.design import Design, Modification
+from petl.design import Composition, Design, DesignError, Init, Insertion, Modification, Positions, Site
 from petl.forms.table import FORMS, Form
-from petl.forms.vocabulary import LOCATIONS, Composition, DesignError, Init, Insertion, Positions, Site
+from petl.forms.vocabulary import LOCATIONS
 
 
 def full() -> Design:

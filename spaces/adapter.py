@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from petl import parts
-from petl.design import Design
-from petl.forms.table import Form
-from petl.forms.vocabulary import Init, Insertion, LayerNorm, Site
+from petl.design import Design, Form, Init, Insertion, LayerNorm, Site
 from spaces.dimensions import (
     FFN_INSERTIONS,
     INSERTIONS,

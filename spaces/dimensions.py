@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from petl.design import Insertion
 from petl.errors import UserError
-from petl.forms.vocabulary import Insertion
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial

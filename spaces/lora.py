@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from petl import parts
-from petl.design import Design
-from petl.forms.table import Form
-from petl.forms.vocabulary import LINEARS
+from petl.design import LINEARS, Design, Form
 from spaces.dimensions import LEARNING_RATE, SCALES, SIZES, Dimensions, chosen, of_scales, of_sizes
 from spaces.shipped import ShippedSpace, first_layer, from_layer, of_layers_and_training
 

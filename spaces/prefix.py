@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from petl import parts
-from petl.design import Design
-from petl.forms.table import Form
+from petl.design import Design, Form
 from spaces.dimensions import LEARNING_RATE, LENGTHS, Dimensions, of_sizes
 from spaces.shipped import ShippedSpace, first_layer, from_layer, of_layers_and_training
 

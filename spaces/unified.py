@@ -25,9 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from petl import parts
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Insertion, Site
+from petl.design import Design, Form, Insertion, Modification, Site
 from spaces.dimensions import (
     FFN_INSERTIONS,
     INSERTIONS,

@@ -31,11 +31,10 @@ from petl.adapters.storage import StorageError
 from petl.attach.attachment import Attachment, StateError, attach
 from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
-from petl.design import Design, Modification
+from petl.design import Design, DesignError, Modification, Site
 from petl.errors import UserError
 from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors
 from petl.forms.table import FORMS, Form
-from petl.forms.vocabulary import DesignError, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

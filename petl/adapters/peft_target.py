@@ -10,14 +10,14 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
-from petl.backbones.families import Family
+from petl.backbones.families import Family, family_of
 from petl.backbones.layout import layout, linears
-from petl.backbones.model import ModelParameters, family_of, parameters_of
+from petl.backbones.model import ModelParameters, parameters_of
 from petl.backbones.plan import deltas
-from petl.design import Design, Layout, Modification
+from petl.design import FEED_FORWARD, Design, Layout, Modification, Site
 from petl.forms.exchange import Found
 from petl.forms.table import FORMS, Form
-from petl.forms.vocabulary import FEED_FORWARD, Delta, Settings, Shapes, Site
+from petl.forms.vocabulary import Delta, Settings, Shapes
 
 # The end of a model's class -> PEFT's word for what it does.
 _TASKS: Final[Mapping[str, str]] = {

@@ -30,9 +30,8 @@ from petl.backbones.families import FAMILIES
 from petl.backbones.loading import load
 from petl.backbones.locate import BackboneError
 from petl.backbones.model import Backbone, describe, parameters_of
-from petl.design import Design
+from petl.design import Design, DesignError
 from petl.errors import UserError
-from petl.forms.vocabulary import DesignError
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
 if TYPE_CHECKING:

@@ -27,13 +27,14 @@ from petl.attach import attention
 from petl.attach.build import build, build_mlp
 from petl.attach.hook_points import HookPoints
 from petl.attach.merge import fold
-from petl.backbones.model import ModelParameters, family_of, parameters_of
+from petl.backbones.families import family_of
+from petl.backbones.model import ModelParameters, parameters_of
 from petl.backbones.plan import deltas, unfrozen
-from petl.design import Design
+from petl.design import Design, DesignError
 from petl.errors import UserError
 from petl.forms.modules import Change, Heads
 from petl.forms.prefix import STORED, reparameterisations
-from petl.forms.vocabulary import Delta, DesignError
+from petl.forms.vocabulary import Delta
 
 HOLDER: Final = "petl"
 

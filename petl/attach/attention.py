@@ -29,8 +29,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl.attach.hooks import HookGroup
+from petl.design import DesignError
 from petl.forms.modules import Heads
-from petl.forms.vocabulary import Block, DesignError
+from petl.forms.vocabulary import Block
 
 IMPLEMENTATIONS: Final = ("sdpa", "eager")
 _CHANGES: Final = "petl_changes"

@@ -22,8 +22,9 @@ from petl.attach.hooks import (
     Stage,
 )
 from petl.backbones.families import Family, FeedForward
+from petl.design import LINEARS, Insertion, LayerNorm, Site
 from petl.forms.modules import Change, Heads
-from petl.forms.vocabulary import LINEARS, Delta, Insertion, LayerNorm, Site
+from petl.forms.vocabulary import Delta
 
 
 class Shared(Protocol):

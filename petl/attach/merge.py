@@ -19,9 +19,9 @@ from torch import Tensor
 
 from petl.attach.hook_points import HookPoints
 from petl.attach.hooks import ChangeInput, ChangeOutput, Stage
-from petl.design import Design
+from petl.design import Design, DesignError, Site
 from petl.forms.modules import Change
-from petl.forms.vocabulary import Block, Delta, DesignError, Site
+from petl.forms.vocabulary import Block, Delta
 
 DeltaChanges: TypeAlias = list[tuple[Delta, Change]]
 

@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from petl.attach.hooks import HookGroup
 from petl.backbones.families import Family
+from petl.design import DesignError, Positions
 from petl.forms.modules import Change
-from petl.forms.vocabulary import DesignError, Positions
 
 
 @dataclass

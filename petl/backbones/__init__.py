@@ -2,7 +2,9 @@
 
 families    one row a family: the paths of its stacks, attentions, linears, input
 locate      where a pretrained model's files are
-model       `Backbone`, described from its configuration; the model itself, loaded
+model       `Backbone`, described from its configuration, without weights
+loading     its weights and its tokenizer
+layout      its stacks, and the linears in them that a design may change
 plan        the deltas of a design on a model
 count       exact numbers of parameters
 generation  the text that a model generates

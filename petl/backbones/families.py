@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from petl.backbones.locate import BackboneError
 from petl.forms.vocabulary import Delta, Site
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -300,3 +304,18 @@ FAMILIES: Final[Mapping[str, Family]] = {
         replace(_LLAMA, name="qwen3"),
     )
 }
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the row of a loaded model. Raises BackboneError where the table has none."""
+    config = getattr(model, "config", None)
+    return family_named(str(getattr(config, "model_type", type(model).__name__)))
+
+
+def family_named(name: str) -> Family:
+    if name not in FAMILIES:
+        raise BackboneError(
+            f"families supported: {', '.join(FAMILIES)}; received {name!r}: a family is one row of FAMILIES "
+            "(petl/backbones/families.py) and one configuration in tests/helpers/tiny.py"
+        )
+    return FAMILIES[name]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from petl.backbones.families import Family, LinearRow
-from petl.design import Layout, StackShape
-from petl.forms.vocabulary import LINEARS, Shapes, Site
+from petl.design import LINEARS, Layout, Site, StackShape
+from petl.forms.vocabulary import Shapes
 
 
 def layout(family: Family, shapes: Shapes) -> Layout:

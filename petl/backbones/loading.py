@@ -11,7 +11,8 @@ from petl.backbones.locate import CONFIG, BackboneError, fetch, locate, weight_f
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from petl.backbones.model import _PEFT, _config, _family, parameters_of, quiet
+from petl.backbones.families import family_named
+from petl.backbones.model import PEFT_CONFIG, parameters_of, quiet, read_config
 
 
 def load(
@@ -38,12 +39,12 @@ def load(
     if Path(place).name == CONFIG:
         raise BackboneError(f"{model} is a configuration alone: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
-    config = _config(folder, model)
-    _family(str(config.model_type))
+    config = read_config(folder, model)
+    family_named(str(config.model_type))
     if not weight_files(folder):
         raise BackboneError(f"{model}: no *.safetensors in {folder}")
-    if (folder / _PEFT).exists():  # transformers would put it on, unpickling it where it is *.bin
-        raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / _PEFT}; take it away")
+    if (folder / PEFT_CONFIG).exists():  # transformers would put it on, unpickling it where it is *.bin
+        raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / PEFT_CONFIG}; take it away")
     if labels is not None:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))

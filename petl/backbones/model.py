@@ -1,4 +1,4 @@
-"""The frozen pretrained model: what it is, how it is described without weights, and how it is loaded."""
+"""The frozen pretrained model: what it is, described without weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from petl.backbones.families import FAMILIES, Family
+from petl.backbones.families import FAMILIES, Family, family_named
 from petl.backbones.layout import layout, linears
 from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate
-from petl.design import Layout
+from petl.design import Layout, Site
 from petl.forms.bias import is_bias
-from petl.forms.vocabulary import Site
 from petl.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 # A width that no model has: where it shows up in a shape, the number of labels stands.
 _LABELS: Final = 1009
-_PEFT: Final = "adapter_config.json"
+PEFT_CONFIG: Final = "adapter_config.json"
 _ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # Fields of a backbone in studies and adapters that ba3158e stored; the shapes say the same.
 _AT_BA3158E: Final = ("width", "ffn_width", "heads")
@@ -109,8 +108,8 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     """
     place = model if revision else locate(model)  # the hub's alone have revisions
     folder, commit = fetch(place, revision, weights=False)
-    config = _config(folder, model)
-    family = _family(str(config.model_type))
+    config = read_config(folder, model)
+    family = family_named(str(config.model_type))
     config.num_labels = _LABELS
     own = parameters_of(_empty(config))
     shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
@@ -127,12 +126,6 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
             for name, parameter in own.head.items()
         },
     )
-
-
-def family_of(model: nn.Module) -> Family:
-    """Return the row of a loaded model. Raises BackboneError where the table has none."""
-    config = getattr(model, "config", None)
-    return _family(str(getattr(config, "model_type", type(model).__name__)))
 
 
 @dataclass(frozen=True)
@@ -188,16 +181,7 @@ def _empty(config: Any) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise BackboneError(
-            f"families supported: {', '.join(FAMILIES)}; received {name!r}: a family is one row of FAMILIES "
-            "(petl/backbones/families.py) and one configuration in tests/helpers/tiny.py"
-        )
-    return FAMILIES[name]
-
-
-def _config(folder: Path, model: str) -> Any:
+def read_config(folder: Path, model: str) -> Any:
     from transformers import AutoConfig
 
     try:

@@ -14,16 +14,7 @@ from dataclasses import replace
 
 from petl.backbones.families import Attention, Family, FeedForward, LinearRow
 from petl.backbones.layout import full_name, layout
-from petl.design import (
-    Design,
-    DesignError,
-    Insertion,
-    LayerNorm,
-    Layout,
-    Modification,
-    Positions,
-    Site,
-)
+from petl.design import LINEARS, Design, DesignError, Insertion, LayerNorm, Layout, Modification, Positions, Site
 from petl.forms.table import stored_shapes
 from petl.forms.vocabulary import Block, Delta, Shapes
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IGNORED: Final = -100  # the label of a position that no loss is taken of
 
 
-_CHUNK: Final = 1_000  # rows tokenised at once
+CHUNK: Final = 1_000  # rows tokenised at once
 
 
 Texts = Mapping[str, list[str]]
@@ -31,24 +31,24 @@ def encode_sources(
     """Return texts, or pairs of them, as inputs, such as `TaskData` gives a classifier, or `generate`, of a split."""
     kind = KINDS[task.kind]
     if kind.generates:
-        encoded = _tokens(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
+        encoded = tokenise(task, (), tokenizer, decoder_only)({"source": list(texts), "target": [""] * len(texts)})
         tokens = encoded["input_ids"]
         if decoder_only:
             tokens = [row[:given] for row, given in zip(tokens, encoded["given"], strict=True)]
-        return _inputs({"input_ids": tokens}, tokenizer, left=decoder_only)
+        return model_inputs({"input_ids": tokens}, tokenizer, left=decoder_only)
     first = [text if isinstance(text, str) else text[0] for text in texts]
     second = [text[1] for text in texts if not isinstance(text, str)]
     encoded = tokenizer(first, second or None, truncation=True, max_length=task.max_length)
-    return _inputs(encoded, tokenizer, left=not kind.labelled)
+    return model_inputs(encoded, tokenizer, left=not kind.labelled)
 
 
 def language_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
     """Return `TaskData`'s `start` and `first` of a tokenizer, and set it to the task's languages."""
-    _set_languages(task, tokenizer)
-    return _language_tokens(tokenizer)
+    set_languages(task, tokenizer)
+    return set_language_tokens(tokenizer)
 
 
-def _tokens(
+def tokenise(
     task: Task, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, decoder_only: bool
 ) -> Callable[[Texts], dict[str, Any]]:
     """Return what becomes of texts: the tokenizer's columns, the answer's, and `length` and `terms` of each row."""
@@ -112,7 +112,7 @@ def _of_decoder(tokens: list[list[int]], given: list[int]) -> dict[str, Any]:
     return {"input_ids": tokens, "given": given, "length": length, "terms": terms}
 
 
-def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set the languages. Raises TaskError for one that a tokenizer with language codes has none for."""
     if task.languages is None or not hasattr(tokenizer, "src_lang"):
         return
@@ -127,7 +127,7 @@ def _set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.src_lang, tokenizer.tgt_lang = codes
 
 
-def _language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
+def set_language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
     """Return (start, first). In mBART the code ends a target, whose decoder wraps it to the front."""
     if not hasattr(tokenizer, "src_lang"):
         return None, None
@@ -139,7 +139,7 @@ def _lengths(rows: Iterable[Sequence[int]]) -> list[int]:
     return [len(row) for row in rows]
 
 
-def _inputs(
+def model_inputs(
     rows: Mapping[str, Sequence[Sequence[int]]], tokenizer: PreTrainedTokenizerBase, left: bool
 ) -> dict[str, Tensor]:
     tokens = rows["input_ids"]
@@ -147,15 +147,15 @@ def _inputs(
     if padding is None:  # GPT-2 and llama have none; the mask hides whatever stands there
         padding = tokenizer.eos_token_id or 0
     inputs = {
-        "input_ids": _padded(tokens, padding, left),
-        "attention_mask": _padded([[1] * len(row) for row in tokens], 0, left),
+        "input_ids": padded(tokens, padding, left),
+        "attention_mask": padded([[1] * len(row) for row in tokens], 0, left),
     }
     if "token_type_ids" in rows:
-        inputs["token_type_ids"] = _padded(rows["token_type_ids"], tokenizer.pad_token_type_id, left)
+        inputs["token_type_ids"] = padded(rows["token_type_ids"], tokenizer.pad_token_type_id, left)
     return inputs
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
     """Return a tensor of shape (rows, tokens of the longest)."""
     padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
     for line, row in zip(padded, rows, strict=True):

@@ -20,7 +20,7 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
 from petl.data.cache import Tables, fetch, key_of
-from petl.data.encoding import _CHUNK, IGNORED, Texts, _inputs, _language_tokens, _padded, _set_languages, _tokens
+from petl.data.encoding import CHUNK, IGNORED, Texts, model_inputs, padded, set_language_tokens, set_languages, tokenise
 from petl.data.sources import content, locate_data, sources
 from petl.tasks import KINDS, SPLITS, Task, TaskError
 
@@ -98,12 +98,12 @@ class TaskData:
         if self.labels:
             return inputs, part.labels[index]
         if "labels" in rows:
-            return inputs, _padded(rows["labels"], IGNORED)
+            return inputs, padded(rows["labels"], IGNORED)
         labels = [
             [IGNORED] * (given - 1) + tokens[given:] + [IGNORED]
             for tokens, given in zip(rows["input_ids"], rows["given"], strict=True)
         ]
-        return inputs, _padded(labels, IGNORED)
+        return inputs, padded(labels, IGNORED)
 
     def prompts(self, split: str, index: Iterable[int]) -> dict[str, Tensor]:
         """Return what `generate` continues or answers: a decoder's sources padded on the left, else `batch`'s inputs.
@@ -134,7 +134,7 @@ class TaskData:
         return self.task.facts | ({"labels": list(self.labels)} if self.labels else {})
 
     def _inputs(self, rows: Mapping[str, list[list[int]]], left: bool = False) -> dict[str, Tensor]:
-        return _inputs(rows, self.tokenizer, left)
+        return model_inputs(rows, self.tokenizer, left)
 
 
 def load_data(
@@ -153,7 +153,7 @@ def load_data(
     if task.kind == "causal-lm" and not decoder_only:
         raise TaskError(f"task {task.name}: causal-lm is for models that are a decoder alone")
     task, joined = locate_data(task), decoder_only and not kind.labelled
-    _set_languages(task, tokenizer)
+    set_languages(task, tokenizer)
     read_from = content(task)
     key = key_of(
         {
@@ -177,7 +177,7 @@ def load_data(
     splits["sample"] = _sample(splits["validation"], task)
     data = TaskData(task, splits, tuple(tables.facts["labels"]), tokenizer, tables.facts["digest"], decoder_only)
     if kind.generates and not decoder_only:
-        data.start, data.first = _language_tokens(tokenizer)
+        data.start, data.first = set_language_tokens(tokenizer)
     return data
 
 
@@ -287,7 +287,7 @@ def _tables(task: Task, tokenizer: PreTrainedTokenizerBase, decoder_only: bool) 
     digest = hashlib.sha256()
     for split, frame in frames.items():
         digest.update(split.encode() + pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
-    tokens = _tokens(task, labels, tokenizer, decoder_only)
+    tokens = tokenise(task, labels, tokenizer, decoder_only)
     splits = {split: _table(frame, tokens) for split, frame in frames.items()}
     return Tables(splits, {"labels": labels, "digest": digest.hexdigest()[:16]})
 
@@ -310,8 +310,8 @@ def _labels(task: Task, frames: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
 
 def _table(frame: pd.DataFrame, tokens: Callable[[Texts], Mapping[str, Any]]) -> Dataset:
     parts = []
-    for start in range(0, len(frame), _CHUNK):
-        texts = {str(name): column.tolist() for name, column in frame[start : start + _CHUNK].items()}
+    for start in range(0, len(frame), CHUNK):
+        texts = {str(name): column.tolist() for name, column in frame[start : start + CHUNK].items()}
         encoded = tokens(texts)
         arrays = {name: pa.array(column, pa.string()) for name, column in texts.items() if name not in encoded}
         for name, column in encoded.items():

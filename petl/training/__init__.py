@@ -1,7 +1,8 @@
 """Train and evaluate an attached design.
 
 run         `TrainingRun`: one training, which can be saved and continued
-engine      DeepSpeed, and the processes that train together
+engine      DeepSpeed: open it, train, read and write what it partitions
+processes   the processes that train together: devices, meeting, sharing
 evaluation  scores on a split
 metrics     scores of predictions and of text
 baselines   what needs no training of the backbone, to compare with

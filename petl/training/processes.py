@@ -7,15 +7,11 @@ import os
 import tempfile
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, distributed
-
-if TYPE_CHECKING:
-    pass
 
 
 def device() -> torch.device:

@@ -19,8 +19,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.optimizer.front.sampler import FrontSampler
 from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED, Observation, observations
 from search.trials.objectives import Objectives
+from search.trials.quiet import quiet
 from search.trials.record import Proposal, TrialRecord
-from search.trials.records import Records, quiet
+from search.trials.records import Records
 from spaces.space import Point, Space, point
 
 if TYPE_CHECKING:

@@ -27,11 +27,11 @@ from petl.design import Design
 from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.observations import DEFAULT_UNFINISHED
+from search.optimizer.observations import DEFAULT_UNFINISHED, excess
 from search.optimizer.rungs import NEW, Never, Rule, Standing
 from search.optimizer.samplers import Proposer
 from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Idle, Resume, Start, Step
-from search.trials.objectives import excess, ruling
+from search.trials.objectives import ruling
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued

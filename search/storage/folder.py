@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ SCORED: Final = "test"
 PREDICTIONS: Final = "predictions"
 _STATE: Final = "state-"
 _SEED: Final = "seed-"
-_MANIFEST: Final = "manifest.json"
+MANIFEST: Final = "manifest.json"
 _PROGRESS: Final = "progress"
 
 
@@ -105,9 +105,9 @@ class TrialFolder:
         if self._store:
             for name in hashes:
                 self._store.upload(folder / name, f"{self._key}/{part}/{name}")
-            self._store.write(f"{self._key}/{part}/{_MANIFEST}", _json(hashes).encode())
-        write_json(folder / _MANIFEST, hashes)
-        for path in (folder / _MANIFEST, folder, self.path):
+            self._store.write(f"{self._key}/{part}/{MANIFEST}", _json(hashes).encode())
+        write_json(folder / MANIFEST, hashes)
+        for path in (folder / MANIFEST, folder, self.path):
             _sync(path)
 
     def find(self, part: str) -> Path | None:
@@ -115,7 +115,7 @@ class TrialFolder:
         folder = self.path / part
         if self._store is None:
             return folder if _is_valid(folder) else None
-        manifest = self._store.read(f"{self._key}/{part}/{_MANIFEST}")
+        manifest = self._store.read(f"{self._key}/{part}/{MANIFEST}")
         if manifest is None:
             return None
         return folder if _is_copy(folder, manifest) else self._fetched(part, manifest)
@@ -169,7 +169,7 @@ class TrialFolder:
         """Remove a part, its manifest first, so that no part is valid while its files go."""
         if self._store:
             self._store.delete(f"{self._key}/{part}")
-        (self.path / part / _MANIFEST).unlink(missing_ok=True)
+        (self.path / part / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.path / part, ignore_errors=True)
 
     def files(self) -> TrialFiles:
@@ -196,7 +196,7 @@ class TrialFolder:
             except (FileNotFoundError, ValueError):
                 return None
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _MANIFEST).write_bytes(manifest)
+            (folder / MANIFEST).write_bytes(manifest)
             return folder if _is_valid(folder) else None
 
 
@@ -216,7 +216,7 @@ class TrialFiles:
 
     def has(self, part: str) -> bool:
         """Whether the part is committed."""
-        return f"{part}/{_MANIFEST}" in self.sizes
+        return f"{part}/{MANIFEST}" in self.sizes
 
     @property
     def states(self) -> list[str]:
@@ -244,44 +244,13 @@ def _merged(local: Mapping[str, int], stored: Mapping[str, int] | None) -> Trial
     if stored is None:
         return TrialFiles(local)
     # a manifest here proves nothing where the store lacks it
-    return TrialFiles({path: size for path, size in local.items() if not path.endswith(_MANIFEST)} | dict(stored))
-
-
-def trial_files(study: Path) -> dict[int, TrialFiles]:
-    """Return the files of all trials by their numbers, listed once where they are kept. Others may be writing them."""
-    store = find_store(study)
-    return dict(_by_trial(store.files(TRIALS) if store else files_in(study / TRIALS)))
-
-
-def has_committed_parts(study: Path) -> bool:
-    """Whether any trial of the study, or a replicate of one, has a committed part in the folder itself."""
-    return any((study / TRIALS).rglob(_MANIFEST))
-
-
-def drop_states(study: Path, numbers: Collection[int]) -> None:
-    """Remove the training states of these trials. Lists the study once, not each of its trials."""
-    store = find_store(study)
-    local = dict(_by_trial(files_in(study / TRIALS)))
-    listings = [local, dict(_by_trial(store.files(TRIALS)))] if store else [local]
-    for number in numbers:
-        states = {part for listing in listings if number in listing for part in listing[number].states}
-        for part in sorted(states):
-            TrialFolder(study, number).drop(part)
-
-
-def _by_trial(files: Mapping[str, int]) -> Iterator[tuple[int, TrialFiles]]:
-    sizes: dict[int, dict[str, int]] = {}
-    for path, size in files.items():
-        number, _, name = path.partition("/")
-        if number.isdecimal():
-            sizes.setdefault(int(number), {})[name] = size
-    return ((number, TrialFiles(found)) for number, found in sizes.items())
+    return TrialFiles({path: size for path, size in local.items() if not path.endswith(MANIFEST)} | dict(stored))
 
 
 def _is_valid(folder: Path) -> bool:
     """Whether a part has its manifest, and every file with the hash that the manifest has."""
     try:
-        hashes = read_json(folder / _MANIFEST)
+        hashes = read_json(folder / MANIFEST)
         return all(file_hash(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
@@ -290,7 +259,7 @@ def _is_valid(folder: Path) -> bool:
 def _is_copy(folder: Path, manifest: bytes) -> bool:
     """Whether a folder is a valid copy of the part with this manifest, not of an earlier part of that name."""
     try:
-        return (folder / _MANIFEST).read_bytes() == manifest and _is_valid(folder)
+        return (folder / MANIFEST).read_bytes() == manifest and _is_valid(folder)
     except OSError:
         return False
 

@@ -21,7 +21,8 @@ from petl.backbones.count import count, stored_shapes
 from petl.configuration import LAST, Configuration
 from petl.design import Design
 from petl.errors import UserError
-from search.storage.folder import ADAPTER, RESULT, SCORED, TRIALS, TrialFiles, TrialFolder, files_in, trial_files
+from search.storage.folder import ADAPTER, RESULT, SCORED, TRIALS, TrialFiles, TrialFolder, files_in
+from search.storage.listing import trial_files
 from search.trials import pareto
 from search.trials.formats import bytes_text
 from search.trials.objectives import values

@@ -21,7 +21,8 @@ from search.storage.database import (
 )
 from search.storage.locations import resume_command
 from search.trials import records
-from search.trials.records import Records, RecordsError, quiet
+from search.trials.quiet import quiet
+from search.trials.records import Records, RecordsError
 
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
 

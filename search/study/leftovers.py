@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from search.storage.address import redacted
-from search.storage.folder import has_committed_parts
+from search.storage.listing import has_committed_parts
 from search.storage.locations import StudyHome
 from search.storage.remote import RemoteStore, find_store
 from search.storage.studies import delete_study, study_exists

@@ -14,14 +14,13 @@ from petl.configuration import Configuration
 from petl.design import Design
 from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.observations import DEFAULT_UNFINISHED
+from search.optimizer.observations import DEFAULT_UNFINISHED, excess
 from search.optimizer.replication import Replication
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, estimate, require_fit
 from search.study.places import StudyError
 from search.study.warm_start import prior
-from search.trials.objectives import excess
 from search.trials.records import Records
 from search.trials.resolved import Enqueued, Resolved
 from search.workers import cluster

@@ -43,7 +43,7 @@ from search.trials.records import Records
 from search.trials.report import Run
 from search.trials.resolved import Resolved
 from search.workers import cluster, scoring
-from search.workers.training import StudyContext
+from search.workers.assignment import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration, Training
-from petl.forms.vocabulary import DesignError
+from petl.design import DesignError
 from search.optimizer.rungs import Standing, best
 from search.trials.objectives import ruling
 from search.trials.resolved import Enqueued

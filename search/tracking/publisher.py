@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from petl.measurements import SCORES as MEASURED
-from search.storage.folder import PREDICTIONS, TrialFolder, drop_states, read_json
+from search.storage.folder import PREDICTIONS, TrialFolder, read_json
+from search.storage.listing import drop_states
 from search.tracking.entries import (
     Artifacts,
     Disk,

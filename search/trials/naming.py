@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from petl.configuration import Configuration
-from petl.design import Modification
-from petl.forms.vocabulary import Composition
+from petl.design import Composition, Modification
 from search.trials.record import TrialRecord
 
 

@@ -77,11 +77,6 @@ def values(objectives: Objectives, measurements: Measurements | None) -> tuple[f
     return tuple(math.nan if value is None else value for value in measured)
 
 
-def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """Return how far each value lies above its limit, as a difference of logarithms; at most 0 within it."""
-    return {name: math.log1p(counts[name]) - math.log1p(limit) for name, limit in limits.items()}
-
-
 def ruling(objectives: Objectives) -> Objective:
     """Return the cost that rung rules go by: the first that is known before training, else the study's first."""
     return next((cost for cost in objectives[1:] if cost.counted), objectives[1])

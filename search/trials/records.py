@@ -13,17 +13,14 @@ trial is recognised by its token.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
@@ -34,6 +31,7 @@ from petl.errors import UserError
 from petl.measurements import Measurements
 from search.trials.objectives import Objectives
 from search.trials.objectives import objectives as by_names
+from search.trials.quiet import quiet
 from search.trials.record import Proposal, Rejected, Replicate, SeedSummary, Spent, State, TrialRecord
 from search.trials.resolved import Resolved
 
@@ -370,20 +368,6 @@ class Records:
             names = " and ".join(objective.name for objective in self.objectives)
             raise RecordsError(f"a complete trial has a finite {names}; trial {number} has {values}")
         return finite
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Optuna's log lines and warnings within the context."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna(\..*)?")
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
 
 def study_names(storage: BaseStorage) -> list[str]:

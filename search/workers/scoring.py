@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from search.storage.locks import StudyLock
+from search.workers.assignment import StudyContext
 from search.workers.cluster import places
-from search.workers.training import StudyContext, WarmModel
+from search.workers.training import WarmModel
 
 if TYPE_CHECKING:
     from search.config.sections import ResourcesConfig

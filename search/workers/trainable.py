@@ -19,7 +19,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from search.storage.locks import StudyLock
 from search.storage.remote import StoreAwayError
 from search.trials.report import Report
-from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel, failed
+from search.workers.assignment import Assignment, StudyContext
+from search.workers.training import TrialTraining, WarmModel, failed
 
 
 class Worker(tune.Trainable):

@@ -27,8 +27,9 @@ from search.storage.remote import StoreAwayError
 from search.trials.record import Replicate
 from search.trials.records import RecordsError
 from search.trials.report import Listener, Report, Run
+from search.workers.assignment import Assignment, StudyContext
 from search.workers.trainable import Worker
-from search.workers.training import DISK_FULL, STORE_AWAY, Assignment, StudyContext
+from search.workers.training import DISK_FULL, STORE_AWAY
 
 if TYPE_CHECKING:
     from search.config.sections import ResourcesConfig

@@ -50,11 +50,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 
 from petl.attach.attachment import HOLDER, AttachmentHolder, attach
 from petl.backbones.count import count
-from petl.backbones.model import describe, family_of, parameters_of
+from petl.backbones.families import family_of
+from petl.backbones.model import describe, parameters_of
 from petl.backbones.plan import deltas
-from petl.design import Design
-from petl.forms.table import Form
-from petl.forms.vocabulary import DesignError
+from petl.design import Design, DesignError, Form
 from petl.presets import PRESETS, parse
 
 LABELS: Final = 3

@@ -36,8 +36,9 @@ def sleeper(seconds: float) -> type:
     from petl.backbones.count import count
     from petl.measurements import Measurements
     from search.trials.report import Report
+    from search.workers.assignment import Assignment, StudyContext
     from search.workers.trainable import Worker
-    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
+    from search.workers.training import TrialTraining, WarmModel
 
     class Asleep(TrialTraining):
         def to_milestone(self) -> Report:

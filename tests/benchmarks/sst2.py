@@ -44,7 +44,8 @@ from search.config.text import ConfigError
 from search.storage.locks import StudyLock, run_token
 from search.trials.objectives import objectives, reference_point
 from search.trials.pareto import hypervolume
-from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
+from search.workers.assignment import Assignment, StudyContext
+from search.workers.training import TrialTraining, WarmModel
 from spaces.space import resolve
 
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "sst2"

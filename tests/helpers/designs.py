@@ -11,10 +11,8 @@ import tiny
 from scope import sampled
 
 from petl import presets
-from petl.design import Design, Modification
+from petl.design import Composition, Design, DesignError, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.forms import table
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, DesignError, Init, Insertion, LayerNorm, Site
 from petl.presets import PRESETS, parse
 
 

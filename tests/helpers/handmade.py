@@ -10,9 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from petl.configuration import Configuration
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, Site
+from petl.design import Composition, Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import Study
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow

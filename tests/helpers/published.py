@@ -8,9 +8,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from petl.configuration import Configuration
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Site
+from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import Study
 from search.tracking import schema

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from petl import backbones, tasks
 from search.trials.resolved import Resolved, WrittenBytes
-from search.workers.training import StudyContext
+from search.workers.assignment import StudyContext
 
 WORDS = {
     "good": ["great", "lovely", "fine", "happy", "bright"],

@@ -7,9 +7,8 @@ import pytest
 from designs import FORMS as TESTED
 from designs import NAMED, random_design
 
-from petl.design import PLACES, Design, Layout, Modification, StackShape, table
+from petl.design import PLACES, Design, DesignError, Layout, Modification, Site, StackShape, table
 from petl.forms.table import FORMS, Form
-from petl.forms.vocabulary import DesignError, Site
 from petl.presets import PRESETS, parse
 
 ADAPTER: dict[str, Any] = {"form": "bottleneck", "site": "ffn", "size": 4}

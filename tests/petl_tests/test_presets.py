@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 
 from petl import presets
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, DesignError, Init, Insertion, LayerNorm, Site
+from petl.design import Composition, Design, DesignError, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.presets import PRESETS, parse
 
 

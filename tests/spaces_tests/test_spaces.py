@@ -16,9 +16,7 @@ from transformers import BartConfig, BertConfig, LlamaConfig
 
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration, Training
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, Init, Insertion, LayerNorm, Site
+from petl.design import Composition, Design, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.presets import parse
 from spaces.dimensions import SpaceError
 from spaces.space import SPACES, decode, encode, point, resolve

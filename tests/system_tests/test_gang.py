@@ -33,9 +33,10 @@ from search.storage.locks import StudyLock, run_token
 from search.study.places import StudyError
 from search.study.run import resume, run
 from search.trials.report import Report
+from search.workers.assignment import Assignment, StudyContext
 from search.workers.cluster import ClusterError, joined, room
 from search.workers.trainable import Gang, Rank, Worker
-from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
+from search.workers.training import TrialTraining, WarmModel
 
 DESIGNS = ("lora:rank=2", "sequential:size=4", "mam:length=2,size=4,scale=2")
 EACH = {"CPU": 1.0}

@@ -31,7 +31,7 @@ from search.tracking.publisher import Publisher
 from search.trials.record import Replicate, State
 from search.trials.records import Records
 from search.trials.report import Report
-from search.workers.training import Assignment
+from search.workers.assignment import Assignment
 from search.workers.tune import Bridge
 from spaces.space import resolve
 

@@ -34,9 +34,7 @@ from petl.adapters.storage import StorageError
 from petl.attach.attachment import attach
 from petl.backbones.locate import BackboneError, package_path
 from petl.configuration import Configuration
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Site
+from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from petl.presets import parse
 from petl.training import baselines

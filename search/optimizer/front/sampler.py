@@ -16,7 +16,8 @@ from search.optimizer.front import surrogate as surrogates
 from search.optimizer.front.covering import Axis, covering
 from search.optimizer.front.gp import GaussianProcess, log_ehvi
 from search.optimizer.front.surrogate import Surrogate
-from search.trials.objectives import Objective, excess
+from search.optimizer.observations import excess
+from search.trials.objectives import Objective
 from search.trials.pareto import Floats, non_dominated
 from search.trials.record import Proposal, TrialRecord
 from search.trials.records import Records

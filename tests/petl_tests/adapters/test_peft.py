@@ -31,12 +31,11 @@ from petl.adapters.peft import CONFIG, TENSORS, PeftMissingError, convert, from_
 from petl.adapters.peft_target import spelled
 from petl.adapters.storage import StorageError, save
 from petl.attach.attachment import HOLDER, Attachment, attach
+from petl.backbones.families import family_of
 from petl.backbones.layout import layout
 from petl.backbones.loading import load
-from petl.backbones.model import describe, family_of, parameters_of
-from petl.design import Design, Modification, StackShape
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, DesignError, Site
+from petl.backbones.model import describe, parameters_of
+from petl.design import Composition, Design, DesignError, Form, Modification, Site, StackShape
 from petl.presets import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -21,10 +21,9 @@ from petl.attach.build import build
 from petl.backbones.families import FAMILIES
 from petl.backbones.locate import BackboneError
 from petl.backbones.plan import deltas
-from petl.design import Design, Modification
+from petl.design import Composition, Design, DesignError, Form, Init, LayerNorm, Modification, Site
 from petl.forms.modules import Heads
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, Delta, DesignError, Init, LayerNorm, Site
+from petl.forms.vocabulary import Delta
 from petl.presets import parse
 
 

@@ -20,8 +20,7 @@ from petl.backbones.count import stored_shapes
 from petl.backbones.loading import load
 from petl.backbones.model import describe, parameters_of
 from petl.configuration import Training
-from petl.forms.table import Form
-from petl.forms.vocabulary import DesignError
+from petl.design import DesignError, Form
 from petl.presets import parse
 from petl.training.engine import open_engine
 

@@ -25,8 +25,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from petl import presets
 from petl.attach.attachment import attach
-from petl.design import Design
-from petl.forms.vocabulary import Composition, LayerNorm
+from petl.design import Composition, Design, LayerNorm
 
 FIXTURES = Path(os.environ.get("PETL_FIXTURES", Path(__file__).parents[4] / "shared" / "fixtures"))
 FAMILIES = sorted(path.parent for path in FIXTURES.glob("*/config.json"))

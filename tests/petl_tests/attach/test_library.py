@@ -29,8 +29,8 @@ from petl import presets
 from petl.attach.attachment import HOLDER, Attachment, attach
 from petl.attach.hook_points import HookPoints
 from petl.backbones.families import FAMILIES
-from petl.design import Design, Modification
-from petl.forms.vocabulary import Delta, DesignError, LayerNorm
+from petl.design import Design, DesignError, LayerNorm, Modification
+from petl.forms.vocabulary import Delta
 from petl.presets import parse
 
 ROTARY = ("llama", "qwen2", "qwen3")

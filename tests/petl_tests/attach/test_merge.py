@@ -14,9 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from petl.attach.attachment import HOLDER, Attachment, attach
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import LINEARS, Composition, DesignError, Insertion, Site
+from petl.design import LINEARS, Composition, Design, DesignError, Form, Insertion, Modification, Site
 from petl.presets import parse
 
 RESCALED = (*LINEARS, Site.FFN_HIDDEN)

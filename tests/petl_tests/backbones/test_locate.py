@@ -33,5 +33,6 @@ def test_what_has_a_revision_is_the_hubs(read: object, tmp_path: Path, monkeypat
         raise BackboneError(f"fetched {place} {revision}")
 
     monkeypatch.setattr(model, "fetch", fetch)
+    monkeypatch.setattr(loading, "fetch", fetch)
     with pytest.raises(BackboneError, match=r"^fetched bart 5e10ab34cd$"):
         read("bart", revision="5e10ab34cd")  # type: ignore[operator]

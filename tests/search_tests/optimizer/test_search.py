@@ -537,9 +537,7 @@ def test_a_bad_budget_is_refused() -> None:
 
 def test_a_space_of_the_users_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that branches: its dimensions appear and vanish, and the stock samplers must cope."""
-    from petl.design import Modification
-    from petl.forms.table import Form
-    from petl.forms.vocabulary import Site
+    from petl.design import Form, Modification, Site
 
     def branching(trial: object, backbone: Backbone, *, most: int) -> Configuration:
         if trial.suggest_categorical("form", ["bias", "prefix"]) == "bias":  # type: ignore[attr-defined]

@@ -15,9 +15,7 @@ from transformers import BartConfig
 from typer.testing import CliRunner, Result
 
 from petl.configuration import Configuration
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Site
+from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search import cli
 from search.results.query import ROW

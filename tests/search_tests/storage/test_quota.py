@@ -115,7 +115,8 @@ def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None
     """A small transformer whose tensors outweigh all else: the bounds hold, and are not twice too large."""
     from search.config.study import load_config
     from search.study.resolve import resolve
-    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
+    from search.workers.assignment import Assignment, StudyContext
+    from search.workers.training import TrialTraining, WarmModel
 
     content = studies.study(tmp_path, rows=180)
     resolved = resolve(load_config(content))

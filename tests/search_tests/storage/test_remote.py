@@ -18,7 +18,8 @@ from petl.configuration import Configuration, Training
 from petl.presets import parse
 from search.config.study import load_config
 from search.config.text import ConfigError
-from search.storage.folder import TrialFolder, trial_files
+from search.storage.folder import TrialFolder
+from search.storage.listing import trial_files
 from search.storage.remote import RemoteStore, StoreAwayError, set_store
 from search.study.places import StudyError
 from search.study.run import resume, run
@@ -148,7 +149,8 @@ def test_a_manifest_cannot_name_files_outside_its_part(node: Callable[[str], Pat
 def test_a_trial_goes_on_at_another_node(node: Callable[[str], Path], tmp_path: Path) -> None:
     """Bit for bit as it would have on the first one."""
     from search.study.resolve import resolve
-    from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel
+    from search.workers.assignment import Assignment, StudyContext
+    from search.workers.training import TrialTraining, WarmModel
 
     content = studies.study(tmp_path / "inputs")
     resolved = resolve(load_config(content))

@@ -18,9 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from petl.configuration import Configuration, Training
-from petl.design import Design, Modification
-from petl.forms.table import Form
-from petl.forms.vocabulary import Composition, Insertion, LayerNorm, Site
+from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.locations import StoreError

@@ -16,7 +16,8 @@ from search.storage.folder import TrialFolder, read_json
 from search.storage.locks import StudyLock, run_token
 from search.storage.remote import StoreAwayError
 from search.trials.report import Report
-from search.workers.training import Assignment, StudyContext, TrialTraining, WarmModel, milestones
+from search.workers.assignment import Assignment, StudyContext, milestones
+from search.workers.training import TrialTraining, WarmModel
 
 
 @pytest.fixture(scope="module")
