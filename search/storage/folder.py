@@ -42,6 +42,11 @@ def state_part(milestones: int) -> str:
     return f"{_STATE}{milestones}"
 
 
+def replicate_folder(seed: int) -> str:
+    """Return the name of a replicate's folder in its trial's."""
+    return f"{_SEED}{seed}"
+
+
 @dataclass(frozen=True)
 class ResultPart:
     """The files of a part `result`, whether they are there or still to be written."""
@@ -84,7 +89,7 @@ class TrialFolder:
 
     def __init__(self, study: Path, number: int, seed: int | None = None) -> None:
         """`seed` is that of a replicate of the trial."""
-        self._key = f"{TRIALS}/{number:04d}" + ("" if seed is None else f"/{_SEED}{seed}")
+        self._key = f"{TRIALS}/{number:04d}" + ("" if seed is None else f"/{replicate_folder(seed)}")
         self.path = study / self._key
         self._store = find_store(study)
 

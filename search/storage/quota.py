@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from petl.backbones.count import count, stored_shapes
 from petl.configuration import LAST, Configuration
 from petl.design import Design
 from petl.errors import UserError
-from search.storage.folder import ADAPTER, RESULT, SCORED, TRIALS, TrialFiles, TrialFolder, files_in
+from search.storage.folder import ADAPTER, RESULT, SCORED, TRIALS, TrialFiles, TrialFolder, files_in, replicate_folder
 from search.storage.listing import trial_files
 from search.trials import pareto
 from search.trials.formats import bytes_text
@@ -257,6 +257,7 @@ class Quota:
         if self.limit is None:
             return ""
         peak = 0 if number is not None else estimate(configuration, self._resolved).peak
+        peak = max(0, peak - self._resumed(configuration))
         question = (tuple(sorted(active)), number, peak)
         asked, when, reason = self._refused
         if active and question == asked and time.monotonic() - when < 1.0:
@@ -287,6 +288,14 @@ class Quota:
             self._usage.relist()
             shortfall = self._reserved(running) + peak - self.limit
         return "" if shortfall <= 0 else self._explained(shortfall, waiting=chosen is not None)
+
+    def _resumed(self, configuration: Configuration | None) -> int:
+        """Return the bytes that an interrupted replicate with this configuration has stored: its peak includes them."""
+        for run in self._records.replicates:
+            trained = self._records.get(run.number).configuration
+            if trained and not run.over and replace(trained, seed=run.seed) == configuration:
+                return self._usage.of(run.number, replicate_folder(run.seed))
+        return 0
 
     def _reserved(self, running: Collection[int]) -> int:
         """Return what is used, and what running trials and the scores of those that are shown may add to it."""

@@ -30,7 +30,7 @@ from search.storage.quota import DiskError, Result, estimate, eviction
 from search.storage.remote import RemoteStore, set_store
 from search.study.run import run
 from search.tracking.publisher import Publisher
-from search.trials.record import State
+from search.trials.record import Replicate, State
 from search.trials.records import Records
 from search.trials.report import Report
 from search.trials.resolved import Resolved, WrittenBytes
@@ -184,6 +184,25 @@ def test_every_replicate_of_a_trial_is_weighed_at_once(tmp_path: Path) -> None:
     assert not room.refusal(configuration, [0])
 
 
+def test_an_interrupted_replicate_keeps_its_state_and_is_resumed_where_it_fitted_before(tmp_path: Path) -> None:
+    """Nothing runs while it is asked for, and what it has stored is part of what it may take."""
+    records = studied(1)
+    configuration = records.get(0).configuration
+    assert configuration is not None
+    records.replicates = [Replicate(number=0, seed=1)]
+    replicate = TrialFolder(tmp_path, 0, 1)
+    (replicate.begin("state-1") / "weights").write_bytes(bytes(200_000))
+    replicate.commit("state-1")
+    usage = quota.Usage(tmp_path, None, records)
+    peak = estimate(configuration, records.resolved).peak
+    for limit, refused in ((quota.SPARE + peak + 10_000, False), (quota.SPARE + peak - 10_000, True)):
+        room = quota.Quota(
+            limit, usage, tmp_path, records, shown=list, withdraw=lambda _: None, settle=lambda *_: True, patience=0.0
+        )
+        assert bool(room.refusal(replace(configuration, seed=1), [])) is refused
+        assert replicate.latest_state()
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_trial_is_listed_again_only_when_it_changed(
     stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,7 +229,7 @@ def test_a_trial_is_listed_again_only_when_it_changed(
     for number in range(20):
         write(study, number, 100)
     usage = quota.Usage(study, None, records)
-    publisher = Publisher(lambda *told: None, records, study, lambda: usage.used)
+    publisher = Publisher(lambda *entries: None, records, study, lambda: usage.used)
     listed.clear()
     publisher.everything()
     assert listed == ["trials"]
@@ -222,7 +241,7 @@ def test_a_trial_is_listed_again_only_when_it_changed(
         listed.clear()
         for listener in (usage, publisher):
             listener.ended(records.get(number))
-        publisher.weighed()
+        publisher.usage()
         assert set(listed) == {f"trials/{number:04d}"}
     assert usage.used == pytest.approx(walked(kept), abs=200)
     usage.relist()
