@@ -374,16 +374,16 @@ def _spread_text(spread: Spread | None, score: str) -> str:
     if spread is None:
         return ""
     digits = _digits(score)
-    own = "" if spread.deviation is None else f" ±{spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{own}"
+    deviation = "" if spread.deviation is None else f" ±{spread.deviation:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{deviation}"
 
 
 def _printed_text(number: Number | None, score: str) -> str:
     if number is None:
         return ""
     digits = 2 if score.startswith("rouge") else 1
-    own = "" if number.spread is None else f" ±{number.spread:.{digits}f}"
-    return f"{number.value:.{digits}f}{own}"
+    spread = "" if number.spread is None else f" ±{number.spread:.{digits}f}"
+    return f"{number.value:.{digits}f}{spread}"
 
 
 def _beside(text: str, mark: str | None) -> str:

@@ -140,7 +140,7 @@ class Trial:
         replicates the columns of TrialRow, such as `believed_mean`.
         """
         values = self.values
-        costs = {each.name: cost for each, cost in zip(self.objectives[1:], self.costs, strict=True)}
+        costs = {objective.name: cost for objective, cost in zip(self.objectives[1:], self.costs, strict=True)}
         row = {
             "trial": self.number,
             "name": self.name,
@@ -243,11 +243,11 @@ class ParetoFront:
             return 0.0
 
         def seen(values: Iterable[float]) -> list[float]:
-            return [each.seen(value) for each, value in zip(self.objectives, values, strict=True)]
+            return [objective.seen(value) for objective, value in zip(self.objectives, values, strict=True)]
 
         reference = seen(reference_point(self.objectives, self.base_parameters))
         points = [seen(_values(trial)) for trial in self.trials]
-        return pareto.hypervolume(points, reference, [each.direction for each in self.objectives])
+        return pareto.hypervolume(points, reference, [objective.direction for objective in self.objectives])
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return the members as JSON-ready rows: see `Trial.to_row`."""
@@ -258,9 +258,9 @@ class ParetoFront:
         import pandas as pd
 
         rows = self.to_rows()
-        own = [each.name for each in self.objectives[1:] if each.name not in ROW]
-        more = dict.fromkeys(key for row in rows for key in row if key not in (*ROW, *own))
-        return pd.DataFrame(rows, columns=[*ROW, *own, *more])
+        costs = [objective.name for objective in self.objectives[1:]]
+        columns = dict.fromkeys([*ROW, *costs, *(key for row in rows for key in row)])
+        return pd.DataFrame(rows, columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -300,8 +300,8 @@ class Study:
         for trial in self._all:
             if trial.number == number:
                 return trial
-        known = f"0 to {self._all[-1].number}" if self._all else "none yet"
-        raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {known}")
+        numbers = f"0 to {self._all[-1].number}" if self._all else "none yet"
+        raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {numbers}")
 
     def front(
         self, max_parameters: Budget = None, cost: str | None = None, fdr: float | str | None = None
@@ -343,8 +343,8 @@ class Study:
                 f"fdr needs replicates, and study {self.name!r} has none; train some by "
                 f"`petl-search resume {self.name} --set replicates.per_trial=5`"
             )
-        own = [objective.name for objective in self.objectives[1:]]
-        if cost is not None and [cost] != own:
+        costs = [objective.name for objective in self.objectives[1:]]
+        if cost is not None and [cost] != costs:
             raise StoreError(
                 f"replicates are of the study's own objectives; received cost {cost!r}: leave out fdr or cost"
             )

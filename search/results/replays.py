@@ -1,4 +1,4 @@
-"""Settings beside each other on one table: what `petl-search replay` prints."""
+"""Settings compared by searching a table of recorded trials: what `petl-search replay` prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """Read the table of a file. Raises TableError for a file that is none of ours."""
+    """Return the table of a file. Raises TableError for a file that `write_table` has not written."""
     try:
         return Table.from_dict(read_json(path))
     except OSError as error:
@@ -63,65 +63,69 @@ def compare(
     seeds: int,
     values: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """Return a row for each pair: means over the seeds, the best share first.
+    """Return a row for each pair of sampler and scheduler: means over the seeds, the best share first.
 
-    Each scheduler has those of the options' `values` that it takes.
-
-    Raises TableError for what there is not, and for an option that none of the schedulers takes.
+    Each scheduler is given those of the options' `values` that it takes. Raises TableError for an unknown name, for
+    settings that do not fit the table, and for an option that none of the schedulers takes.
     """
-    for role, given, there in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
-        if unknown := [name for name in given if name not in there]:
-            raise TableError(f"a {role} is one of {', '.join(there)}; received {', '.join(unknown)}")
-    taken = {each: {name: values[name] for name in options(each) if name in values} for each in schedulers}
-    if unused := values.keys() - {name for own in taken.values() for name in own}:
+    for role, names, table_of in (("sampler", samplers, NAMES), ("scheduler", schedulers, RULES)):
+        if unknown := [name for name in names if name not in table_of]:
+            raise TableError(f"a {role} is one of {', '.join(table_of)}; received {', '.join(unknown)}")
+    settings = {
+        scheduler: {name: values[name] for name in options(scheduler) if name in values} for scheduler in schedulers
+    }
+    if unused := values.keys() - {name for setting in settings.values() for name in setting}:
         raise TableError(f"no scheduler of {', '.join(schedulers)} takes {', '.join(sorted(unused))}")
     try:
         for sampler in samplers:
             require_fit(sampler, len(table.names))
-        for scheduler, own in taken.items():
-            rule(scheduler, table.epochs, trials, **own)
+        for scheduler, setting in settings.items():
+            rule(scheduler, table.epochs, trials, **setting)
     except ValueError as error:
         raise TableError(str(error)) from None
     pairs = [(sampler, scheduler) for scheduler in schedulers for sampler in samplers]
     rows = []
     for sampler, scheduler in track(pairs, "replaying", console=console(), transient=True, disable=len(pairs) < 2):
-        found = [
+        searches = [
             table.search(
                 sampler=sampler,
                 scheduler=scheduler,
                 trials=trials,
                 workers=workers,
                 seed=seed,
-                options=taken[scheduler],
+                options=settings[scheduler],
             )
             for seed in range(seeds)
         ]
-        shares = [each.share for each in found]
+        shares = [search.share for search in searches]
         rows.append(
             {
                 "sampler": sampler,
                 "scheduler": scheduler,
                 "share": fmean(shares),
                 "deviation": stdev(shares) if seeds > 1 else None,
-                "epochs": fmean(each.epochs for each in found),
-                "hours": fmean(each.seconds for each in found) / 3600,
-                "trials": fmean(each.trials for each in found),
-                "full": fmean(each.full for each in found),
+                "epochs": fmean(search.epochs for search in searches),
+                "hours": fmean(search.seconds for search in searches) / 3600,
+                "trials": fmean(search.trials for search in searches),
+                "full": fmean(search.full for search in searches),
             }
         )
     return sorted(rows, key=lambda row: -row["share"])
 
 
 def print_compared(table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """As a table for people."""
+    """Print the rows of `compare` as a table."""
     out = console()
-    shown = new_table(f"replayed on the {len(table.rows)} trials of {table.study}")
+    comparison = new_table(f"replayed on the {len(table.rows)} trials of {table.study}")
     for column in ("scheduler", "sampler", "share of the front", "±", "epochs", "hours", "trials", "in full"):
-        shown.add_column(column, justify="left" if column in ("scheduler", "sampler") else "right")
+        comparison.add_column(column, justify="left" if column in ("scheduler", "sampler") else "right")
     for row in rows:
         spread = "" if row["deviation"] is None else f"{row['deviation']:.3f}"
         numbers = (f"{row['epochs']:,.1f}", amount_text(row["hours"]), f"{row['trials']:.0f}", f"{row['full']:.0f}")
-        add(shown, row["scheduler"], row["sampler"], f"{row['share']:.3f}", spread, *numbers)
-    out.print(shown)
+        add(comparison, row["scheduler"], row["sampler"], f"{row['share']:.3f}", spread, *numbers)
+    out.print(comparison)
     if len(table.rows) < 100:
-        say(out, f"a table of {len(table.rows)} trials says little about samplers: they are given its nearest trials")
+        say(
+            out,
+            f"a table of {len(table.rows)} trials says little about samplers: each proposal becomes its nearest trial",
+        )

@@ -59,12 +59,12 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     table = new_table(title)
     table.add_column(first, justify="right" if first == "trial" else "left", no_wrap=True)
     table.add_column("design", overflow="fold", min_width=10)
-    own = [cost.name for cost in costs if heading(cost.name)]
+    further = [cost.name for cost in costs if heading(cost.name)]
     whole = any(trial.validation_score not in (None, trial.score) for trial in trials)
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
     facts = [fact for name, fact in FACTS.items() if fact.heading and any(name in t.row.facts for t in trials)]
     scores = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
-    headings = [heading(name).replace(" ", "\n") for name in own] + [fact.heading for fact in facts]
+    headings = [heading(name).replace(" ", "\n") for name in further] + [fact.heading for fact in facts]
     for column in (*scores, "parameters", "%", "seconds", *headings):
         if column:
             table.add_column(column, justify="right", no_wrap=True)
@@ -82,7 +82,7 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             count_text(row["stored_parameters"]),
             percent_text(row["stored_percent"]),
             seconds_text(row["seconds"]),
-            *(amount_text(row[name]) for name in own),
+            *(amount_text(row[name]) for name in further),
             *(fact.text(trial.row.facts[fact.name]) if fact.name in trial.row.facts else "" for fact in facts),
         )
     return table

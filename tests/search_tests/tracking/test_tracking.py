@@ -18,16 +18,15 @@ import pytest
 from mlflow import MlflowClient
 
 from petl.configuration import Configuration, Training
-from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modification, Site
+from petl.design import Composition, Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.locations import StoreError
 from search.tracking import client, reader
 from search.tracking.schema import STATUS, DiskUse, StudyInfo
 from search.tracking.writer import MlflowTracker
-from search.trials.naming import flat_parameters, label, run_name
+from search.trials.naming import flat_parameters
 from search.trials.record import Replicate, SeedSummary, Spent, State, TrialRecord
-from search.trials.report import curve
 
 INFO = {
     "study": "demo",
@@ -288,15 +287,6 @@ def test_many_points_and_values_that_are_no_numbers(tracker: MlflowTracker) -> N
     assert len(history(tracker, 3, "train_loss")) == len(history(tracker, 3, "pace")) == 1200
 
 
-def test_curve_tells_training_loss_from_validation_loss() -> None:
-    points = [{"step": 10, "loss": 0.9, "learning_rate": 0.1}]
-    validations = [{"step": 10, "epoch": 1.0, "scores": {"loss": 0.7, "accuracy": 0.6}, "seconds": 4.0}]
-    assert curve(points, validations) == [
-        {"step": 10, "train_loss": 0.9, "learning_rate": 0.1},
-        {"step": 10, "epoch": 1.0, "seconds": 4.0, "loss": 0.7, "accuracy": 0.6},
-    ]
-
-
 def test_test_scores(tracker: MlflowTracker, uri: str, study: str) -> None:
     tracker.publish(COMPLETE)
     for _ in range(2):
@@ -521,87 +511,6 @@ def test_an_experiment_of_somebody_else_is_left_alone(tracker: MlflowTracker, ur
         with pytest.raises(StoreError, match="not a study"):
             action()
     assert "theirs" not in {summary.name for summary in reader.studies(uri)}
-
-
-def test_flat_parameters_names() -> None:
-    assert flat_parameters(Configuration(MAM, Training(dropout=0.1), seed=7)) == {
-        "prefix.length": "16",
-        "ffn.size": "64",
-        "ffn.insertion": "parallel",
-        "ffn.scale": "4.0",
-        "layers": "all",
-        "head": "true",
-        "learning_rate": "0.001",
-        "epochs": "3.0",
-        "batch_size": "32",
-        "batch_tokens": "0",
-        "accumulation": "1",
-        "schedule": "linear",
-        "warmup": "0.06",
-        "weight_decay": "0.01",
-        "beta2": "0.999",
-        "epsilon": "1e-08",
-        "clip": "1.0",
-        "label_smoothing": "0.0",
-        "dropout": "0.1",
-        "validate_every": "1.0",
-        "keep": "last",
-        "patience": "0",
-        "seed": "7",
-    }
-
-
-@pytest.mark.parametrize(
-    ("modifications", "expected"),
-    [
-        ([Modification(form=Form.LOW_RANK, site=Site.QUERY, size=8)], {"query.rank": "8", "query.scale": "1.0"}),
-        ([Modification(form=Form.BIAS, site=Site.MODEL)], {"bias": "true"}),
-        ([Modification(form=Form.PROMPT, site=Site.INPUT, size=5)], {"prompt.length": "5"}),
-        ([Modification(form=Form.MULTI_HEAD, site=Site.HEADS, size=5)], {"multi_head.size": "5"}),
-        (
-            [
-                Modification(
-                    form=Form.BOTTLENECK,
-                    site=Site.ATTENTION,
-                    composition=Composition.LEARNED_SCALE,
-                    size=4,
-                    layer_norm=LayerNorm.IN,
-                    layers="top 2",
-                ),
-                Modification(form=Form.LOW_RANK, site=Site.VALUE, size=2),
-            ],
-            {
-                "attention.scale": "learned",
-                "attention.layer_norm": "in",
-                "attention.layers": "top 2",
-                "value.layers": "all",
-            },
-        ),
-        (
-            [
-                Modification(form=Form.BOTTLENECK, site=Site.FFN, size=4),
-                Modification(form=Form.BOTTLENECK, site=Site.FFN, insertion=Insertion.SEQUENTIAL, size=6),
-            ],
-            {"ffn.size": "6", "ffn.insertion": "sequential", "ffn_2.size": "4", "ffn_2.insertion": "parallel"},
-        ),
-    ],
-)
-def test_flat_parameters_of_each_form(modifications: list[Modification], expected: dict[str, str]) -> None:
-    flat = flat_parameters(Configuration(Design(tuple(modifications))))
-    assert expected.items() <= flat.items()
-
-
-def test_labels_and_run_names() -> None:
-    unnamed = replace(COMPLETE, name="")
-    assert [label(one) for one in (unnamed, COMPLETE, replace(COMPLETE, reference="full"))] == [
-        MAM.describe(),
-        "mam",
-        "full",
-    ]
-    assert label(replace(unnamed, configuration=None)) == ""
-    assert run_name(replace(COMPLETE, name="")) == "3 " + MAM.describe()
-    assert run_name(replace(COMPLETE, reference="full")) == "reference full"
-    assert len(run_name(replace(COMPLETE, name="x" * 200))) == 80
 
 
 def test_json_of_a_record_is_plain() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from petl.measurements import Measurements
-from search.trials.report import Report
+from search.trials.report import Report, curve
 
 POINTS = [{"step": 10, "loss": 0.5, "learning_rate": 1e-3, "tokens_per_second": 9.0, "seconds": 1.0}]
 VALIDATIONS = [{"step": 20, "epoch": 1.0, "scores": {"accuracy": 0.5}, "seconds": 2.0}]
@@ -39,3 +39,12 @@ def test_what_ba3158e_left_in_a_folder_is_read() -> None:
 
 def test_what_there_is_nothing_of_is_not_written() -> None:
     assert Report(failure="diverged").to_dict() == {"failure": "diverged"}
+
+
+def test_curve_tells_training_loss_from_validation_loss() -> None:
+    points = [{"step": 10, "loss": 0.9, "learning_rate": 0.1}]
+    validations = [{"step": 10, "epoch": 1.0, "scores": {"loss": 0.7, "accuracy": 0.6}, "seconds": 4.0}]
+    assert curve(points, validations) == [
+        {"step": 10, "train_loss": 0.9, "learning_rate": 0.1},
+        {"step": 10, "epoch": 1.0, "seconds": 4.0, "loss": 0.7, "accuracy": 0.6},
+    ]
