@@ -17,7 +17,7 @@ from petl.measurements import SCORES, SHARES
 from petl.paper.results import EN_RO, FINDINGS, PAPER_TASKS, REMARKS, Finding, Number, Result, percent, results
 from search.results.console import add, count_states, failure_text, new_table, say
 from search.results.query import Study, Trial
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.schema import ListedDesign, PaperTable
 from search.trials.formats import STATES, count_text
 from search.trials.record import State

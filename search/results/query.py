@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
-from search.storage.locations import StoreError, store_uri
+from search.storage.errors import StoreError
+from search.storage.locations import store_uri
 from search.tracking import reader, schema
 from search.tracking.schema import StudySummary, TrialRow
 from search.trials import pareto

@@ -1,11 +1,13 @@
 """Where the truth lies, on disks and servers. Decides nothing about the search.
 
+errors     what stores raise, and how a full disk is recognised
 address    which forms an address may have; addresses without passwords, and texts without them
-locations  StudyHome: every place of a study; the command that resumes it; errors of stores and full disks
+locations  StudyHome: every place of a study; the command that resumes it
 remote     RemoteStore: a study's trials in an object store, or in another folder
 database   PostgreSQL behind the records: options, outages, repetitions
 locks      one driver a study, and no workers of an earlier one
 folder     TrialFolder: the files of a trial, and when they are valid
+listing    the files of all trials, listed once
 studies    the studies of a database: created, opened, listed, deleted
 quota      the limit on a study's bytes: usage, estimates, eviction
 """

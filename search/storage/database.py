@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from petl.errors import UserError
 from search.storage.address import POSTGRESQL, one_line, redacted
-from search.storage.locations import FullDiskError, StoreError, is_full
+from search.storage.errors import FullDiskError, StoreError, is_full
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -8,7 +8,6 @@ $PETL_SEARCH_HOME/optuna.db          the durable records, unless PostgreSQL has 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shlex
@@ -16,18 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from petl.errors import UserError
 from search.storage.address import AddressError, database, expand_env, sqlite_file, without_password
+from search.storage.errors import StoreError
 
 STUDY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
-
-
-class StoreError(UserError):
-    """A store, study, trial or adapter is missing, or a name is taken."""
-
-
-class FullDiskError(StoreError):
-    """A disk is full. A resume continues what was running from its last milestone once there is room."""
 
 
 def home() -> Path:
@@ -145,17 +136,3 @@ def _is_default(database: str) -> bool:
         return database == database_url()
     except AddressError:  # in the environment
         return False
-
-
-_FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error of Python, safetensors or a database was caused by a full disk or quota."""
-    while error is not None:
-        if isinstance(error, FullDiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(phrase in str(error).lower() for phrase in _FULL):
-            return True
-        error = error.__cause__
-    return False

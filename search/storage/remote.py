@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, retry_if_not_exception_t
 from tenacity.wait import wait_fixed
 
 from search.storage.address import one_line, redacted
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 
 _MARK: Final = "store"
 _PAUSES: Final = (1.0, 4.0)  # seconds before a request is repeated, beside pyarrow's own retries

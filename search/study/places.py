@@ -12,7 +12,8 @@ from petl.errors import UserError
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.database import is_postgresql
-from search.storage.locations import FullDiskError, StoreError, StudyHome, home, is_full
+from search.storage.errors import FullDiskError, StoreError, is_full
+from search.storage.locations import StudyHome, home
 from search.storage.locks import StudyLock
 from search.storage.locks import driving as holding
 from search.storage.studies import study_begun

@@ -18,8 +18,9 @@ from search.optimizer.steps import Source
 from search.results.files import write_front
 from search.results.live import Display
 from search.results.query import Study, load_study
+from search.storage.errors import FullDiskError, StoreError, is_full
 from search.storage.folder import TrialFolder
-from search.storage.locations import FullDiskError, StoreError, StudyHome, artifact_root, is_full
+from search.storage.locations import StudyHome, artifact_root
 from search.storage.locks import run_token
 from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store

@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from search.storage.address import expand_env, redacted, sqlite_file, without_password
 from search.storage.database import is_postgresql, reaching, require_database
-from search.storage.locations import StoreError, require_store
+from search.storage.errors import StoreError
+from search.storage.locations import require_store
 from search.tracking.schema import KIND, REFERENCE_KIND, REPLICATE_KIND, SEED, STUDY_KIND, STUDY_TAG, TRIAL, TRIAL_KIND
 from search.trials.record import Replicate
 

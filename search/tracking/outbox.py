@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Final, TypeVar
 
 from search.storage.address import one_line
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.client import refused
 from search.tracking.entries import Entry, parsed, written
 from search.tracking.tracker import Tracker

@@ -22,7 +22,7 @@ from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # 
 from petl.errors import UserNotice
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.client import answering, open_client, pages, parent_run, trial_runs
 from search.tracking.schema import (
     ADAPTER,

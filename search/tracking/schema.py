@@ -15,7 +15,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from petl.errors import faults
 from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
-from search.storage.locations import STUDY_NAME, StoreError
+from search.storage.errors import StoreError
+from search.storage.locations import STUDY_NAME
 from search.trials.objectives import objectives
 from search.trials.record import SeedSummary, Spent, State, TrialRecord
 from search.trials.upgrade import upgraded

@@ -12,7 +12,8 @@ from typing import Final
 
 from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
-from search.storage.locations import StoreError, artifact_root, home, require_store, store_uri
+from search.storage.errors import StoreError
+from search.storage.locations import artifact_root, home, require_store, store_uri
 
 _SHIPPED: Final = "password1234"  # MLflow's
 _SHORTEST: Final = 12

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.trials.record import Replicate, Spent, TrialRecord
 
 

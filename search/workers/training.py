@@ -21,8 +21,8 @@ from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
+from search.storage.errors import is_full
 from search.storage.folder import RESULT, SCORED, ResultPart, ScoredPart, TrialFolder, read_json, state_part, write_json
-from search.storage.locations import is_full
 from search.storage.remote import StoreAwayError
 from search.trials.report import Report
 from search.workers.assignment import Assignment, StudyContext

@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search.optimizer.steps import DONE, Decision, Idle, Source
-from search.storage.locations import FullDiskError, StoreError
+from search.storage.errors import FullDiskError, StoreError
 from search.storage.locks import StudyBusyError
 from search.storage.remote import StoreAwayError
 from search.trials.record import Replicate

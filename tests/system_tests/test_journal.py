@@ -29,7 +29,7 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.results.query import load_study
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.client import discard
 from search.tracking.entries import Close, Entry, Progress, Withdraw, parsed
 from search.tracking.outbox import Delivery, Journal, patiently

@@ -22,8 +22,9 @@ from search.config.study import load_config
 from search.config.text import ConfigError
 from search.results import tables as report
 from search.results.query import Study, load_study
-from search.storage.locations import StoreError, store_uri
+from search.storage.errors import StoreError
 from search.storage.locations import home as home_
+from search.storage.locations import store_uri
 from search.storage.studies import open_study
 from search.study.places import InterruptedStudy
 from search.study.run import resume, run

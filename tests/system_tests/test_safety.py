@@ -44,8 +44,8 @@ from search.config.sections import ResourcesConfig
 from search.config.study import load_config
 from search.config.text import ConfigError
 from search.storage.address import redacted, without_password
+from search.storage.errors import StoreError
 from search.storage.folder import TrialFolder
-from search.storage.locations import StoreError
 from search.study.places import StudyError
 from search.study.run import resume
 from search.tracking import client, reader

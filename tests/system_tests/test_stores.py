@@ -25,7 +25,7 @@ from survival import Victim, finished, progress
 
 from search import load_study
 from search.storage.address import database
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.writer import MlflowTracker
 
 READERS = 100

@@ -26,8 +26,9 @@ from search.config.sections import ResourcesConfig
 from search.config.study import load_config
 from search.config.text import ConfigError
 from search.results.query import Study, load_study
+from search.storage.errors import StoreError
 from search.storage.folder import read_json
-from search.storage.locations import StoreError, StudyHome, database_url
+from search.storage.locations import StudyHome, database_url
 from search.storage.studies import open_study
 from search.study.places import InterruptedStudy, StudyError, driving
 from search.study.run import resume, run

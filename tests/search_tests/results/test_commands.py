@@ -19,7 +19,7 @@ from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search import cli
 from search.results.query import ROW
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking import server as ui
 from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord

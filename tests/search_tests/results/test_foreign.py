@@ -20,7 +20,7 @@ from rich.console import Console
 from search.results import lists, tables
 from search.results.plot import draw
 from search.results.query import Study
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking import schema
 from search.trials.record import State
 

@@ -17,7 +17,7 @@ from petl.presets import parse
 from search.results import tables as report
 from search.results.lists import DesignTable, compare, print_against, print_list
 from search.results.query import Study
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.trials.record import State, TrialRecord
 

@@ -20,7 +20,7 @@ from petl.configuration import Configuration
 from petl.design import Design
 from search import load_study
 from search.results.query import ROW, ParetoFront, Study
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.schema import StudyInfo, StudySummary, TrialRow
 from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord

@@ -14,7 +14,8 @@ import studies
 from search.config.study import load_config
 from search.config.text import ConfigError
 from search.storage.address import AddressError, database, expand_env, redacted, restore_password, without_password
-from search.storage.locations import StoreError, database_url
+from search.storage.errors import StoreError
+from search.storage.locations import database_url
 from search.tracking import client as tracking
 
 SECRET = "hunter2"

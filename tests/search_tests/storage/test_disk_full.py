@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from search.storage.errors import FullDiskError
 from search.storage.folder import TrialFolder
-from search.storage.locations import FullDiskError
 from search.storage.studies import open_study
 from search.study.run import resume, run
 from search.trials.record import State

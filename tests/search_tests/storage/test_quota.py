@@ -24,8 +24,8 @@ from search.optimizer.budget import Budget
 from search.optimizer.search import Search
 from search.results import tables as report
 from search.storage import folder, quota
+from search.storage.errors import StoreError
 from search.storage.folder import TrialFolder
-from search.storage.locations import StoreError
 from search.storage.quota import DiskError, Result, estimate, eviction
 from search.storage.remote import RemoteStore, set_store
 from search.study.run import run
@@ -225,7 +225,8 @@ def test_a_trial_is_listed_again_only_when_it_changed(
             listed.append(path.relative_to(study).as_posix())
             return walk(path, skip)
 
-        monkeypatch.setattr("search.storage.folder.files_in", files_in)
+        for module in ("folder", "listing"):
+            monkeypatch.setattr(f"search.storage.{module}.files_in", files_in)
     for number in range(20):
         write(study, number, 100)
     usage = quota.Usage(study, None, records)

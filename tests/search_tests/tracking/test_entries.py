@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from published import record
 
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking.entries import (
     KINDS,
     Artifacts,

@@ -21,7 +21,7 @@ from petl.configuration import Configuration, Training
 from petl.design import Composition, Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import load_study
-from search.storage.locations import StoreError
+from search.storage.errors import StoreError
 from search.tracking import client, reader
 from search.tracking.schema import STATUS, DiskUse, StudyInfo
 from search.tracking.writer import MlflowTracker

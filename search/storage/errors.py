@@ -1,0 +1,30 @@
+"""What stores raise, and how a full disk is recognised."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from petl.errors import UserError
+
+
+class StoreError(UserError):
+    """A store, study, trial or adapter is missing, or a name is taken."""
+
+
+class FullDiskError(StoreError):
+    """A disk is full. A resume continues what was running from its last milestone once there is room."""
+
+
+_FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error of Python, safetensors or a database was caused by a full disk or quota."""
+    while error is not None:
+        if isinstance(error, FullDiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(phrase in str(error).lower() for phrase in _FULL):
+            return True
+        error = error.__cause__
+    return False
