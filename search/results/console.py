@@ -38,19 +38,28 @@ def count_states(study: Study) -> str:
 
 def why_empty(study: Study, front: ParetoFront) -> str:
     """Return in a sentence why a study's front has no member."""
-    counts = [trial.measurements.stored_parameters for trial in study.trials if trial.measurements]
+    complete = [trial.measurements for trial in study.trials if trial.measurements]
+    within = [
+        measured
+        for measured in complete
+        if all(getattr(measured, name) is not None and getattr(measured, name) <= limit for name, limit in front.limits)
+    ]
     if not study.trials:
         reason = "it has no trials yet"
-    elif not counts:
+    elif not complete:
         reason = f"no trial is complete ({count_states(study)})"
     elif front.fdr is not None:
         reason = (
             f"no trial can be named with at most {100 * front.fdr:g} % false ones expected. Allow more, or train more "
             f"seeds: `petl-search resume {study.name}` with a larger replicates.per_trial or replicates.extra"
         )
-    elif front.limits:
+    elif not within:
+        smallest = min(measured.stored_parameters for measured in complete)
         limits = ", ".join(f"{name} <= {limit:,g}" for name, limit in front.limits)
-        reason = f"no complete trial is within {limits} ({count_states(study)}). The smallest stores {min(counts):,}"
+        reason = (
+            f"no complete trial is within {limits} ({count_states(study)}). Allow more; the smallest of them stores "
+            f"{smallest:,} parameters"
+        )
     else:
         reason = f"no complete trial has a score and every cost ({count_states(study)})"
     return f"The front of {study.name} is empty: {reason}."

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -38,7 +37,7 @@ _WORST: Final = 130.0  # a label with a higher penalty is shortened, or left out
 
 @dataclass(frozen=True)
 class Label:
-    """A point, in data coordinates, and what it may be called, the fullest wording first."""
+    """Hold a point, in data coordinates, and what it may be called, the fullest wording first."""
 
     point: Point
     wordings: Sequence[str]
@@ -46,20 +45,20 @@ class Label:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is in the picture already, in data coordinates, and labels rather leave free.
+    """Hold what is in the picture already, in data coordinates, and is better not covered.
 
-    `points` are marks, `corners` those of a line of horizontal and vertical pieces, `heights` those of lines across
+    `points` are marks, `pieces` the two ends of straight lines along one of the axes, `heights` those of lines across
     the whole picture.
     """
 
     points: Sequence[Point] = ()
-    corners: Sequence[Point] = ()
+    pieces: Sequence[tuple[Point, Point]] = ()
     heights: Sequence[float] = ()
 
 
 @dataclass
 class _Clutter:
-    """The same in pixels. Labels never cover `taken` boxes; `points`, `edges` and `lines` count as a penalty."""
+    """Hold the same in pixels. Labels never cover `taken` boxes; `points`, `edges` and `lines` count as a penalty."""
 
     taken: Floats
     points: Floats
@@ -133,8 +132,7 @@ def place(point: Point, size: Point, clutter: _Clutter) -> Box | None:
 
 
 def _clutter(axes: Axes, labels: Sequence[Label], drawn: Drawn) -> _Clutter:
-    corners = _pixels(axes, drawn.corners)
-    edges = [box for start, end in pairwise(corners) for box in _pieces(start, end)]
+    edges = [_thin_box(*_pixels(axes, piece)) for piece in drawn.pieces]
     marks = _pixels(axes, [label.point for label in labels])
     left = axes.get_xlim()[0]
     x0, y0, x1, y1 = axes.get_window_extent().extents
@@ -147,10 +145,9 @@ def _clutter(axes: Axes, labels: Sequence[Label], drawn: Drawn) -> _Clutter:
     )
 
 
-def _pieces(start: Point, end: Point) -> list[Box]:
-    """Return the horizontal and the vertical piece from one corner to the next, as thin boxes."""
+def _thin_box(start: Point, end: Point) -> Box:
     (x0, y0), (x1, y1) = start, end
-    return [(x0, y0 - 1, x1, y0 + 1), (x1 - 1, min(y0, y1), x1 + 1, max(y0, y1))]
+    return min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1
 
 
 def _leader(axes: Axes, point: Point, at: Point, box: Box) -> list[Point]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from search.results.console import why_empty
 from search.results.labels import Drawn, Label, Point, write_labels
-from search.trials.formats import short_text
+from search.trials.formats import model_text, short_text
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ _SECOND: Final = "cividis_r"  # made for any colour vision as well
 _SMALL: Final = 7.5
 _ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
 _LINE: Final = 28  # characters in a line of a label
+_SENTENCE: Final = 70  # in a line of a sentence
 _LONGEST: Final = 80  # of a name anywhere else; a $ in one is no formula
 
 
@@ -146,7 +149,7 @@ def _frame(axes: Axes, view: _View) -> None:
     axes.spines[["right", "top"]].set_visible(False)
     axes.tick_params(labelsize=8.5, color="#999999", labelcolor=_INK)
     info = view.study.summary.info
-    facts = [view.study.name, _model(info.backbone.model), info.task.name]
+    facts = [view.study.name, model_text(info.backbone.model), info.task.name]
     title = " · ".join(str(fact)[:_LONGEST] for fact in facts if fact)
     axes.set_title(title, loc="left", fontsize=10, color=_INK, parse_math=False)
     base = view.front.base_parameters
@@ -254,10 +257,12 @@ def _labels(axes: Axes, view: _View) -> None:
     """Name the members of the front where there is room; each has a number, for `petl-search show`."""
     last = len(view.named) - 1
     ordered = sorted(range(last + 1), key=lambda index: min(index, last - index))  # the extremes come first
-    stair, right = view.stair, axes.get_xlim()[1]
+    line = [view.stair[0]]
+    for x, y in (*view.stair[1:], (axes.get_xlim()[1], view.stair[-1][1])):
+        line += [(x, line[-1][1]), (x, y)]
     drawn = Drawn(
         points=[point for point in view.complete + view.stopped if view.inside(point[1])],
-        corners=[*stair, (right, stair[-1][1])],
+        pieces=[*pairwise(line), *(((x, mean - spread), (x, mean + spread)) for x, mean, spread in view.seeds)],
         heights=[score for _, score in view.references if view.inside(score)],
     )
     members = [view.named[index] for index in ordered]
@@ -270,9 +275,10 @@ def _say_why_empty(axes: Axes, view: _View) -> None:
         axes.set_xticks([])
     if not (view.costs or view.references):
         axes.set_yticks([])
+    reason = fill(why_empty(view.study, view.front), _SENTENCE)
     axes.text(
-        0.5, 0.5, why_empty(view.study, view.front), transform=axes.transAxes, ha="center", va="center", color=_INK,
-        fontsize=9, wrap=True, parse_math=False,
+        0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=_INK, fontsize=_SMALL + 1,
+        zorder=6, bbox={"color": "white", "alpha": 0.85}, parse_math=False,
     )  # fmt: skip
 
 
@@ -291,13 +297,6 @@ def _wordings(trial: Trial) -> Iterator[str]:
     if len(lines) > 1:
         yield "\n".join([lines[0], lines[1] + " …"]) if len(lines) > 2 else lines[0] + " …"
     yield str(trial.number)
-
-
-def _model(text: str) -> str:
-    """Return a model's name without its folder, or the path inside its package."""
-    if text.startswith("package:"):
-        return text.removeprefix("package:").partition("/")[0]
-    return Path(text).name if text.startswith(("/", "~", ".")) else text
 
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:

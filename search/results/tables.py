@@ -22,6 +22,7 @@ from search.trials.formats import (
     bytes_text,
     count_text,
     heading,
+    model_text,
     percent_text,
     score_text,
     seconds_text,
@@ -220,7 +221,7 @@ def studies_table(studies: Sequence[Study]) -> Table:
             study.summary.status.lower(),
             count_states(study),
             best,
-            info.backbone.model,
+            model_text(info.backbone.model),
             info.task.name,
         )
     return table

@@ -64,3 +64,10 @@ def short_text(value: float) -> str:
         if value >= factor:
             return f"{value / factor:g}{unit}"
     return f"{value:g}"
+
+
+def model_text(text: str) -> str:
+    """Return a model's name without its folder, or the path inside its package."""
+    if text.startswith("package:"):
+        return text.removeprefix("package:").partition("/")[0]
+    return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text

@@ -148,7 +148,7 @@ def test_a_front_that_limits_leave_empty_says_so() -> None:
     what = study()
     text = printed(lambda out: tables.print_front(what, what.front(max_parameters=1), out), 120)
     assert "no complete trial is within stored_parameters <= 1 (15 complete, 1 stopped early, 1 failed)." in text
-    assert "The smallest stores 3,000." in text
+    assert "the smallest of them stores 3,000 parameters" in text
 
 
 def test_what_a_study_has_spent_and_what_it_left() -> None:

@@ -46,6 +46,15 @@ def test_a_single_seed_has_no_spread() -> None:
     assert formats.spread_text(0.7, 0.0123) == "0.7000 ± 0.0123"
 
 
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [("roberta-base", "roberta-base"), ("facebook/bart-large", "facebook/bart-large"), ("/data/models/mine", "mine"),
+     ("~/mine", "mine"), ("./mine/", "mine"), ("package:minilm/model", "minilm"), ("", "")],
+)  # fmt: skip
+def test_a_model_is_named_without_its_folder(model: str, text: str) -> None:
+    assert formats.model_text(model) == text
+
+
 def test_every_state_has_a_word_and_two_costs_no_column_of_their_own() -> None:
     assert set(formats.STATES) == set(State)
     assert [formats.heading(cost) for cost in ("stored_parameters", "seconds", "latency_ms")] == ["", "", "latency ms"]
