@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from petl.backbones.model import quiet
+from petl.backbones.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor

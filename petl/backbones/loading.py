@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from petl.backbones.families import family_named
-from petl.backbones.model import PEFT_CONFIG, parameters_of, quiet, read_config
+from petl.backbones.model import PEFT_CONFIG, parameters_of, read_config
+from petl.backbones.quiet import quiet
 
 
 def load(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -204,20 +203,3 @@ def _require_no_code(written: Mapping[str, Any], model: str) -> None:
     for name in _ATTENTIONS:  # such as kernels/flash: transformers would fetch and run that
         if "/" in str(written.get(name, "")):
             raise BackboneError(f"{model} asks for attention by the code of {written[name]!r}, which is never run")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers within the context: its progress bar, and its reports of what is intended (a new head)."""
-    from transformers.utils import logging as library_logging
-
-    logging: Any = library_logging  # its functions are not annotated
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

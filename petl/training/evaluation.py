@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
 from petl.backbones.generation import generate
-from petl.backbones.model import quiet
+from petl.backbones.quiet import quiet
 from petl.data.batches import sorted_batches
 from petl.data.encoding import IGNORED
 from petl.data.tokens import TaskData

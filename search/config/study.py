@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from pydantic import (
@@ -25,7 +24,6 @@ from petl.errors import faults
 from petl.tasks import Task
 from search.config.rules import REFERENCES, RULES
 from search.config.sections import (
-    STORED,
     BackboneConfig,
     BudgetConfig,
     DesignConfig,
@@ -42,12 +40,10 @@ from search.config.sections import (
     _one_of,
     _Section,
 )
-from search.config.text import ConfigError, parse
 from search.optimizer.rungs import Rule
-from search.storage import address
 from search.storage.locations import STUDY_NAME
 from search.trials.objectives import COUNTS
-from search.trials.upgrade import KEYS, renamed, upgraded, versioned
+from search.trials.upgrade import KEYS, renamed, versioned
 from spaces.space import resolve as resolve_space
 
 BASELINES: Final = ("majority", "probe", "untuned")  # as petl.training.baselines has them, which needs torch
@@ -66,12 +62,6 @@ _SHORT: Final[Mapping[str, tuple[type, Callable[[Any], Any]]]] = {  # what a fie
 # A section that has a fault of its own is as good as any other for the rules that do not read it.
 _ANY: Final[Mapping[str, Any]] = {"study": "any", "backbone": {"model": "any/any"}, "task": {}}
 _NO_TASK: Final = Task()  # for rules that do not read the task, where it has a fault
-
-
-def _long_form(name: str, value: Any) -> Any:
-    """Return what a field's short form stands for; any other value as it is."""
-    kind, written_out = _SHORT.get(name, ((), None))
-    return written_out(value) if written_out and isinstance(value, kind) and not isinstance(value, bool) else value
 
 
 class StudyConfig(_Section):
@@ -291,63 +281,6 @@ class StudyConfig(_Section):
         return replace(training, accumulation=training.accumulation * self.resources.workers_per_trial)
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
-    """Return the study of a file (YAML), or of the same as a mapping, with `key.key=value` overrides.
-
-    Raises ConfigError with every fault: where, the rule, and the value received.
-    """
-    if isinstance(source, Mapping):
-        return _validated(source, overrides, "the study")
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
-    return _validated(parse(text, str(source)), overrides, str(source))
-
-
-def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
-    """Return the configuration that `StudyConfig.to_dict` gave, of this version or an earlier one.
-
-    Raises VersionError for a later one, and ConfigError as `load_config` does.
-    """
-    return _validated(upgraded(stored), overrides, "the study", STORED)
-
-
-def _validated(data: Any, overrides: Sequence[str], name: str, context: str | None = None) -> StudyConfig:
-    if not isinstance(data, Mapping):
-        received = address.redacted(repr(data))
-        raise ConfigError(f"a study file is a mapping of sections such as study and backbone; received {received}")
-    data = _deep_copy(data)
-    for override in overrides:
-        _override(data, override)
-    try:
-        return StudyConfig.model_validate(data, context=context)
-    except ValidationError as error:
-        found = faults(error, redact=address.redacted)
-        raise ConfigError("\n  ".join([f"{name} has {len(found)} fault(s):", *found])) from None
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Set a key of the data. A section that has its short form gets the long one first."""
-    path, equals, text = override.partition("=")
-    *sections, key = path.split(".")
-    if not equals or not all((*sections, key)):
-        raise ConfigError(f"--set takes key=value, such as budget.trials=48; received {address.redacted(override)!r}")
-    top = data
-    for section in sections:
-        value = data.get(section)
-        if data is top:
-            value = _long_form(section, value)
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise ConfigError(f"--set {address.redacted(override)}: {section} is a value, not a section")
-        data[section] = data = value
-    data[key] = parse(text, f"--set {override}")
-
-
 def typed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of training with their types. Raises ValueError for unknown ones and for values of another type.
 
@@ -417,7 +350,7 @@ def _again(fault: ErrorDetails) -> InitErrorDetails:
     return InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
 
 
-def _deep_copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _deep_copy(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def _long_form(name: str, value: Any) -> Any:
+    """Return what a field's short form stands for; any other value as it is."""
+    kind, written_out = _SHORT.get(name, ((), None))
+    return written_out(value) if written_out and isinstance(value, kind) and not isinstance(value, bool) else value

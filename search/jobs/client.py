@@ -31,7 +31,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from petl.errors import UserError
-from search.config.study import StudyConfig, load_config
+from search.config.loading import load_config
+from search.config.study import StudyConfig
 from search.jobs import entrypoint
 from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
 from search.storage.folder import file_hash

@@ -10,7 +10,7 @@ from search.storage.locations import StudyHome
 from search.storage.remote import RemoteStore, find_store
 from search.storage.studies import delete_study, study_exists
 from search.study.places import StudyError
-from search.tracking.client import discard, has_trials
+from search.tracking.experiment import discard, has_trials
 
 
 def require_new(places: StudyHome) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from search.config.study import StudyConfig, load_config, load_stored
+from search.config.loading import load_config, load_stored
+from search.config.study import StudyConfig
 from search.results.console import console as terminal
 from search.results.query import Study
 from search.storage.address import redacted

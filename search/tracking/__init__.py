@@ -1,7 +1,9 @@
 """The published copy of a study, in MLflow: the one room that imports it.
 
 schema     tags and metrics <-> dataclasses; the tags' names, the table of facts; what strangers wrote is checked
-client     MLflow's client: opening, searching, errors
+client     MLflow's client: opening it, and its errors
+experiment the experiment of a study: found, created, removed
+runs       its runs: listed and written
 writer     MlflowTracker, which writes a study
 reader     reads studies and trials, downloads adapters
 note       the Markdown of a study's pages

@@ -23,7 +23,8 @@ from petl.errors import UserNotice
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
 from search.storage.errors import StoreError
-from search.tracking.client import answering, open_client, pages, parent_run, trial_runs
+from search.tracking.client import answering, open_client
+from search.tracking.runs import pages, parent_run, trial_runs
 from search.tracking.schema import (
     ADAPTER,
     INFO,

@@ -28,18 +28,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from search.tracking.client import (
-    answering,
-    listing,
-    log,
-    milliseconds,
-    one_run_a_trial,
-    open_client,
-    own_experiment,
-    parent_run,
-    replicate_runs,
-)
+from search.tracking.client import answering, open_client
+from search.tracking.experiment import own_experiment
 from search.tracking.note import links, note
+from search.tracking.runs import listing, log, milliseconds, one_run_a_trial, parent_run, replicate_runs
 from search.tracking.schema import (
     ADAPTER,
     COUNTS,

@@ -38,8 +38,9 @@ from petl.backbones.count import count
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
+from search.config.loading import load_config
 from search.config.sections import SamplerConfig, SchedulerConfig
-from search.config.study import StudyConfig, load_config
+from search.config.study import StudyConfig
 from search.config.text import ConfigError
 from search.storage.locks import StudyLock, run_token
 from search.trials.objectives import objectives, reference_point

@@ -15,7 +15,8 @@ from petl.backbones.model import Backbone, describe
 from petl.paper.percentages import check, from_config
 from petl.paper.results import PERCENTAGES, results
 from petl.presets import parse
-from search.config.study import StudyConfig, load_config
+from search.config.loading import load_config
+from search.config.study import StudyConfig
 from search.study.plan import _listed, _searched
 
 ROOT = Path(__file__).parents[2] / "spaces" / "studies"

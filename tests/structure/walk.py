@@ -3,9 +3,9 @@
 It is the walk of a reader who begins at `search.run` and wants to know all that happens. A stop is a function or a
 class at the top level of a module, read as a whole, once, where it is first named: called, handed to somebody who calls
 it (a callback, a thread, Ray), or looked up in a table of functions. After reading it, the reader goes to what it
-names, in the order in which Python evaluates it, and from there on in the same way (depth first). Constants are no
-stops, but what they name is followed. What is left out: errors that are raised or caught, annotations, and what is
-named as a type only (`isinstance`).
+names, in the order in which Python evaluates it, and from there on in the same way (depth first). Constants, and
+enumerations, which are lists of them, are no stops, but what they name is followed. What is left out: errors that are
+raised or caught, annotations, and what is named as a type only (`isinstance`).
 
 A stay is a run of stops in one module. The walk *enters* a module once a stay: a module that is read in one go is
 entered once, and one that hands the reader to others and gets him back, again and again, is entered each time.
@@ -55,7 +55,7 @@ def walk(tree: Tree, start: Unit) -> dict[Unit, Unit | None]:
             continue
         seen.add(unit)
         definition = tree.modules[unit.module].definitions[unit.name]
-        if isinstance(definition, _FUNCTION | ast.ClassDef):
+        if isinstance(definition, _FUNCTION | ast.ClassDef) and not _is_enumeration(definition):
             stops[unit] = by
         named = _Names(tree, unit.module).of(definition, frozenset())
         waiting += reversed([(other, unit) for other in named])
@@ -71,6 +71,11 @@ def stays(stops: Mapping[Unit, Unit | None]) -> list[Stay]:
 def entries(stops: Mapping[Unit, Unit | None]) -> Counter[str]:
     """Count how many times the walk enters each module."""
     return Counter(stay.module for stay in stays(stops))
+
+
+def _is_enumeration(definition: ast.AST) -> bool:
+    """Return whether a class is a list of constants."""
+    return isinstance(definition, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in definition.bases)
 
 
 def _is_error(tree: Tree, unit: Unit) -> bool:

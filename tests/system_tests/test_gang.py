@@ -26,8 +26,8 @@ from petl.configuration import Configuration, Training
 from petl.data.tokens import load_data
 from petl.presets import parse
 from petl.training.run import TrainingRun
+from search.config.loading import load_config
 from search.config.sections import ResourcesConfig
-from search.config.study import load_config
 from search.config.text import ConfigError
 from search.storage.locks import StudyLock, run_token
 from search.study.places import StudyError

@@ -30,8 +30,8 @@ from petl.measurements import Measurements
 from petl.presets import parse
 from search.results.query import load_study
 from search.storage.errors import StoreError
-from search.tracking.client import discard
 from search.tracking.entries import Close, Entry, Progress, Withdraw, parsed
+from search.tracking.experiment import discard
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord

@@ -30,8 +30,9 @@ from petl.design import LINEARS, PLACES
 from petl.presets import EVERYWHERE, PRESETS, parse
 from petl.tasks import KINDS, TASKS, Decoding, Task
 from search.cli import app
+from search.config.loading import load_config
 from search.config.sections import DesignConfig
-from search.config.study import StudyConfig, load_config
+from search.config.study import StudyConfig
 from search.optimizer.rungs import RULES
 from search.trials.objectives import COUNTS
 from spaces.shipped import ShippedSpace

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from search.cli import app
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.config.text import ConfigError
 from search.results import tables as report
 from search.results.query import Study, load_study

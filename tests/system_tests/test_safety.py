@@ -40,15 +40,15 @@ from petl.presets import parse
 from petl.training import baselines
 from petl.training.run import TrainingRun
 from search import load_study
+from search.config.loading import load_config
 from search.config.sections import ResourcesConfig
-from search.config.study import load_config
 from search.config.text import ConfigError
 from search.storage.address import redacted, without_password
 from search.storage.errors import StoreError
 from search.storage.folder import TrialFolder
 from search.study.places import StudyError
 from search.study.run import resume
-from search.tracking import client, reader
+from search.tracking import client, reader, runs
 from search.tracking import server as ui
 from search.tracking.note import note
 from search.tracking.reader import LeftOutWarning
@@ -161,9 +161,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture
 def alone(study: Study) -> Iterator[Study]:
     """The study without what a test planted, afterwards."""
-    before = {run.info.run_id for run in client.trial_runs(study.client, study.tracker.experiment_id)}
+    before = {run.info.run_id for run in runs.trial_runs(study.client, study.tracker.experiment_id)}
     yield study
-    for run in client.trial_runs(study.client, study.tracker.experiment_id):
+    for run in runs.trial_runs(study.client, study.tracker.experiment_id):
         if run.info.run_id not in before:
             study.client.delete_run(run.info.run_id)
 

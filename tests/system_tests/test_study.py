@@ -22,8 +22,8 @@ from published import published_info
 from rich.console import Console
 
 from petl.adapters import storage
+from search.config.loading import load_config
 from search.config.sections import ResourcesConfig
-from search.config.study import load_config
 from search.config.text import ConfigError
 from search.results.query import Study, load_study
 from search.storage.errors import StoreError

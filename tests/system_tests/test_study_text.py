@@ -14,7 +14,7 @@ from published import published_info
 from rich.console import Console
 
 from search import Study, run
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.storage.folder import PREDICTIONS, TrialFolder
 from search.study.resolve import resolve
 from search.trials.record import State

@@ -13,7 +13,7 @@ import yaml
 from studies import study
 
 from petl import tasks
-from search.config.study import load_config, load_stored
+from search.config.loading import load_config, load_stored
 from search.config.text import ConfigError
 from search.optimizer.rungs import Halving
 

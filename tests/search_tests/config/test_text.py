@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from studies import study
 
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.config.text import ConfigError, parse
 
 

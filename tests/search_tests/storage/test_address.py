@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import studies
 
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.config.text import ConfigError
 from search.storage.address import AddressError, database, expand_env, redacted, restore_password, without_password
 from search.storage.errors import StoreError

@@ -113,7 +113,7 @@ def test_references_go_last_and_the_front_never() -> None:
 
 def test_what_a_trial_writes_is_within_what_was_reserved(tmp_path: Path) -> None:
     """A small transformer whose tensors outweigh all else: the bounds hold, and are not twice too large."""
-    from search.config.study import load_config
+    from search.config.loading import load_config
     from search.study.resolve import resolve
     from search.workers.assignment import Assignment, StudyContext
     from search.workers.training import TrialTraining, WarmModel

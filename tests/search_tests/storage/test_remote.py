@@ -16,7 +16,7 @@ from rich.console import Console
 
 from petl.configuration import Configuration, Training
 from petl.presets import parse
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.config.text import ConfigError
 from search.storage.folder import TrialFolder
 from search.storage.listing import trial_files

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from studies import study
 
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.study.plan import rehearse
 from search.study.resolve import resolve
 

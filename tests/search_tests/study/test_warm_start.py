@@ -14,7 +14,7 @@ from loop import BACKBONE, OPTIONS, TRAINING, count, plan, run
 from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import parse
-from search.config.study import load_config
+from search.config.loading import load_config
 from search.config.text import ConfigError
 from search.optimizer.budget import Budget
 from search.optimizer.search import Search

@@ -22,7 +22,7 @@ from petl.design import Composition, Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.errors import StoreError
-from search.tracking import client, reader
+from search.tracking import experiment, reader
 from search.tracking.schema import STATUS, DiskUse, StudyInfo
 from search.tracking.writer import MlflowTracker
 from search.trials.naming import flat_parameters
@@ -492,12 +492,12 @@ def test_unknown_study_and_missing_store(tracker: MlflowTracker, uri: str, tmp_p
 
 def test_a_discarded_study_frees_its_name(tracker: MlflowTracker, uri: str, study: str, tmp_path: Path) -> None:
     tracker.publish(COMPLETE)
-    client.discard(uri, study)
+    experiment.discard(uri, study)
     with pytest.raises(StoreError):
         reader.summary(uri, study)
     assert again(tracker, uri, tmp_path).run_id != tracker.run_id
     assert reader.records(uri, study) == []
-    client.discard(uri, "never there")
+    experiment.discard(uri, "never there")
 
 
 def test_a_study_that_was_deleted_in_mlflow_starts_anew(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
@@ -507,7 +507,10 @@ def test_a_study_that_was_deleted_in_mlflow_starts_anew(tracker: MlflowTracker, 
 
 def test_an_experiment_of_somebody_else_is_left_alone(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker._client.create_experiment("theirs")
-    for action in (lambda: MlflowTracker.open(uri, "theirs", tmp_path, INFO), lambda: client.discard(uri, "theirs")):
+    for action in (
+        lambda: MlflowTracker.open(uri, "theirs", tmp_path, INFO),
+        lambda: experiment.discard(uri, "theirs"),
+    ):
         with pytest.raises(StoreError, match="not a study"):
             action()
     assert "theirs" not in {summary.name for summary in reader.studies(uri)}

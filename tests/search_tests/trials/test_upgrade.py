@@ -10,7 +10,7 @@ import pytest
 from studies import study
 
 from search import cli
-from search.config.study import load_config, load_stored
+from search.config.loading import load_config, load_stored
 from search.config.text import ConfigError
 from search.trials.upgrade import VERSION, VersionError, upgraded
 
