@@ -368,7 +368,7 @@ def export(
 ) -> None:
     """Write a trial's trained adapter as a folder.
 
-    `petl.adapters.storage.load_model` reads it, or with --format peft PEFT's `PeftModel.from_pretrained`.
+    `petl.load_model` reads it, or with --format peft PEFT's `PeftModel.from_pretrained`.
 
     Example: petl-search export demo 12 my-adapter
     """
@@ -378,7 +378,7 @@ def export(
     if format is AdapterFormat.PEFT:
         typer.echo(f"{folder}: load it in Python by peft.PeftModel.from_pretrained(base_model, {str(folder)!r})")
     else:
-        typer.echo(f"{folder}: load it in Python by petl.adapters.storage.load_model({str(folder)!r})")
+        typer.echo(f"{folder}: load it in Python by petl.load_model({str(folder)!r})")
 
 
 @app.command()

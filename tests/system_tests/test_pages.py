@@ -34,6 +34,7 @@ from search.config.loading import load_config
 from search.config.sections import DesignConfig
 from search.config.study import StudyConfig
 from search.optimizer.rungs import RULES
+from search.results.replays import rule_options
 from search.trials.objectives import COUNTS
 from spaces.shipped import ShippedSpace
 from spaces.space import SPACES
@@ -312,6 +313,8 @@ def check_petl_search(arguments: list[str]) -> None:
     context = command.make_context(arguments[0], arguments[1:])
     for override in context.params.get("overrides") or ():
         load_config(BASE, [override])
+    if arguments[0] == "replay":
+        rule_options(context.params["values"] or ())
     if arguments[0] == "count" and context.params["design"] not in ("DESIGN",):
         parse(context.params["design"])
     if arguments[0] == "run" and str(context.params["study"]).startswith("spaces/"):
