@@ -174,10 +174,10 @@ def test_a_servers_password_goes_into_the_header_alone(monkeypatch: pytest.Monke
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"127.0.0.1:{server.server_port}"
-        client = tracking._client(f"http://me:hunter2%40@{host}")
+        client = tracking.open_client(f"http://me:hunter2%40@{host}")
         assert client.tracking_uri == f"http://{host}"
         with pytest.raises(StoreError, match="no store answers") as raised:
-            tracking._client(f"http://me:hunter2@{host}/closed")
+            tracking.open_client(f"http://me:hunter2@{host}/closed")
         server.shutdown()
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None
