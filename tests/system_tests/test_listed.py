@@ -10,7 +10,7 @@ import pytest
 import studies
 from rich.console import Console
 
-from search.results import lists as against
+from search.results.lists import print_against
 from search.results.query import Study
 from search.study.places import StudyError
 from search.study.run import resume, run
@@ -65,7 +65,7 @@ def test_a_finished_list_resumes_to_itself(finished: Study) -> None:
 
 def test_it_is_shown_beside_the_paper(finished: Study) -> None:
     out = Console(width=200, file=io.StringIO())
-    against.print_against(finished, out)
+    print_against(finished, out)
     text = out.file.getvalue()  # type: ignore[attr-defined]
     (scores,) = (line for line in text.splitlines() if "94.0 ±0.1" in line)
     assert scores.split()[:5] == ["prefix,", "l", "=", "32", "2"]  # two seeds

@@ -14,7 +14,7 @@ from petl.configuration import Configuration
 from petl.measurements import Measurements
 from petl.paper.results import FINDINGS, PAPER_TASKS, RESULTS, TABLES, percent, results
 from petl.presets import parse
-from search.results import tables as report
+from search.results import tables
 from search.results.lists import DesignTable, compare, print_against, print_list
 from search.results.query import Study
 from search.storage.errors import StoreError
@@ -162,7 +162,7 @@ def test_the_development_split_is_the_whole_one_or_not_shown() -> None:
 
 
 def test_a_list_without_a_table_is_shown_by_its_own_score() -> None:
-    text = printed(report.print_study, study(THREE, paper=None))
+    text = printed(tables.print_study, study(THREE, paper=None))
     assert "paper's table" not in text
     columns = DesignTable(study(THREE, paper=None)).columns
     assert columns == (("rouge2", "validation"), ("loss", "validation"), ("rouge2", "test"))
