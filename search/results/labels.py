@@ -31,7 +31,7 @@ _NEAR: Final = 18.0  # pixels from its point to a label that needs no line
 _DISTANCES: Final = (10.0, 18.0, 30.0, 45.0, 65.0, 90.0, 120.0)
 _ANGLES: Final = np.radians(np.arange(0, 360, 15))
 _CLEARANCE: Final = 5.0
-_POINT, _EDGE, _STROKE, _CROSSING, _AWRY = 40.0, 30.0, 25.0, 40.0, 15.0  # penalties, in pixels of distance
+_POINT, _EDGE, _STROKE, _CROSSING, _AWRY = 40.0, 45.0, 25.0, 40.0, 15.0  # penalties, in pixels of distance
 _WORST: Final = 130.0  # a label with a higher penalty is shortened, or left out
 
 

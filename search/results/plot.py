@@ -123,7 +123,7 @@ class _View:
         points = self.members or self.complete or self.stopped or self.references
         core = sorted(sign * y for _, y in points) or [0.0, 1.0]
         top = max([*core, *seeds, *(sign * y for _, y in self.references)])
-        span = max(top - core[0], 0.02 * max(abs(top), 1e-9))
+        span = max(top - core[0], 0.1 * max(abs(top), 1e-9))  # a single score is not magnified
         near = [v for v in (*(sign * y for _, y in self.complete + self.stopped + self.references),) if v <= top]
         bottom = min([*seeds, *(v for v in near if v >= core[0] - 0.5 * span)], default=core[0])
         return sign * (bottom - 0.08 * span), sign * (top + 0.14 * span)
