@@ -15,6 +15,7 @@ from rich.console import Console
 
 from search import Study, run
 from search.config.loading import load_config
+from search.config.text import ConfigError
 from search.storage.folder import PREDICTIONS, TrialFolder
 from search.study.resolve import resolve
 from search.trials.record import State
@@ -102,7 +103,7 @@ def test_a_backbone_that_cannot_do_the_task_is_refused(home: Path, tmp_path: Pat
         run(
             {**content, "task": {"kind": "causal-lm", "paths": content["task"]["paths"], "columns": {"text": "target"}}}
         )
-    with pytest.raises(ValueError, match="rouge2"):
+    with pytest.raises(ConfigError, match="rouge2"):
         run({**content, "objectives": {"score": "rouge2"}})
 
 
