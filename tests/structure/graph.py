@@ -92,10 +92,10 @@ def circles(graph: Graph) -> list[list[str]]:
 
 def floors(graph: Graph) -> dict[str, int]:
     """Return the floor of each, from 1."""
-    reach = {name: _reachable(graph, name) for name in graph}
+    reach = {name: _reachable(graph, name) | {name} for name in graph}
     found: dict[str, int] = {}
     for name in sorted(graph, key=lambda name: len(reach[name])):  # whatever it imports reaches less, but in a circle
-        alike = {other for other in reach[name] if name in reach[other]} | {name}
+        alike = {other for other in reach[name] if name in reach[other]}
         below = {imported for other in alike for imported in graph[other]} - alike
         found[name] = 1 + max((found[other] for other in below), default=0)
     return found
