@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 
 from search.config.loading import load_config, load_stored
+from search.config.resuming import refusal
 from search.config.study import StudyConfig
 from search.results.console import console as terminal
 from search.results.query import Study
@@ -31,10 +32,6 @@ from search.study.resolve import resolve, settled
 from search.study.runner import Runner
 from search.trials.records import Records
 from search.workers import cluster
-
-_CHANGEABLE: Final = ("budget", "replicates", "resources")  # sections that a resume may change, without:
-_MEANING: Final = (("budget", "epochs"), ("budget", "steps"), ("resources", "workers_per_trial"))
-_PLACES: Final = ("storage",)  # sections that say where a study is found, not what it is
 
 
 def run(
@@ -95,7 +92,7 @@ def resume(
 ) -> Study:
     """Resume a study where it stopped, for whatever reason; a finished one is read back.
 
-    `address` is as in `run`. `overrides` may change the sections budget, replicates and resources. The study is
+    `address` is as in `run`. `overrides` may change what `search.config.resuming` says. The study is
     looked up in $PETL_SEARCH_DATABASE, else in the home. Raises StudyError where there is no such
     study, or where its backbone or data are not what they were; UndeliveredStudy as `run` does.
 
@@ -119,7 +116,9 @@ def resume(
 
 def _resume(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resume with what may change taken from `config`. Raises StudyError where more than that differs."""
-    _require_same(config, load_stored(records.config))  # with the defaults of newer sections
+    stored = load_stored(records.config)
+    if reason := refusal(config, stored):
+        raise StudyError(reason)
     places, started = home_of(config), records.resolved
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
     resolved = resolve(config, started.backbone.revision, started.task)
@@ -141,25 +140,6 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
     with ray:
         # A configuration that no cluster takes must not be on record: every later resume would begin with it.
         records.config = config.to_dict()
+        if config.tracking.uri != stored.tracking.uri:
+            records.resolved = replace(records.resolved, uri=resolved.uri)
         return Runner(known, records, console).run()
-
-
-def _require_same(config: StudyConfig, before: StudyConfig) -> None:
-    """Raise StudyError where a resume would change what the study is."""
-    now, then = config.model_dump(mode="json"), before.model_dump(mode="json")
-    changed = [section for section in now if now[section] != then[section] and section not in _PLACES]
-    if set(changed) - set(_CHANGEABLE):
-        raise StudyError(
-            f"a resume may change {', '.join(_CHANGEABLE)}; received another {', '.join(changed)}. "
-            "Start another study for that, or replace this one with --fresh"
-        )
-    if config.storage.path != before.storage.path:
-        raise StudyError(
-            f"the trials of {config.study!r} are kept at {before.storage.path or StudyHome(config.study).folder}, "
-            f"where a resume finds them; received storage.path {config.storage.path}"
-        )
-    for section, key in _MEANING:
-        if now[section][key] != then[section][key]:
-            raise StudyError(
-                f"{section}.{key} decides what a score means, so it stays; start another study for other {key}"
-            )

@@ -427,3 +427,15 @@ def test_a_study_of_three_objectives(home: Path) -> None:
     kept = optuna.load_study(study_name="three", storage=f"sqlite:///{home}/optuna.db")
     assert [direction.name for direction in kept.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
     assert [trial.values for trial in kept.trials[1:]] == [[-own[0], *own[1:]] for own in losses.values()]
+
+
+def test_a_resume_takes_the_study_to_another_mlflow(home: Path, finished: tuple[Study, str]) -> None:
+    """All of it is published there from the records; later resumes stay there."""
+    study, uri = finished[0], f"sqlite:///{home}/moved.db"
+    here = [{**row, "run_id": ""} for row in study.front().to_rows()]
+    moved = resume(study.name, overrides=[f"tracking.uri={uri}"], console=Console(quiet=True))
+    assert moved.uri == uri
+    assert [{**row, "run_id": ""} for row in moved.front().to_rows()] == here
+    assert moved.front().best().load_model().predict(["a word"])
+    assert resume(study.name, console=Console(quiet=True)).uri == uri
+    resume(study.name, overrides=["tracking.uri=null"], console=Console(quiet=True))
