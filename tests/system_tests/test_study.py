@@ -99,7 +99,7 @@ def test_what_it_has_spent_is_published(finished: tuple[Study, str]) -> None:
     study, _ = finished
     trained = sum(trial.measurements.seconds for trial in study.trials if trial.measurements)
     spent = study.summary.spent
-    assert trained / 3600 < spent["device_hours"] <= 2 * spent["hours"]
+    assert trained / 3600 < spent.device_hours <= 2 * spent.hours
 
 
 def test_the_headline_says_where_trials_are_compared(finished: tuple[Study, str]) -> None:
@@ -193,7 +193,7 @@ def test_workers_stay_alive_between_trials(finished: tuple[Study, str], home: Pa
 
 def test_what_a_person_reads(finished: tuple[Study, str], home: Path) -> None:
     _, text = finished
-    assert "trial 0 (reference majority) finished" in text
+    assert "trial 0 (reference majority) complete" in text
     assert "6/6" in text
     folder = home / "studies" / "tiny"
     assert {path.name for path in folder.glob("front.*")} == {"front.json", "front.csv", "front.png"}
