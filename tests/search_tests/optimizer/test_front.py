@@ -17,9 +17,8 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
 from petl.configuration import Configuration
 from petl.presets import parse
-from search.optimizer import samplers
 from search.optimizer.budget import Budget
-from search.optimizer.front import gp
+from search.optimizer.front import gp, sampler
 from search.optimizer.front import surrogate as surrogates
 from search.optimizer.front.covering import toward
 from search.optimizer.front.encoding import Encoding
@@ -279,7 +278,7 @@ def test_a_limit_is_learned(limits: dict[str, float], monkeypatch: pytest.Monkey
         proposed.append(propose(*given))
         return proposed[-1]
 
-    monkeypatch.setattr(samplers, "propose", spy)
+    monkeypatch.setattr(sampler, "propose", spy)
     for seed in range(2):
         records = searched(60, sampler="front", seed=seed, limits=limits)
         assert 0.8 * math.log1p(0.6) < max(costs(records)) <= math.log1p(0.6)
@@ -309,7 +308,7 @@ def test_a_limit_is_learned_where_the_cost_is_measured(monkeypatch: pytest.Monke
         proposed.append(propose(*given))
         return proposed[-1]
 
-    monkeypatch.setattr(samplers, "propose", spy)
+    monkeypatch.setattr(sampler, "propose", spy)
     records = Records.in_memory(("accuracy", "seconds"))
     search = Search(records, plan(sampler="front", limits={"stored_percent": 0.05}, budget=Budget(trials=40)))
     for number in range(40):

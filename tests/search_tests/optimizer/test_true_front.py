@@ -29,7 +29,7 @@ def flags(*rows: str) -> np.ndarray:
 def test_the_front_of_every_sample_is_the_one_of_the_sort(costs: np.ndarray) -> None:
     samples = np.random.default_rng(0).normal(size=(50, 12))
     directions = [MINIMIZE] * (1 + costs.shape[1])
-    expected = [pareto.front(np.column_stack([row, costs]), directions) for row in samples]
+    expected = [pareto.non_dominated(np.column_stack([row, costs]), directions) for row in samples]
     assert (_fronts(samples, costs) == np.array(expected)).all()
 
 
@@ -111,8 +111,8 @@ def test_what_is_believed_of_many_searches_is_so() -> None:
         means = -np.sqrt(costs) + random.exponential(0.5, size=100)
         losses = [[float(random.normal(mean, 0.05))] for mean in means]
         alone = np.array([own[0] for own in losses])
-        true = pareto.front(np.column_stack([means, costs]), (MINIMIZE, MINIMIZE))
-        lucky = pareto.front(np.column_stack([alone, costs]), (MINIMIZE, MINIMIZE))
+        true = pareto.non_dominated(np.column_stack([means, costs]), (MINIMIZE, MINIMIZE))
+        lucky = pareto.non_dominated(np.column_stack([alone, costs]), (MINIMIZE, MINIMIZE))
         raw.extend((means - alone)[lucky])
         posterior = None
         for _ in range(20):

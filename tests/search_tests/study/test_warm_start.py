@@ -63,10 +63,10 @@ def begun(*studies: Study, trials: int = 30, **changes: Any) -> list[str]:
     found = prior(studies, trials=trials, **{**settings, **changes})
     space = resolve("unified", OPTIONS, TRAINING, seed=7)
     for item in found:
-        configuration = Configuration.from_dict(item["configuration"])
+        configuration = item.configuration
         assert configuration.training == Training(**{**vars(TRAINING), "learning_rate": 2e-3})
-        assert decode(space, item["coordinates"], BACKBONE).configuration.key == configuration.key
-    return [item["name"] for item in found]
+        assert decode(space, item.coordinates, BACKBONE).configuration.key == configuration.key
+    return [item.name for item in found]
 
 
 FRONT = {"bitfit": 0.5, "lora:rank=4,scale=2": 0.6, "lora:rank=16,scale=2": 0.7, "lora:rank=64,scale=2": 0.8}
