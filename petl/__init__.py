@@ -9,6 +9,7 @@ From the ground up; what imports torch does so from `backbones` on, inside funct
     measurements    what one training produced
     tasks           what is trained on
     untrusted, hashing  reading what others may have written; the hash of a file
+    errors          what is the user's to mend, and all faults of a file as text
     backbones       which models there are, where their parts lie, what a design costs on them
     attach          put a design on a model, take it off, merge it
     data            a task as tokenised rows, and its batches

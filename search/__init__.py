@@ -1,4 +1,15 @@
-"""The search service: run a study, and read what it came to."""
+"""The search service: run a study, and read what it came to. A room imports those below it.
+
+cli             the commands
+study, jobs     a study from its file to its front; a study as a Ray job
+workers         who trains, on Ray
+results         what people read
+config          the study file
+tracking        the published copy in MLflow
+optimizer       what to train next
+storage         records, files of trials, locks
+trials          what is known of a trial
+"""
 
 import lazy_loader
 

@@ -8,6 +8,7 @@ layout      its stacks, and the linears in them that a design may change
 plan        the deltas of a design on a model
 count       exact numbers of parameters
 generation  the text that a model generates
+quiet       transformers without its progress bar and its reports
 """
 
 import lazy_loader

@@ -1,1 +1,9 @@
-"""The study file: sections, rules across them, loading."""
+"""The study file.
+
+text      YAML 1.2
+sections  one class a section: fields, defaults, the rules within it
+rules     the rules between sections, a table
+study     StudyConfig: the sections together, checked as a whole
+loading   a file, overrides and what is stored, with every fault at once
+resuming  what a resume may change, a table
+"""

@@ -14,7 +14,7 @@ from petl.errors import faults
 from search.config.sections import (
     STORED,
 )
-from search.config.study import StudyConfig, _long_form
+from search.config.study import StudyConfig, long_form
 from search.config.text import ConfigError, parse
 from search.storage import address
 from search.trials.upgrade import upgraded
@@ -68,7 +68,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     for section in sections:
         value = data.get(section)
         if data is top:
-            value = _long_form(section, value)
+            value = long_form(section, value)
         if value is None:
             value = {}
         if not isinstance(value, dict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +16,8 @@ from pydantic import (
     NonNegativeInt,
     PlainSerializer,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
@@ -23,7 +26,8 @@ from pydantic import (
 
 from petl import presets
 from petl.backbones.locate import is_hub_id
-from petl.configuration import EPOCHS, check_offload
+from petl.configuration import EPOCHS, TRAINING_FIELDS, Training, check_offload
+from petl.errors import faults
 from petl.paper.results import PAPER_TASKS, TABLES
 from search.optimizer.observations import DEFAULT_UNFINISHED, UNFINISHED
 from search.optimizer.rungs import OPTIONS, Rule, rule
@@ -39,9 +43,17 @@ _KEYS: Final = re.compile(  # in the address of a store: a secret may have slash
 STORED: Final = "stored"  # the context of a validation of what a study has on record
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each seed is given once; received {list(seeds)}")
+    return seeds
+
+
+Seeds = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct)]
 
 # What is dumped and printed of an address has no password.
 _Address = Annotated[
@@ -51,7 +63,7 @@ _Address = Annotated[
 ]
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """`model`: a hub id, a folder, or `package:NAME/path`. `precision`: of compute; weights stay fp32."""
 
     model: str = Field(min_length=1)
@@ -61,10 +73,10 @@ class BackboneConfig(_Section):
     @classmethod
     def _anchored(cls, value: str, info: ValidationInfo) -> str:
         # What is stored was anchored when its study began: a folder that has the name of a hub id now is another thing.
-        return value if info.context == STORED or is_hub_id(value) else _anchored(value)
+        return value if info.context == STORED or is_hub_id(value) else anchored(value)
 
 
-class ObjectivesConfig(_Section):
+class ObjectivesConfig(Section):
     """The axes of the front, two or three. The score is by default the first that the task's kind has.
 
     Rung rules go by the score and one cost: the first that is known before training, else `cost`.
@@ -77,7 +89,7 @@ class ObjectivesConfig(_Section):
     @field_validator("score", "cost", "second_cost")
     @classmethod
     def _known(cls, value: str | None, info: Any) -> str | None:
-        return value if value is None else _one_of(SCORES if info.field_name == "score" else COSTS, value)
+        return value if value is None else one_of(SCORES if info.field_name == "score" else COSTS, value)
 
     @field_validator("second_cost")
     @classmethod
@@ -92,7 +104,7 @@ class ObjectivesConfig(_Section):
         return (self.score, self.cost) if self.second_cost is None else (self.score, self.cost, self.second_cost)
 
 
-class SamplerConfig(_Section):
+class SamplerConfig(Section):
     """`auto` is front; with a second cost gp up to 300 finished trials and tpe beyond. `unfinished`: the
     score that Optuna's samplers learn of a trial that did not train in full: predicted (by the model of `front`), last
     (measured), extrapolated, or ignored.
@@ -105,15 +117,15 @@ class SamplerConfig(_Section):
     @field_validator("unfinished")
     @classmethod
     def _unfinished(cls, value: str) -> str:
-        return _one_of(UNFINISHED, value)
+        return one_of(UNFINISHED, value)
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(NAMES, value)
+        return one_of(NAMES, value)
 
 
-class _Scheduler(_Section):
+class _Scheduler(Section):
     """The rung rule by its name, and its options: `search.optimizer.rungs` has the table of both."""
 
     name: str = "halving"
@@ -143,7 +155,7 @@ else:
     )
 
 
-class BudgetConfig(_Section):
+class BudgetConfig(Section):
     """`trials` counts proposed and enqueued designs, not references; a list of designs sets it. A trial trains for
     `epochs`, or for so many `steps` instead.
 
@@ -177,12 +189,12 @@ class BudgetConfig(_Section):
         return self
 
 
-class DesignConfig(_Section):
+class DesignConfig(Section):
     """One row of a list. `training` goes over the study's, `seeds` replace the study's."""
 
     design: str
     training: dict[str, Any] = {}
-    seeds: tuple[NonNegativeInt, ...] = ()
+    seeds: Seeds = ()
 
     @field_validator("design")
     @classmethod
@@ -190,13 +202,8 @@ class DesignConfig(_Section):
         presets.parse(value)
         return value
 
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct(value)
 
-
-class PaperConfig(_Section):
+class PaperConfig(Section):
     """What `show --against paper` puts beside a list: a table of He et al. (2022), and which of its tasks."""
 
     table: str
@@ -210,10 +217,10 @@ class PaperConfig(_Section):
     @field_validator("table", "task")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
-        return _one_of(TABLES if info.field_name == "table" else PAPER_TASKS, value)
+        return one_of(TABLES if info.field_name == "table" else PAPER_TASKS, value)
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Section):
     """What each trial is given. Fractions of a GPU let small trials share one.
 
     `workers_per_trial` processes train a trial together, each with an equal part of its CPUs and GPUs; by
@@ -255,7 +262,7 @@ class ResourcesConfig(_Section):
         return {"CPU": cpus / workers, "GPU": self.gpus_per_trial / workers}
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """`uri` of the MLflow store; None is sqlite under ./petl-search or $PETL_SEARCH_HOME.
 
     A run waits at its end for so many seconds of `patience` for a store that is away. `also` names functions that open
@@ -274,7 +281,7 @@ class TrackingConfig(_Section):
         return _anchored_sqlite(value)
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """`database` of the trials' records: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. `${NAME}` in it
     is of the environment. None is $PETL_SEARCH_DATABASE, else sqlite under ./petl-search or $PETL_SEARCH_HOME.
 
@@ -300,7 +307,7 @@ class StorageConfig(_Section):
     @classmethod
     def _public(cls, value: str | None) -> str | None:
         if value is None or "://" not in value:
-            return None if value is None else _anchored(value)
+            return None if value is None else anchored(value)
         if _KEYS.search(value):
             raise ValueError(
                 "the keys of a store are the environment's (AWS_ACCESS_KEY_ID, AWS_PROFILE, "
@@ -309,7 +316,7 @@ class StorageConfig(_Section):
         return value
 
 
-class ReplicatesConfig(_Section):
+class ReplicatesConfig(Section):
     """When a search is over, trials that are contested, on the front or off it, train again with up to
     `per_trial` fresh seeds each; all together for at most `extra` of the epochs that the search took. 0: none do.
     """
@@ -318,23 +325,41 @@ class ReplicatesConfig(_Section):
     extra: float = Field(default=0.2, gt=0, allow_inf_nan=False)
 
 
-def _anchored(path: str) -> str:
+def anchored(path: str) -> str:
     """An absolute path: workers run in other folders, and a resume may too. `package:` names stay."""
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
 
 
 def _anchored_sqlite(uri: str | None) -> str | None:
     scheme, found, path = (uri or "").partition("sqlite:///")
-    return f"sqlite:///{_anchored(path)}" if found and not scheme and path else uri
+    return f"sqlite:///{anchored(path)}" if found and not scheme and path else uri
 
 
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"each seed is given once; received {list(seeds)}")
-    return seeds
-
-
-def _one_of(names: Sequence[str] | Mapping[str, Any], value: str) -> str:
+def one_of(names: Sequence[str] | Mapping[str, Any], value: str) -> str:
     if value not in names:
         raise ValueError(f"one of {', '.join(names)}; received {value!r}")
     return value
+
+
+def typed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of training with their types. Raises ValueError for unknown ones and for values of another type.
+
+    What they mean together is a rule of the study, whose settings stand for those that are missing.
+    """
+    if "epochs" in settings:
+        raise ValueError(f"epochs are set under budget.epochs; received epochs: {settings['epochs']!r}")
+    unknown = set(settings) - set(TRAINING_FIELDS)
+    if unknown:
+        raise ValueError(f"training has no {', '.join(sorted(unknown))}; it has {', '.join(TRAINING_FIELDS)}")
+    typed, found = {}, []
+    for name, value in settings.items():
+        try:
+            typed[name] = _SETTINGS[name].validate_python(value)
+        except ValidationError as error:
+            found += faults(error, name)
+    if found:
+        raise ValueError("; ".join(found))
+    return typed
+
+
+_SETTINGS: Final = {name: TypeAdapter(hint) for name, hint in get_type_hints(Training).items()}

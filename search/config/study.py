@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 from pydantic import (
     ModelWrapValidatorHandler,
     NonNegativeInt,
     PositiveFloat,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -18,9 +17,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from petl import presets, tasks
-from petl.configuration import EPOCHS, TRAINING_FIELDS, Configuration, Training
+from petl.configuration import EPOCHS, Configuration, Training
 from petl.design import DesignError
-from petl.errors import faults
 from petl.tasks import Task
 from search.config.rules import REFERENCES, RULES
 from search.config.sections import (
@@ -33,12 +31,13 @@ from search.config.sections import (
     ResourcesConfig,
     SamplerConfig,
     SchedulerConfig,
+    Section,
+    Seeds,
     StorageConfig,
     TrackingConfig,
-    _anchored,
-    _distinct,
-    _one_of,
-    _Section,
+    anchored,
+    one_of,
+    typed_training,
 )
 from search.optimizer.rungs import Rule
 from search.storage.locations import STUDY_NAME
@@ -64,7 +63,7 @@ _ANY: Final[Mapping[str, Any]] = {"study": "any", "backbone": {"model": "any/any
 _NO_TASK: Final = Task()  # for rules that do not read the task, where it has a fault
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
     `seed` is the training seed of all trials of a search; a list trains each design with each of `seeds`.
@@ -77,7 +76,7 @@ class StudyConfig(_Section):
     training: dict[str, Any] = {}
     designs: dict[str, DesignConfig] = {}
     seed: NonNegativeInt = 0
-    seeds: tuple[NonNegativeInt, ...] = ()
+    seeds: Seeds = ()
     paper: PaperConfig | None = None
     space: dict[str, Any] = {}
     objectives: ObjectivesConfig = ObjectivesConfig()
@@ -102,7 +101,7 @@ class StudyConfig(_Section):
         """
         if not isinstance(data, Mapping):
             return validate(data)
-        data, found = _without_old_keys({name: _long_form(name, value) for name, value in data.items()})
+        data, found = _without_old_keys({name: long_form(name, value) for name, value in data.items()})
         task = _resolve_task(data.get("task"))
         data = _with_defaults(data, task)
         try:
@@ -141,10 +140,10 @@ class StudyConfig(_Section):
         if isinstance(paths, str):
             paths = {"train": paths}
         if isinstance(paths, dict):
-            anchored = {split: _anchored(path) if isinstance(path, str) else path for split, path in paths.items()}
-            value = {**value, "paths": anchored}
+            absolute = {split: anchored(path) if isinstance(path, str) else path for split, path in paths.items()}
+            value = {**value, "paths": absolute}
         if isinstance(value.get("data_dir"), str) and value["data_dir"]:
-            value = {**value, "data_dir": _anchored(value["data_dir"])}
+            value = {**value, "data_dir": anchored(value["data_dir"])}
         return value
 
     @field_validator("training")
@@ -172,11 +171,6 @@ class StudyConfig(_Section):
                 raise ValueError(f"{name}: {error}") from None
         return checked
 
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct(value)
-
     @field_validator("space")
     @classmethod
     def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +185,7 @@ class StudyConfig(_Section):
     @classmethod
     def _constraints(cls, value: dict[str, float]) -> dict[str, float]:
         for name in value:
-            _one_of(COUNTS, name)
+            one_of(COUNTS, name)
         return value
 
     @field_validator("references", mode="before")
@@ -281,30 +275,6 @@ class StudyConfig(_Section):
         return replace(training, accumulation=training.accumulation * self.resources.workers_per_trial)
 
 
-def typed_training(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of training with their types. Raises ValueError for unknown ones and for values of another type.
-
-    What they mean together is a rule of the study, whose settings stand for those that are missing.
-    """
-    if "epochs" in settings:
-        raise ValueError(f"epochs are set under budget.epochs; received epochs: {settings['epochs']!r}")
-    unknown = set(settings) - set(TRAINING_FIELDS)
-    if unknown:
-        raise ValueError(f"training has no {', '.join(sorted(unknown))}; it has {', '.join(TRAINING_FIELDS)}")
-    typed, found = {}, []
-    for name, value in settings.items():
-        try:
-            typed[name] = _SETTINGS[name].validate_python(value)
-        except ValidationError as error:
-            found += faults(error, name)
-    if found:
-        raise ValueError("; ".join(found))
-    return typed
-
-
-_SETTINGS: Final = {name: TypeAdapter(hint) for name, hint in get_type_hints(Training).items()}
-
-
 def _resolve_task(settings: Any) -> Task | ValueError | None:
     """Return the task of a section, the fault that it has, or None where it is no section."""
     if not isinstance(settings, Mapping):
@@ -350,7 +320,7 @@ def _again(fault: ErrorDetails) -> InitErrorDetails:
     return InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
 
 
-def _long_form(name: str, value: Any) -> Any:
+def long_form(name: str, value: Any) -> Any:
     """Return what a field's short form stands for; any other value as it is."""
     kind, written_out = _SHORT.get(name, ((), None))
     return written_out(value) if written_out and isinstance(value, kind) and not isinstance(value, bool) else value

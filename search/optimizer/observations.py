@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from search.optimizer.front.surrogate import expected_losses, gains
+from search.trials.limits import excess
 from search.trials.objectives import Objective, Objectives
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
@@ -155,8 +156,3 @@ def _curve(records: Records, record: TrialRecord) -> dict[float, float]:
 def _measured(record: TrialRecord, objective: Objective) -> float | None:
     value = objective.value(record.measurements) if record.measurements else None
     return value if value is not None and math.isfinite(value) else None
-
-
-def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """Return how far each value lies above its limit, as a difference of logarithms; at most 0 within it."""
-    return {name: math.log1p(counts[name]) - math.log1p(limit) for name, limit in limits.items()}

@@ -27,10 +27,11 @@ from petl.design import Design
 from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.observations import DEFAULT_UNFINISHED, excess
+from search.optimizer.observations import DEFAULT_UNFINISHED
 from search.optimizer.rungs import NEW, Never, Rule, Standing
 from search.optimizer.samplers import Proposer
 from search.optimizer.steps import DIVERGED, DONE, WAIT, Decision, Idle, Resume, Start, Step
+from search.trials import limits
 from search.trials.objectives import ruling
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
@@ -117,7 +118,8 @@ class Search:
             unfinished=plan.unfinished,
             rungs=plan.rule.rungs,
         )
-        self._check_limits()
+        if faults := limits.faults(plan.limits, self._count(Configuration(Design()))):
+            raise SearchError("; ".join(faults))
         self._enqueued = deque(self._checked(plan.enqueued))
         existing = {record.reference for record in records.all()}
         self._references = deque((name, item) for name, item in plan.references.items() if name not in existing)
@@ -411,14 +413,14 @@ class Search:
             drawn.append(refused)
         self._exhausted = True
         tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
-        limits = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
+        within = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
         if all(each.twin is None for each in rejected + drawn) and not self._known_within():
             raise SearchError(
-                f"no point of the space was within {limits} after {tried}; raise the limit, or lower the space's sizes"
+                f"no point of the space was within {within} after {tried}; raise the limit, or lower the space's sizes"
             )
         self.note = (
             f"the space is exhausted after {self.counted} of {self.plan.budget.trials} trials: {tried} held nothing "
-            f"new{f' within {limits}' if limits else ''}; widen the space, or ask for fewer trials"
+            f"new{f' within {within}' if within else ''}; widen the space, or ask for fewer trials"
         )
         return None
 
@@ -429,7 +431,7 @@ class Search:
     def _rejected(self, point: Point) -> Rejected | None:
         """Return the point as one that makes no trial, or None where it makes one."""
         counts = self._count(point.configuration)
-        outside = self._outside(counts)
+        outside = limits.broken(counts, self.plan.limits)
         twin = None if outside else self._twins.get(point.configuration.key)
         if not outside and twin is None:
             return None
@@ -467,22 +469,6 @@ class Search:
             self._counts[key] = dict(self.plan.count(configuration))
         return self._counts[key]
 
-    def _outside(self, counts: Mapping[str, float]) -> list[str]:
-        """Return the limits that these values break, in words."""
-        return [
-            f"{name} {counts[name]:g} > {self.plan.limits[name]:g}"
-            for name, above in excess(counts, self.plan.limits).items()
-            if above > 0
-        ]
-
-    def _check_limits(self) -> None:
-        known = self._count(Configuration(Design()))
-        for name, limit in self.plan.limits.items():
-            if name not in known:
-                raise SearchError(f"a limit is on one of {', '.join(known)}; received {name!r}")
-            if not 0 <= limit < math.inf:
-                raise SearchError(f"the limit on {name} is at least 0; received {limit}")
-
     def _canonical(self, configuration: Configuration) -> Configuration:
         """Return the configuration by its one key, by which twins are recognised."""
         return replace(configuration, design=configuration.design.canonical(self.plan.backbone.layout))
@@ -493,7 +479,9 @@ class Search:
         faults: list[str] = []
         for design in enqueued:
             item = replace(design, configuration=self._canonical(design.configuration))
-            faults += [f"{item.name}: {fault}" for fault in self._outside(self._count(item.configuration))]
+            faults += [
+                f"{item.name}: {fault}" for fault in limits.broken(self._count(item.configuration), self.plan.limits)
+            ]
             point = None
             if item.coordinates is not None:
                 point = decode(self.plan.space, item.coordinates, self.plan.backbone)

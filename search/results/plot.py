@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from search.results.console import why_empty
 from search.results.labels import Drawn, Label, Point, write_labels
-from search.trials.formats import model_text, short_text
+from search.trials.formats import model_text
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _frame(axes: Axes, view: _View) -> None:
     """Draw scales, ticks and titles."""
     axes.set_ylim(view.low, view.high)
     if view.cost.logarithmic:
-        _scale(axes, view, 1.0, short_text)
+        _scale(axes, view, 1.0, _short_text)
         axes.set_xlim(-0.25 * view.step if view.zero else view.left / _ROOM, view.right * _ROOM)
     else:
         margin = 0.08 * (view.right - view.left or view.right)
@@ -218,7 +218,7 @@ def _front(axes: Axes, view: _View) -> None:
             label="its seeds: mean ± spread",
         )  # fmt: skip
     if view.second:
-        bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: short_text(value))
+        bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _short_text(value))
         bar.set_label(view.second.title, fontsize=8.5, color=_INK)
         bar.ax.tick_params(labelsize=_SMALL, color="#999999", labelcolor=_INK)
         bar.outline.set_visible(False)
@@ -301,3 +301,11 @@ def _wordings(trial: Trial) -> Iterator[str]:
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _short_text(value: float) -> str:
+    """Return a number for the tick of an axis: 300k, 1.5M."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"

@@ -14,13 +14,14 @@ from petl.configuration import Configuration
 from petl.design import Design
 from search.config.study import StudyConfig
 from search.optimizer.budget import Budget, Meter
-from search.optimizer.observations import DEFAULT_UNFINISHED, excess
+from search.optimizer.observations import DEFAULT_UNFINISHED
 from search.optimizer.replication import Replication
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, estimate, require_fit
 from search.study.places import StudyError
 from search.study.warm_start import prior
+from search.trials.limits import over
 from search.trials.records import Records
 from search.trials.resolved import Enqueued, Resolved
 from search.workers import cluster
@@ -146,9 +147,7 @@ def warm_start(config: StudyConfig, resolved: Resolved) -> tuple[Enqueued, ...]:
         training=config.fixed_training,
         seed=config.seed,
         trials=config.trials,
-        allowed=lambda configuration: all(
-            above <= 0 for above in excess(plan.count(configuration), plan.limits).values()
-        ),
+        allowed=lambda configuration: over(plan.count(configuration), plan.limits) <= 0,
     )
     if not found:
         raise StudyError(

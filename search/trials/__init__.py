@@ -10,4 +10,6 @@ pareto      dominance, ranks, hypervolume
 front       the front of records
 naming      what trials are called
 formats     numbers for people
+limits      limits on counts, and how far beyond them a design is
+quiet       Optuna without its log lines
 """

@@ -58,14 +58,6 @@ def bytes_text(count: int) -> str:
     return f"{count / 10**9:.3g} GB" if count >= 10**8 else f"{math.ceil(count / 10**5) / 10:g} MB"
 
 
-def short_text(value: float) -> str:
-    """Return a number for the tick of an axis: 300k, 1.5M."""
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
-
-
 def model_text(text: str) -> str:
     """Return a model's name without its folder, or the path inside its package."""
     if text.startswith("package:"):

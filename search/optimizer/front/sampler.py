@@ -16,7 +16,7 @@ from search.optimizer.front import surrogate as surrogates
 from search.optimizer.front.covering import Axis, covering
 from search.optimizer.front.gp import GaussianProcess, log_ehvi
 from search.optimizer.front.surrogate import Surrogate
-from search.optimizer.observations import excess
+from search.trials.limits import over
 from search.trials.objectives import Objective
 from search.trials.pareto import Floats, non_dominated
 from search.trials.record import Proposal, TrialRecord
@@ -148,11 +148,6 @@ class FrontSampler:
             return None
         numbers = [record.number for record in surrogate.known.records]
         return np.array([over(records.proposal(number).counts, self.limits) for number in numbers])
-
-
-def over(counts: Mapping[str, float], limits: Mapping[str, float]) -> float:
-    """Return how far these are beyond the limits; at most 0 within them."""
-    return max(excess(counts, limits).values(), default=-math.inf)
 
 
 def propose(

@@ -6,6 +6,7 @@ A room is a sub-package. All of spaces is one room, and so are the values at the
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,21 @@ PUBLIC = sorted(
     if isinstance(node, ast.ImportFrom)
     for name in (alias.name for alias in node.names)
 )
+
+
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for package in ("petl", "spaces", "search")
+    for path in (ROOT / package).rglob("__init__.py")
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_lists_what_lies_in_it(package: str) -> None:
+    folder = ROOT / package.replace(".", "/")
+    inside = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    listed = re.findall(r"\w+", ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "")
+    assert sorted(name for name in inside - set(listed) if not name.startswith("_")) == []
 
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC)
