@@ -106,7 +106,7 @@ Python = Annotated[str, typer.Option("--python", help="The cluster's interpreter
 Code = Annotated[
     bool, typer.Option("--code", help="Run this machine's petl-search there, with what is installed there.")
 ]
-Follow = Annotated[bool, typer.Option("--follow", help="Print what it says, until it ends; Ctrl-C leaves it running.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Print its log until it ends; Ctrl-C leaves it running.")]
 
 
 @app.command()
@@ -114,7 +114,9 @@ def run(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
-    or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Resume a study of that name, if there is one.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a study: search, test scores, plot.
@@ -140,10 +142,10 @@ def resume(
     code: Code = False,
     follow: Follow = False,
 ) -> None:
-    """Go on with an interrupted study.
+    """Resume an interrupted study.
 
     Killed or stopped at any moment, it loses nothing that was finished; a larger budget continues a
-    finished one. At an http address it goes on as a job, as submit has it, and takes submit's options.
+    finished one. At an http address it is resumed as a job, as submit has it, and takes submit's options.
 
     Example: petl-search resume demo --set budget.trials=48
 
@@ -170,7 +172,9 @@ def submit(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete a study of that name first.")] = False,
-    or_resume: Annotated[bool, typer.Option("--or-resume", help="Go on with a study of that name.")] = False,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="Resume a study of that name, if there is one.")
+    ] = False,
     address: JobsAddress = None,
     env: Environment = None,
     python: Python = "python",
@@ -208,7 +212,7 @@ def submit(
 
 @app.command()
 def status(name: Name, address: JobsAddress = None) -> None:
-    """Say how a submitted study is doing.
+    """Show the state of a submitted study.
 
     Example: petl-search status demo --address http://head:8265
     """
@@ -225,7 +229,7 @@ def logs(
     follow: Follow = False,
     address: JobsAddress = None,
 ) -> None:
-    """Print what a submitted study said; with --follow, end as it does.
+    """Print the log of a submitted study; with --follow, end as the study does.
 
     Example: petl-search logs demo --follow --address http://head:8265
     """

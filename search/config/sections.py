@@ -159,7 +159,7 @@ class BudgetConfig(Section):
     """`trials` counts proposed and enqueued designs, not references; a list of designs sets it. A trial trains for
     `epochs`, or for so many `steps` instead.
 
-    The search ends, for a resume with more to go on, after `hours`; when its trials have held devices, GPUs or else
+    The search ends, to be resumed with more, after `hours`; when its trials have held devices, GPUs or else
     CPUs, for `device_hours`; and when at `price_per_device_hour` those come to `money`.
     """
 
