@@ -2,8 +2,9 @@
 
 text      YAML 1.2
 sections  one class a section: fields, defaults, the rules within it
+fields    StudyFields: the sections together
 rules     the rules between sections, a table
-study     StudyConfig: the sections together, checked as a whole
+study     StudyConfig: the fields, checked as a whole, and what follows from them
 loading   a file, overrides and what is stored, with every fault at once
 resuming  what a resume may change, a table
 """

@@ -6,23 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from petl import tasks
 from petl.configuration import LAST, Training
 from petl.paper.results import TABLES, results
 from petl.tasks import Task
+from search.config.fields import REFERENCES, StudyFields
 from search.optimizer.samplers import require_fit
 
-CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
-REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {  # with the kinds of tasks that they are for; by default all these
-    "majority": CLASSIFICATION,
-    "probe": CLASSIFICATION,
-    "head_only": CLASSIFICATION,
-    "untuned": tuple(kind for kind in tasks.KINDS if kind not in CLASSIFICATION),
-    "full": tuple(tasks.KINDS),
-}
 _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
-Study: TypeAlias = Any  # a StudyConfig, which checks itself by these rules
-Check: TypeAlias = Callable[[Study, Task], None]
+Check: TypeAlias = Callable[[StudyFields, Task], None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +27,12 @@ class Rule:
     check: Check
 
 
-def _trained_alone(config: Study, task: Task) -> None:
+def _trained_alone(config: StudyFields, task: Task) -> None:
     for name, row in config.designs.items():
         _require_training(name, {**config.training, **row.training})
 
 
-def _references_trained(config: Study, task: Task) -> None:
+def _references_trained(config: StudyFields, task: Task) -> None:
     for name, settings in config.references.items():
         if settings:
             _require_training(name, {**config.training, **settings})
@@ -54,16 +45,16 @@ def _require_training(name: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _keep(config: Study, task: Task) -> None:
+def _keep(config: StudyFields, task: Task) -> None:
     _require_score("", config.training, task)
 
 
-def _designs_keep(config: Study, task: Task) -> None:
+def _designs_keep(config: StudyFields, task: Task) -> None:
     for name, row in config.designs.items():
         _require_score(f"{name}: ", row.training, task)
 
 
-def _references_keep(config: Study, task: Task) -> None:
+def _references_keep(config: StudyFields, task: Task) -> None:
     for settings in config.references.values():
         _require_score("", settings, task)
 
@@ -76,12 +67,12 @@ def _require_score(name: str, settings: Mapping[str, Any], task: Task) -> None:
         )
 
 
-def _seeds(config: Study, task: Task) -> None:
+def _seeds(config: StudyFields, task: Task) -> None:
     if config.seeds and not config.designs:
         raise ValueError(f"only a list of designs is trained with several seeds; received {list(config.seeds)}")
 
 
-def _paper(config: Study, task: Task) -> None:
+def _paper(config: StudyFields, task: Task) -> None:
     if (paper := config.paper) is None:
         return
     if not config.designs:
@@ -96,54 +87,54 @@ def _paper(config: Study, task: Task) -> None:
         )
 
 
-def _space(config: Study, task: Task) -> None:
+def _space(config: StudyFields, task: Task) -> None:
     if config.designs and config.space:
         raise ValueError(f"a study has a space or designs, not both; received {config.space!r}")
 
 
-def _score(config: Study, task: Task) -> None:
+def _score(config: StudyFields, task: Task) -> None:
     if config.objectives.score not in task.scores:
         scores = ", ".join(task.scores)
         raise ValueError(f"the scores of {task.kind} are {scores}; received score: {config.objectives.score!r}")
 
 
-def _references(config: Study, task: Task) -> None:
+def _references(config: StudyFields, task: Task) -> None:
     for name in config.references:
         if task.kind not in REFERENCES.get(name, (task.kind,)):
             fitting = ", ".join(other for other, kinds in REFERENCES.items() if task.kind in kinds)
             raise ValueError(f"references for {task.kind} are {fitting} and designs; received {name!r}")
 
 
-def _enqueue(config: Study, task: Task) -> None:
+def _enqueue(config: StudyFields, task: Task) -> None:
     if config.enqueue and config.designs:
         raise ValueError(f"a list trains its designs in their order, so nothing is enqueued; received {config.enqueue}")
 
 
-def _warm_start(config: Study, task: Task) -> None:
+def _warm_start(config: StudyFields, task: Task) -> None:
     if config.warm_start and config.designs:
         raise ValueError(f"a list trains its designs alone, so nothing starts it; received {config.warm_start}")
 
 
-def _another_study(config: Study, task: Task) -> None:
+def _another_study(config: StudyFields, task: Task) -> None:
     if config.study in config.warm_start:
         raise ValueError(f"a study is started by others than itself; received {config.warm_start}")
 
 
-def _trials(config: Study, task: Task) -> None:
+def _trials(config: StudyFields, task: Task) -> None:
     if config.designs and config.budget.trials is not None:
         trials = config.budget.trials
         raise ValueError(f"the designs and their seeds say how many trials there are; received trials: {trials}")
 
 
-def _steps(config: Study, task: Task) -> None:
+def _steps(config: StudyFields, task: Task) -> None:
     _require_same_step(config, {name: row.training for name, row in config.designs.items()})
 
 
-def _reference_steps(config: Study, task: Task) -> None:
+def _reference_steps(config: StudyFields, task: Task) -> None:
     _require_same_step(config, config.references)
 
 
-def _require_same_step(config: Study, own: Mapping[str, Mapping[str, Any]]) -> None:
+def _require_same_step(config: StudyFields, own: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError where a design's step is another than the study's: as many steps would be other epochs."""
     if config.budget.steps is None:
         return
@@ -157,17 +148,17 @@ def _require_same_step(config: Study, own: Mapping[str, Mapping[str, Any]]) -> N
                 )
 
 
-def _sampler(config: Study, task: Task) -> None:
+def _sampler(config: StudyFields, task: Task) -> None:
     require_fit(config.sampler.name, len(config.objectives.names), config.sampler.unfinished)
 
 
-def _scheduler(config: Study, task: Task) -> None:
+def _scheduler(config: StudyFields, task: Task) -> None:
     if config.designs and config.scheduler.name != "none":
         name = config.scheduler.name
         raise ValueError(f"every design of a list is trained to its end: the scheduler is none; received {name!r}")
 
 
-def _replicates(config: Study, task: Task) -> None:
+def _replicates(config: StudyFields, task: Task) -> None:
     if config.designs and config.replicates.per_trial:
         number = config.replicates.per_trial
         raise ValueError(f"a list names its seeds itself, by seeds; received replicates.per_trial {number}")

@@ -8,44 +8,19 @@ from typing import Any, Final
 
 from pydantic import (
     ModelWrapValidatorHandler,
-    NonNegativeInt,
-    PositiveFloat,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from petl import presets, tasks
-from petl.configuration import EPOCHS, Configuration, Training
-from petl.design import DesignError
+from petl.configuration import Configuration, Training
 from petl.tasks import Task
-from search.config.rules import REFERENCES, RULES
-from search.config.sections import (
-    BackboneConfig,
-    BudgetConfig,
-    DesignConfig,
-    ObjectivesConfig,
-    PaperConfig,
-    ReplicatesConfig,
-    ResourcesConfig,
-    SamplerConfig,
-    SchedulerConfig,
-    Section,
-    Seeds,
-    StorageConfig,
-    TrackingConfig,
-    anchored,
-    one_of,
-    typed_training,
-)
+from search.config.fields import BASELINES, REFERENCES, StudyFields
+from search.config.rules import RULES
 from search.optimizer.rungs import Rule
-from search.storage.locations import STUDY_NAME
-from search.trials.objectives import COUNTS
 from search.trials.upgrade import KEYS, renamed, versioned
-from spaces.space import resolve as resolve_space
 
-BASELINES: Final = ("majority", "probe", "untuned")  # as petl.training.baselines has them, which needs torch
 _REFERENCE_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {"full": {"learning_rate": 5e-5}}
 _TRIALS: Final = 24
 
@@ -63,34 +38,12 @@ _ANY: Final[Mapping[str, Any]] = {"study": "any", "backbone": {"model": "any/any
 _NO_TASK: Final = Task()  # for rules that do not read the task, where it has a fault
 
 
-class StudyConfig(Section):
+class StudyConfig(StudyFields):
     """One study, as in a study file: a search of `space`, or a list, which trains exactly its `designs`.
 
     `seed` is the training seed of all trials of a search; a list trains each design with each of `seeds`.
     A sampler or scheduler may be its name alone, replicates their number a trial, `warm_start` one study.
     """
-
-    study: str
-    backbone: BackboneConfig
-    task: dict[str, Any]
-    training: dict[str, Any] = {}
-    designs: dict[str, DesignConfig] = {}
-    seed: NonNegativeInt = 0
-    seeds: Seeds = ()
-    paper: PaperConfig | None = None
-    space: dict[str, Any] = {}
-    objectives: ObjectivesConfig = ObjectivesConfig()
-    constraints: dict[str, PositiveFloat] = {}
-    budget: BudgetConfig = BudgetConfig(epochs=EPOCHS)
-    references: dict[str, dict[str, Any]] = {}
-    enqueue: tuple[str, ...] = ()
-    warm_start: tuple[str, ...] = ()
-    sampler: SamplerConfig = SamplerConfig()
-    scheduler: SchedulerConfig = SchedulerConfig()
-    replicates: ReplicatesConfig = ReplicatesConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    storage: StorageConfig = StorageConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -125,97 +78,6 @@ class StudyConfig(Section):
         if found:
             raise ValidationError.from_exception_data("the study", found)
         return config
-
-    @field_validator("study")
-    @classmethod
-    def _named(cls, value: str) -> str:
-        if not STUDY_NAME.fullmatch(value):
-            raise ValueError("a study's name is up to 64 letters, digits, '.', '_' and '-', and starts with neither")
-        return value
-
-    @field_validator("task")
-    @classmethod
-    def _with_absolute_paths(cls, value: dict[str, Any]) -> dict[str, Any]:
-        paths = value.get("paths")
-        if isinstance(paths, str):
-            paths = {"train": paths}
-        if isinstance(paths, dict):
-            absolute = {split: anchored(path) if isinstance(path, str) else path for split, path in paths.items()}
-            value = {**value, "paths": absolute}
-        if isinstance(value.get("data_dir"), str) and value["data_dir"]:
-            value = {**value, "data_dir": anchored(value["data_dir"])}
-        return value
-
-    @field_validator("training")
-    @classmethod
-    def _training(cls, value: dict[str, Any]) -> dict[str, Any]:
-        typed = typed_training(value)
-        Training(**typed)
-        return typed
-
-    @field_validator("designs", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {name: {"design": design} if isinstance(design, str) else design for name, design in value.items()}
-
-    @field_validator("designs")
-    @classmethod
-    def _designs(cls, value: dict[str, DesignConfig]) -> dict[str, DesignConfig]:
-        checked = {}
-        for name, row in value.items():
-            try:
-                checked[name] = row.model_copy(update={"training": typed_training(row.training)})
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-        return checked
-
-    @field_validator("space")
-    @classmethod
-    def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
-        options = dict(value)
-        name = options.pop("name", "unified")
-        if not isinstance(name, str):
-            raise ValueError(f"space.name is a name or package.module:function; received {name!r}")
-        resolve_space(name, options, Training())
-        return value
-
-    @field_validator("constraints")
-    @classmethod
-    def _constraints(cls, value: dict[str, float]) -> dict[str, float]:
-        for name in value:
-            one_of(COUNTS, name)
-        return value
-
-    @field_validator("references", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: settings or {} for name, settings in value.items()}  # `full:` with nothing behind it
-        return {name: {} for name in value} if isinstance(value, list | tuple) else value
-
-    @field_validator("references")
-    @classmethod
-    def _references(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name, training in value.items():
-            if name in BASELINES:
-                if training:
-                    raise ValueError(f"{name} is not trained, so it takes no settings; received {training!r}")
-                continue
-            try:
-                presets.parse(name)
-            except DesignError as error:
-                names = ", ".join(REFERENCES)
-                raise ValueError(f"a reference is one of {names}, or a design; received {name!r}: {error}") from None
-        return {name: typed_training(training) for name, training in value.items()}
-
-    @field_validator("enqueue")
-    @classmethod
-    def _enqueue(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            presets.parse(text)
-        return value
 
     @property
     def trials(self) -> int:
