@@ -31,11 +31,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from petl.errors import UserError
+from petl.hashing import sha256
 from search.config.loading import load_config
 from search.config.study import StudyConfig
 from search.jobs import entrypoint
 from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
-from search.storage.folder import file_hash
 from search.storage.locations import resume_command
 from search.workers.cluster import use_token
 from spaces.space import SPACES
@@ -265,7 +265,7 @@ def _files(top: Path) -> list[tuple[str, Path]]:
 def _digest(top: Path) -> str:
     total = hashlib.sha256()
     for name, path in _files(top):
-        total.update(f"{name}\0{file_hash(path)}\0".encode())
+        total.update(f"{name}\0{sha256(path)}\0".encode())
     return total.hexdigest()[:24]
 
 

@@ -12,7 +12,6 @@ and does not exist. Nothing needs to be renamed: object stores cannot.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 from filelock import FileLock
 
+from petl.hashing import sha256
 from search.storage.remote import find_store
 
 TRIALS: Final = "trials"
@@ -104,7 +104,7 @@ class TrialFolder:
         """Make the part valid with its files as they are now."""
         folder = self.path / part
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        hashes = {str(file.relative_to(folder)): file_hash(file) for file in files}
+        hashes = {str(file.relative_to(folder)): sha256(file) for file in files}
         for file in files:
             _sync(file)
         if self._store:
@@ -256,7 +256,7 @@ def _is_valid(folder: Path) -> bool:
     """Whether a part has its manifest, and every file with the hash that the manifest has."""
     try:
         hashes = read_json(folder / MANIFEST)
-        return all(file_hash(folder / name) == digest for name, digest in hashes.items())
+        return all(sha256(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
 
@@ -310,12 +310,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds no JSON object")
     return data
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
