@@ -71,6 +71,7 @@ def assignment(epochs: float = 3.0) -> Assignment:
     return Assignment(0, configuration, None, (1.0, 2.0, epochs), time.time())
 
 
+@pytest.mark.full("two searches of minutes; test_engine has the training without Ray")
 @pytest.mark.parametrize("stage", STAGES)
 def test_search_of_two_gangs_comes_to_what_one_process_comes_to(content: dict[str, Any], stage: int) -> None:
     """Six trials, two at once on four CPUs, with the backbone's own dropout."""
@@ -90,6 +91,7 @@ def test_search_of_two_gangs_comes_to_what_one_process_comes_to(content: dict[st
         resume(f"gangs-{stage}", overrides=["resources.workers_per_trial=1"])
 
 
+@pytest.mark.full("two minutes")
 def test_rank_that_dies_ends_all_at_once_and_another_gang_goes_on(context: StudyContext, tmp_path: Path) -> None:
     gang = Gang(context, 2, EACH)
     attempt = gang.begin(assignment(epochs=60.0))
@@ -155,6 +157,7 @@ def test_port_where_a_gang_meets_is_its_own_before_the_ranks_meet(context: Study
         ray.kill(rank)
 
 
+@pytest.mark.full("more than a minute")
 def test_node_without_the_studys_folder_trains_nothing(context: StudyContext, tmp_path: Path) -> None:
     """What it trained would be in a folder of its own, and lost."""
     folder = tmp_path / "not mounted"

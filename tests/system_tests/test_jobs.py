@@ -161,6 +161,7 @@ def write(folder: Path, **sections: Any) -> Path:
     return path
 
 
+@pytest.mark.full("two minutes")
 def test_a_study_stopped_in_the_middle_and_resumed(head: Head, tmp_path: Path) -> None:
     path = write(
         tmp_path, rows=480, budget={"trials": 5, "epochs": 12}, scheduler={"name": "none"}, resources={"concurrent": 1}
@@ -332,6 +333,17 @@ def test_a_job_that_is_still_ending_is_not_said_to_have_failed() -> None:
     assert code == 1
 
 
+def test_ctrl_c_leaves_the_job_running(head: Head, tmp_path: Path) -> None:
+    path = write(tmp_path, study="left", budget={"trials": 2, "epochs": 1})
+    follower = head.begin("submit", str(path), "--follow", cwd=tmp_path)
+    wait_for(lambda: "left is" in head.command("status", "left").stdout, 60)
+    follower.send_signal(signal.SIGINT)
+    _, err = follower.communicate(timeout=30)
+    assert follower.returncode == 130
+    assert "job petl-left-1 continues" in err
+    wait_for(lambda: "is finished" in head.command("status", "left").stdout, 200)
+
+
 # --- long ---
 
 long = pytest.mark.full("two minutes")
@@ -377,15 +389,3 @@ def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stdout + ended.stderr
     finally:
         running.kill()
-
-
-@long
-def test_ctrl_c_leaves_the_job_running(head: Head, tmp_path: Path) -> None:
-    path = write(tmp_path, study="left", budget={"trials": 2, "epochs": 1})
-    follower = head.begin("submit", str(path), "--follow", cwd=tmp_path)
-    wait_for(lambda: "left is" in head.command("status", "left").stdout, 60)
-    follower.send_signal(signal.SIGINT)
-    _, err = follower.communicate(timeout=30)
-    assert follower.returncode == 130
-    assert "job petl-left-1 continues" in err
-    wait_for(lambda: "is finished" in head.command("status", "left").stdout, 200)

@@ -543,6 +543,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.full("a search of minutes; the outbox itself is tried below")
 def test_a_search_goes_on_while_mlflow_is_away(home: Path, emptied: Server, victims: list[Victim]) -> None:
     log = home / "log.txt"
     victim = Victim(["run", str(write_study(home, emptied, 120.0))], log)

@@ -114,6 +114,7 @@ class Terminating(io.StringIO):
         return done
 
 
+@pytest.mark.full("a search of its own")
 def test_what_waits_is_there_after_an_interruption(
     paused: tuple[Study, str], home: Path, content: dict[str, Any]
 ) -> None:

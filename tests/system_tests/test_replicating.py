@@ -158,6 +158,7 @@ class Terminating(io.StringIO):
         return done
 
 
+@pytest.mark.full("a search of its own, twice")
 def test_interrupted_replicates_end_as_if_nothing_had_happened(
     replicated: tuple[Study, str], home: Path, content: dict[str, Any]
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_replicate_trains_as_a_study_of_its_seed_does(replicated: tuple[Study,
     assert again != {number: replicated[0].trial(number).score for number in again}
 
 
+@pytest.mark.full("a search of its own")
 def test_a_finished_study_may_ask_for_replicates(replicated: tuple[Study, str], plain: Study) -> None:
     assert all(trial.seed_summary is None for trial in plain.trials)
     assert "believed_mean" not in plain.front().to_frame().columns
@@ -195,6 +197,7 @@ def test_a_finished_study_may_ask_for_replicates(replicated: tuple[Study, str], 
     assert len(study.front(fdr=0.5)) > 0
 
 
+@pytest.mark.full("a search of its own")
 def test_beliefs_are_of_all_trials_there_are(replicated: tuple[Study, str], plain: Study) -> None:
     """A study with replicates that goes on without more of them."""
     overrides = ["budget.trials=9", "replicates.per_trial=0"]

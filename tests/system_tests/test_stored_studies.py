@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
+from scope import sampled
 
 from search.results.query import Study, Trial, load_study
 from search.study.run import resume
@@ -89,7 +90,9 @@ def test_its_adapters_say_what_they_said(store: Path) -> None:
     assert found == EXPECTED["finished"]["probabilities"]
 
 
-@pytest.mark.parametrize("name", ["killed", "stopped"])
+@pytest.mark.parametrize(
+    "name", sampled("studies of long ago that are resumed", ["killed", "stopped"], lambda name: name == "stopped")
+)
 def test_a_study_that_was_cut_off_comes_to_the_same(store: Path, name: str) -> None:
     """Points, rungs, scores, replicates and the front, to the last bit, though its names are of long ago."""
     check(resume(name, console=Console(quiet=True)))

@@ -51,6 +51,7 @@ def rising(number: int) -> object:
     return record(number, 0.5 + number / 1000, 100 * number)
 
 
+@pytest.mark.full("a hundred processes")
 def test_a_hundred_read_while_one_writes(postgresql: PostgreSQL, tmp_path: Path) -> None:  # noqa: F811
     uri = postgresql.url(postgresql.database())
     with pytest.raises(StoreError, match="nothing was run there yet") as raised:
@@ -147,6 +148,7 @@ def test_one_database_cannot_be_both(postgresql: PostgreSQL, tmp_path: Path, mon
     assert not secret_in(str(raised.value))
 
 
+@pytest.mark.full("a search of minutes")
 def test_a_study_on_both_through_kills_of_driver_and_server(
     postgresql: PostgreSQL,  # noqa: F811
     tmp_path: Path,

@@ -250,6 +250,7 @@ def test_ctrl_c_and_a_closed_pipe_say_how_to_go_on(end: Any, finished: tuple[Stu
         raise end
 
 
+@pytest.mark.full("a search of its own")
 def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
     finished: tuple[Study, str], home: Path
 ) -> None:
@@ -307,6 +308,7 @@ def test_changed_data_is_noticed(finished: tuple[Study, str], content: dict[str,
         resume("tinny")
 
 
+@pytest.mark.full("a search of its own; test_warm_start has the choice")
 def test_a_study_begins_with_what_was_on_an_earlier_front(finished: tuple[Study, str], content: dict[str, Any]) -> None:
     rest = {"enqueue": [], "references": [], "budget": {"trials": 5, "epochs": 1}, "scheduler": {"name": "none"}}
     warmed = run({**content, **rest, "study": "warmed", "warm_start": ["tiny"]}, console=Console(quiet=True))
@@ -393,6 +395,7 @@ def test_faults_of_a_study_leave_nothing_behind(home: Path, content: dict[str, A
         resume("faulty")
 
 
+@pytest.mark.full("two searches")
 def test_a_study_of_three_objectives(home: Path) -> None:
     """Of what was measured, the front is what no other trial beats in accuracy, size and latency."""
     content = studies.study(

@@ -262,3 +262,8 @@ def test_the_picture_of_three_objectives_has_the_third_as_colour(drawn: Any) -> 
     assert members.get_offsets().tolist() == [[1_000, 0.7], [2_000, 0.6], [4_000, 0.8]]
     (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
     assert line.get_xydata()[:2].tolist() == [[1_000, 0.7], [4_000, 0.8]]
+
+
+@pytest.mark.parametrize(("value", "text"), [(300_000, "300k"), (1_500_000, "1.5M"), (70, "70")])
+def test_ticks_are_short(value: float, text: str) -> None:
+    assert picture._short_text(value) == text

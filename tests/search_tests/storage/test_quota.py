@@ -311,6 +311,7 @@ def content(home: Path) -> dict[str, Any]:
     )
 
 
+@pytest.mark.full("a search of minutes")
 def test_a_search_stays_within_its_limit_and_its_front_is_whole(
     home: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

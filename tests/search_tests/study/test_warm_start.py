@@ -121,6 +121,7 @@ def test_a_prior_costs_a_few_trials_at_most(earlier: Callable[..., Study]) -> No
     assert len(begun(study, trials=3)) == 1
 
 
+@pytest.mark.full("eight searches")
 def test_a_bad_prior_is_forgotten() -> None:
     """Five designs that could not be worse to begin with: thirty trials come to almost what they come to without."""
 

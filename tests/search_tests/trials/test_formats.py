@@ -24,9 +24,6 @@ from search.trials.record import State
         (formats.value_text, 0.123456789, "0.123457"),
         (formats.bytes_text, 250_000_000, "0.25 GB"),
         (formats.bytes_text, 11_910_000, "12 MB"),
-        (formats.short_text, 300_000, "300k"),
-        (formats.short_text, 1_500_000, "1.5M"),
-        (formats.short_text, 70, "70"),
     ],
 )
 def test_numbers(write: object, value: float, text: str) -> None:

@@ -58,6 +58,7 @@ def ended(node: subprocess.Popen[bytes]) -> None:
     node.wait()
 
 
+@pytest.mark.full("half a minute of waiting")
 def test_cluster_that_grows_is_waited_for_as_long_as_was_said(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
