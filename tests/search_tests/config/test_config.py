@@ -403,8 +403,9 @@ def test_a_folder_in_the_way_does_not_make_a_hub_id_a_path(tmp_path: Path, monke
 
 def test_a_space_of_the_users_own_is_looked_for_last_in_the_current_folder(tmp_path: Path) -> None:
     """Else a queue.py or datasets.py beside it would be imported for the library of that name."""
-    (tmp_path / "my_space.py").write_text("import colorsys\ndef mine(trial, backbone): colorsys.rgb_to_hsv\n")
-    (tmp_path / "colorsys.py").write_text("raise RuntimeError('not this one')\n")
+    space = "import sys\nassert 'modulefinder' not in sys.modules\nimport modulefinder\ndef mine(trial, backbone): ...\n"
+    (tmp_path / "my_space.py").write_text(space)
+    (tmp_path / "modulefinder.py").write_text("raise RuntimeError('not this one')\n")
     content = study(tmp_path, space={"name": "my_space:mine"}, budget={"trials": 0})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     command = "import sys; sys.argv = ['petl-search', 'run', 'study.yaml']; from search.cli import main; main()"
