@@ -403,8 +403,8 @@ def test_a_folder_in_the_way_does_not_make_a_hub_id_a_path(tmp_path: Path, monke
 
 def test_a_space_of_the_users_own_is_looked_for_last_in_the_current_folder(tmp_path: Path) -> None:
     """Else a queue.py or datasets.py beside it would be imported for the library of that name."""
-    space = "import sys\nassert 'modulefinder' not in sys.modules\nimport modulefinder\ndef mine(trial, backbone): ...\n"
-    (tmp_path / "my_space.py").write_text(space)
+    fresh = "import sys\nassert 'modulefinder' not in sys.modules\nimport modulefinder\n"
+    (tmp_path / "my_space.py").write_text(fresh + "def mine(trial, backbone): ...\n")
     (tmp_path / "modulefinder.py").write_text("raise RuntimeError('not this one')\n")
     content = study(tmp_path, space={"name": "my_space:mine"}, budget={"trials": 0})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
