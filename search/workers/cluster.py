@@ -32,7 +32,7 @@ _SCRATCH: Final = "/tmp"  # where $TMPDIR may be long, and the path of a socket 
 
 
 class ClusterError(UserError):
-    """A study asks for resources that the cluster does not have."""
+    """There is no such cluster, or not one that a study of these resources can run on."""
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def joined(
     one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must exist on
     all nodes; None where they share a store instead. `say` is given a line where nodes are waited for.
 
-    Raises ClusterError where there is no such cluster, where a trial cannot fit into it, and where a node does
-    not see the folder.
+    Raises ClusterError where there is no such cluster, where Ray does not start, where a trial cannot fit into it, and
+    where a node does not see the folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # gpus_per_trial: 0 means that none is seen
@@ -123,8 +123,13 @@ def _join(address: str, **options: Any) -> None:
             logging_level=logging.ERROR,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+    except Exception as error:  # Ray raises Exception itself where a node does not come up
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if address == "local":
+            raise ClusterError(
+                f"Ray did not start on this machine: {reason} Resume once it has memory and processes to spare, or "
+                "name a cluster with --address"
+            ) from error
         raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
 
 

@@ -37,6 +37,20 @@ def test_rays_client_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_ray_that_does_not_start_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray says it, which a machine does that is out of memory or processes."""
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...\nmore")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(ClusterError, match=r"did not start on this machine: The current node timed out .*Resume once"),
+        joined(ResourcesConfig(), tmp_path, "local"),
+    ):
+        pass
+
+
 def started(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """A node of a Ray that listens to everybody here, once it runs."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
