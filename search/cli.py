@@ -501,7 +501,7 @@ def ui(
 
 
 def _end(study: Study) -> None:
-    """What a run ends with; exit code 1 where nothing came out of it."""
+    """Print what a run ended with; exit with 1 where nothing came out of it."""
     from search.results import tables
 
     tables.print_ending(study)

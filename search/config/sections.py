@@ -326,7 +326,7 @@ class ReplicatesConfig(Section):
 
 
 def anchored(path: str) -> str:
-    """An absolute path: workers run in other folders, and a resume may too. `package:` names stay."""
+    """Return an absolute path: workers run in other folders, and a resume may too. `package:` names stay."""
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
 
 

@@ -112,7 +112,7 @@ class StudyConfig(StudyFields):
         return self._trained({})
 
     def reference_configurations(self) -> dict[str, Configuration | None]:
-        """The references by name; None for those that train nothing of the network."""
+        """Return the references by name; None for those that train nothing of the network."""
         return {
             name: None
             if name in BASELINES
@@ -123,7 +123,7 @@ class StudyConfig(StudyFields):
         }
 
     def with_epochs(self, epochs: float) -> StudyConfig:
-        """The same with its budget in epochs, once it is known how many its steps are."""
+        """Return the same with its budget in epochs, once it is known how many its steps are."""
         return self.model_copy(update={"budget": self.budget.model_copy(update={"epochs": epochs})})
 
     def to_dict(self) -> dict[str, Any]:

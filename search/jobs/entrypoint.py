@@ -63,7 +63,7 @@ def arrive(sent: Path) -> list[str]:
 
 
 def _is_begun(study: str, config: dict[str, Any]) -> bool:
-    """Whether the study is on record. Raises SystemExit where the database does not answer."""
+    """Return whether the study is on record. Raises SystemExit where the database does not answer."""
     from search.storage.address import AddressError
     from search.storage.locations import database_url
     from search.storage.studies import study_begun

@@ -47,7 +47,7 @@ class DatabaseError(StoreError):
 
 
 def is_postgresql(url: str) -> bool:
-    """Whether an address, as `search.storage.address.database` returns it, is PostgreSQL's."""
+    """Return whether an address, as `search.storage.address.database` returns it, is PostgreSQL's."""
     return url.startswith(POSTGRESQL)
 
 

@@ -20,7 +20,7 @@ _FULL: Final = ("no space left on device", "disk quota exceeded", "database or d
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error of Python, safetensors or a database was caused by a full disk or quota."""
+    """Return whether an error of Python, safetensors or a database was caused by a full disk or quota."""
     while error is not None:
         if isinstance(error, FullDiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True

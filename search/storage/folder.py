@@ -220,7 +220,7 @@ class TrialFiles:
         return sum(size for path, size in self.sizes.items() if path.startswith(below))
 
     def has(self, part: str) -> bool:
-        """Whether the part is committed."""
+        """Return whether the part is committed."""
         return f"{part}/{MANIFEST}" in self.sizes
 
     @property
@@ -253,7 +253,7 @@ def _merged(local: Mapping[str, int], stored: Mapping[str, int] | None) -> Trial
 
 
 def _is_valid(folder: Path) -> bool:
-    """Whether a part has its manifest, and every file with the hash that the manifest has."""
+    """Return whether a part has its manifest, and every file with the hash that the manifest has."""
     try:
         hashes = read_json(folder / MANIFEST)
         return all(sha256(folder / name) == digest for name, digest in hashes.items())
@@ -262,7 +262,7 @@ def _is_valid(folder: Path) -> bool:
 
 
 def _is_copy(folder: Path, manifest: bytes) -> bool:
-    """Whether a folder is a valid copy of the part with this manifest, not of an earlier part of that name."""
+    """Return whether a folder is a valid copy of the part with this manifest, not of an earlier part of that name."""
     try:
         return (folder / MANIFEST).read_bytes() == manifest and _is_valid(folder)
     except OSError:

@@ -16,7 +16,7 @@ def trial_files(study: Path) -> dict[int, TrialFiles]:
 
 
 def has_committed_parts(study: Path) -> bool:
-    """Whether any trial of the study, or a replicate of one, has a committed part in the folder itself."""
+    """Return whether any trial of the study, or a replicate of one, has a committed part in the folder itself."""
     return any((study / TRIALS).rglob(MANIFEST))
 
 

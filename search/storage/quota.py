@@ -203,7 +203,7 @@ class Usage:
         return adapter + self.of(record.number, SCORED)
 
     def scored(self, number: int) -> bool:
-        """Whether a trial has its scores on whole splits."""
+        """Return whether a trial has its scores on whole splits."""
         return self.files(number).has(SCORED)
 
     def _copies(self) -> int:

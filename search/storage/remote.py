@@ -101,7 +101,7 @@ class RemoteStore:
         return {info.path[len(folder) + 1 :]: info.size for info in listed if info.type == FileType.File}
 
     def has_committed_parts(self) -> bool:
-        """Whether any trial of the study has a committed part here."""
+        """Return whether any trial of the study has a committed part here."""
         return any(name.endswith("/manifest.json") for name in self.files(""))
 
     def delete(self, path: str = "") -> None:

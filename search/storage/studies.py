@@ -60,7 +60,7 @@ def study_names(url: str) -> list[str]:
 
 
 def study_exists(url: str, name: str) -> bool:
-    """Whether the database has a study of that name."""
+    """Return whether the database has a study of that name."""
     return name in study_names(url)
 
 
@@ -72,7 +72,7 @@ def study_info(url: str, name: str, key: str) -> Any:
 
 
 def study_begun(url: str, name: str) -> bool:
-    """Whether a study is on record; it is not where its driver died before recording what the study runs."""
+    """Return whether a study is on record; it is not where its driver died before recording what the study runs."""
     return _exists(url) and study_info(url, name, records.RESOLVED) is not None
 
 
@@ -125,6 +125,6 @@ def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persi
 
 
 def _exists(url: str) -> bool:
-    """Whether the database exists; opening an sqlite database would create it."""
+    """Return whether the database exists; opening an sqlite database would create it."""
     file = sqlite_file(url)
     return file is None or file.exists()

@@ -60,7 +60,7 @@ def is_finished(config: StudyConfig, records: Records) -> bool:
 
 
 def rehearse(config: StudyConfig, resolved: Resolved) -> None:
-    """A search that proposes one point and is thrown away.
+    """Return a search that proposes one point and is thrown away.
 
     Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
     """
@@ -73,7 +73,7 @@ def rehearse(config: StudyConfig, resolved: Resolved) -> None:
 
 
 def disk_limit(config: StudyConfig) -> int | None:
-    """The study's bytes, at most; None for no limit."""
+    """Return the most bytes that the study may take; None for no limit."""
     return None if config.storage.max_gb is None else int(config.storage.max_gb * GB)
 
 
@@ -118,7 +118,7 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
 
 
 def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
-    """The space, and the designs to try before it is sampled."""
+    """Return the space, and the designs to try before it is sampled."""
     options, training = dict(config.space), config.fixed_training
     name = options.pop("name", "unified")
     bound = resolve_space(name, options, training, config.seed)
@@ -136,7 +136,7 @@ def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqu
 
 
 def warm_start(config: StudyConfig, resolved: Resolved) -> tuple[Enqueued, ...]:
-    """What earlier studies give this one to begin with. Raises StoreError where one is not there."""
+    """Return what earlier studies give this one to begin with. Raises StoreError where one is not there."""
     if not config.warm_start:
         return ()
     plan = search_plan(config, resolved)
@@ -158,7 +158,7 @@ def warm_start(config: StudyConfig, resolved: Resolved) -> tuple[Enqueued, ...]:
 
 
 def _listed(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
-    """Nothing to sample, and all of a list. Raises StudyError where two of its rows train the same."""
+    """Return nothing to sample, and all of a list. Raises StudyError where two of its rows train the same."""
 
     def space(trial: Any, backbone: Backbone, /) -> Configuration:
         raise StudyError("a list of designs has no space")

@@ -36,12 +36,12 @@ def _written(tokenizer: Any, backbone: Backbone, data: TaskData, splits: Sequenc
 
 
 def settled(config: StudyConfig, resolved: Resolved) -> StudyConfig:
-    """The study with its budget in epochs, where it was given in steps."""
+    """Return the study with its budget in epochs, where it was given in steps."""
     return config if resolved.epochs is None else config.with_epochs(resolved.epochs)
 
 
 def _epochs(config: StudyConfig, data: TaskData) -> float | None:
-    """How many epochs the budget's steps are; None for a budget in epochs."""
+    """Return how many epochs the budget's steps are; None for a budget in epochs."""
     if config.budget.steps is None:
         return None
     from petl.data.batches import batches_per_epoch
@@ -52,7 +52,7 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
 
 
 def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> Resolved:
-    """What a study fixes when it begins, or fixed: then with its `revision` and `located` task.
+    """Return what a study fixes when it begins, or fixed: then with its `revision` and `located` task.
 
     Raises BackboneError and TaskError where something is not there.
     """

@@ -67,7 +67,7 @@ def prior(
 
 
 def _covering(study: Study) -> list[Trial]:
-    """The members of a front, in the order of how well they cover it."""
+    """Return the members of a front, in the order of how well they cover it."""
     front = study.front()
     score, cost = front.objectives[0], ruling(front.objectives)
     members, column = list(front), front.objectives[1:].index(cost)

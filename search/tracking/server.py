@@ -48,7 +48,7 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
 
 
 def _is_own(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -56,7 +56,7 @@ def _is_own(host: str) -> bool:
 
 
 def _accounts() -> dict[str, str]:
-    """Variables for a server with accounts, which are kept in the home. Raises StoreError for no proper password."""
+    """Return variables for a server whose accounts are kept in the home. Raises StoreError for no proper password."""
     password = os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD", "")
     if len(password) < _SHORTEST or password == _SHIPPED:
         raise StoreError(

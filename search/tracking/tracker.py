@@ -19,7 +19,7 @@ class Tracker(Protocol):
     """
 
     def begin(self) -> None:
-        """The study runs, whatever an earlier driver ended it as."""
+        """Mark the study as running, whatever an earlier driver ended it as."""
 
     def ensure(self, record: TrialRecord) -> None:
         """Create the trial where it is not there yet."""

@@ -71,16 +71,16 @@ class Listener(Protocol):
     """Hears what happens to runs, each event once and in order, on the driver."""
 
     def started(self, run: Run) -> None:
-        """A worker was given the run, for the first time or again after a resume."""
+        """Called when a worker is given the run, for the first time or again after a resume."""
 
     def reported(self, run: Run, report: Report) -> None:
-        """The run passed a milestone."""
+        """Called when the run passed a milestone."""
 
     def restarted(self, run: Run) -> None:
-        """The run's process died; another one resumes from the last milestone."""
+        """Called when the run's process died; another one resumes from the last milestone."""
 
     def paused(self, run: Run) -> None:
-        """The run waits without a worker: for its promotion, or for more budget."""
+        """Called when the run waits without a worker: for its promotion, or for more budget."""
 
     def ended(self, run: Run) -> None:
-        """Nothing more comes of the run: it has its measurements, a failure, or was stopped."""
+        """Called when nothing more comes of the run: it has its measurements, a failure, or was stopped."""

@@ -148,7 +148,7 @@ class Teller:
         self._last = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Tells, if it is time."""
+        """Report progress, if it is time."""
         if time.monotonic() - self._last >= 1.0:
             self._last = time.monotonic()
             self._folder.note(f"{what} {done:,}/{total:,}")
