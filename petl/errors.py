@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +25,16 @@ class UserNotice(UserWarning):
     """A warning that a command prints in one line, without the line of code that it comes from."""
 
 
-def faults(error: ValidationError, section: str = "", redact: Callable[[str], str] = str) -> list[str]:
+def faults(
+    error: ValidationError,
+    section: str = "",
+    redact: Callable[[str], str] = str,
+    keys: Callable[[Sequence[str | int]], Iterable[str]] = lambda place: (),
+) -> list[str]:
     """Return every fault that pydantic found in `section`, each as its place, the rule, and the value received.
 
     A rule of our own says the value itself where it is only a part of what was checked. `redact` is applied to values.
+    `keys` gives those that there are at a place, for one that is not.
     """
     texts = []
     for fault in error.errors():
@@ -36,8 +43,15 @@ def faults(error: ValidationError, section: str = "", redact: Callable[[str], st
         if fault["type"] == "missing":
             rule = "is required; received nothing"
         elif fault["type"] == "extra_forbidden":
-            rule = "no such key"
+            rule = f"no such key{_instead(str(fault['loc'][-1]), [*keys(fault['loc'][:-1])])}"
         received = "" if "received" in rule else redact(f"; received {fault['input']!r}")
         named = not where or rule.startswith(f"{where}.")  # by the rule itself
         texts.append(f"{rule}{received}" if named else f"{where}: {rule}{received}")
     return texts
+
+
+def _instead(key: str, keys: Sequence[str]) -> str:
+    """Return what may be meant by a key that does not exist: one that looks like it, else all that do."""
+    if alike := get_close_matches(key, keys, 1):
+        return f", perhaps {alike[0]}"
+    return f"; there are {', '.join(keys)}" if keys else ""

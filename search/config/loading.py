@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import (
     ValidationError,
@@ -54,7 +54,7 @@ def _validated(data: Any, overrides: Sequence[str], name: str, context: str | No
     try:
         return StudyConfig.model_validate(data, context=context)
     except ValidationError as error:
-        found = faults(error, redact=address.redacted)
+        found = faults(error, redact=address.redacted, keys=_keys)
         raise ConfigError("\n  ".join([f"{name} has {len(found)} fault(s):", *found])) from None
 
 
@@ -81,3 +81,17 @@ def _deep_copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _deep_copy(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _keys(place: Sequence[str | int]) -> list[str]:
+    """Return the keys that a study file may have at a place; none where a section takes any."""
+    model: Any = StudyConfig
+    keys = iter(place)
+    for key in keys:
+        hint = model.model_fields[key].annotation
+        model = next((part for part in (hint, *get_args(hint)) if hasattr(part, "model_fields")), None)
+        if model is None:
+            return []
+        if get_origin(hint) is dict:
+            next(keys, None)  # the name of a row
+    return [*model.model_fields]

@@ -81,6 +81,23 @@ def test_every_fault_is_listed_at_once_with_rule_and_value(tmp_path: Path) -> No
         assert any(line.strip().startswith(where) and received in line for line in lines[1:]), where
 
 
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"budget": {"trails": 3}}, "budget.trails: no such key, perhaps trials; received 3"),
+        ({"constrain": {}}, "constrain: no such key, perhaps constraints; received {}"),
+        ({"designs": {"one": {"design": "bitfit", "sheets": 1}}}, "designs.one.sheets: no such key, perhaps seeds; "),
+        ({"backbone": {"model": "a/b", "size": 1}}, "backbone.size: no such key; there are model, precision; "),
+    ],
+)
+def test_a_key_that_does_not_exist_is_answered_with_those_that_do(
+    tmp_path: Path, sections: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({**study(tmp_path), **sections})
+    assert line in str(caught.value)
+
+
 def test_set_overrides_nested_values_and_checks_them(tmp_path: Path) -> None:
     config = load_config(study(tmp_path), ["budget.trials=48", "space.max_size=4", "constraints={stored_percent: 2}"])
     assert config.budget.trials == 48
