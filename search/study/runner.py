@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
+from petl.data.report import DataReport
 from search.config.study import StudyConfig
 from search.optimizer.budget import Meter
 from search.optimizer.search import Search
@@ -140,6 +141,8 @@ class Runner:
         """Train the search's trials, then the replicates, both on one clock."""
         self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
+        for line in data_lines(self.resolved):
+            self.display.say(line)
         search = Search(self.records, self.plan, lacking=self.quota.refusal)
         try:
             for record in search.take_closed():  # no worker reports them
@@ -314,3 +317,8 @@ def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:
         f"{resolved.precision}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
         f"{at_once}{fewer} at once"
     )
+
+
+def data_lines(resolved: Resolved) -> list[str]:
+    """Return what was understood of the rows, below the headline; nothing of a study that did not record it."""
+    return DataReport.from_dict(resolved.data).lines(resolved.task.columns) if resolved.data else []
