@@ -15,6 +15,7 @@ _DROPPED: Final = 0.1
 _REPEATED: Final = 0.1
 _SEEN: Final = 0.01
 _ONE_CLASS: Final = 0.95
+_OWN: Final = 0.5  # labels for each row
 _FEW: Final = 20  # rows of a split whose scores are then steps
 
 
@@ -97,6 +98,8 @@ class DataReport:
             most = max(part.classes, key=lambda label: part.classes[label], default="")
             if most and part.classes[most] > _ONE_CLASS * part.kept:
                 yield f"{name}: {_share(part.classes[most], part.kept)} of the rows have the label {most!r}"
+            if part.labels > _OWN * part.kept:
+                yield f"{name}: {part.kept:,} rows have {part.labels:,} labels; is that the column of the answer?"
             if part.labels < train.labels:
                 yield f"{name}: {part.labels} of the {train.labels} labels of the train split occur"
         by_case: dict[str, str] = {}

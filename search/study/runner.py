@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -86,9 +86,7 @@ class Runner:
 
         Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
         """
-        resolved = self.resolved.to_dict()
-        published = {key: resolved[key] for key in _PUBLISHED}
-        info = {**self.config.to_dict(), "resolved": published}
+        info = published(self.config, self.resolved)
         root = artifact_root(self.places.uri)
 
         def connect() -> list[Tracker]:
@@ -303,6 +301,12 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
         records.resolved = replace(resolved, precision=scoring.fastest_precision(context, config.resources))
         context = replace(context, resolved=records.resolved)
     return context
+
+
+def published(config: StudyConfig, resolved: Resolved) -> dict[str, Any]:
+    """Return what MLflow is given of a study, JSON-ready."""
+    values = resolved.to_dict()
+    return {**config.to_dict(), "resolved": {key: values[key] for key in _PUBLISHED}}
 
 
 def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:

@@ -97,6 +97,10 @@ def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
     assert "train: 99.0% of the rows have the label 'a'" in said(own=[*rows(2, 900), *rows(98, label="a")])
     assert "validation: 1 of the 2 labels" in said(rows(50, 100, label="a"))
     assert "validation: 5 rows are few" in said(rows(5, 100))
+    assert "train: 100 rows have 100 labels; is that the column of the answer?" in said(
+        [{"text": f"v {i}", "label": f"a{i}"} for i in range(50)],
+        own=[{"text": f"t {i}", "label": f"a{i}"} for i in range(100)],
+    )
     assert "no row has the label 'c'" in said(labels=("a", "b", "c"))
     assert "'Good' and 'good' differ in upper and lower case" in said(
         own=[{"text": f"t {i}", "label": ("good", "Good", "a", "b")[i % 4]} for i in range(100)]
