@@ -93,6 +93,10 @@ class Task:
 
     `max_length` bounds the text or source and `max_target_length` the target, in tokens, special
     ones included. `prompt` is what stands around the source, `languages` those of source and target.
+
+    `special_tokens` says what the characters of a special token in a value are: "text", or "parse" for the token.
+    `max_unknown` is the largest share of a split's tokens that may be unknown. `reading` "lenient" takes rows as
+    version 0.1.0 did, which read some files otherwise than they are written.
     """
 
     name: str = ""
@@ -115,6 +119,9 @@ class Task:
     max_target_length: int = 128
     prompt: str = "{source}"
     languages: tuple[str, str] | None = None
+    special_tokens: str = "text"
+    max_unknown: float = 0.05
+    reading: str = "checked"
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
@@ -145,6 +152,11 @@ class Task:
         for name in ("max_length", "max_target_length"):
             if getattr(self, name) < 4:
                 raise TaskError(f"task.{name} is at least 4 tokens; received {getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise TaskError(f"task.{name} is {' or '.join(choices)}; received {getattr(self, name)!r}")
+        if not 0 <= self.max_unknown <= 1:
+            raise TaskError(f"task.max_unknown is a share of the tokens, 0 to 1; received {self.max_unknown}")
 
     def _check_answers(self, kind: Kind) -> None:
         if self.labels is not None:
@@ -170,9 +182,12 @@ class Task:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return what a trained model has to know of the task to predict, JSON-ready; `from_dict` takes it."""
-        data = asdict(self)
-        return {name: data[name] for name in FACTS}
+        """Return what a trained model has to know of the task to predict, JSON-ready; `from_stored` takes it."""
+        return {name: value for name, value in self.to_stored().items() if name in FACTS}
+
+    def to_stored(self) -> dict[str, Any]:
+        """Return the JSON value that `from_stored` reads."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in _BEFORE.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Task:
@@ -185,8 +200,16 @@ class Task:
         except ValidationError as error:
             raise TaskError("; ".join(faults(error, "task"))) from None
 
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any]) -> Task:
+        """Read what `to_stored` or `facts` gave; a task of version 0.1.0 keeps its rows and tokens."""
+        return cls.from_dict({**_BEFORE, **data})
 
-FACTS: Final = ("name", "kind", "max_length", "max_target_length", "prompt", "languages", "decoding")
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"special_tokens": ("text", "parse"), "reading": ("checked", "lenient")}
+FACTS: Final = ("name", "kind", "max_length", "max_target_length", "prompt", "languages", "special_tokens", "decoding")
+# What a stored task means that lacks these: version 0.1.0 knew nothing else.
+_BEFORE: Final[Mapping[str, Any]] = {"special_tokens": "parse", "max_unknown": 1.0, "reading": "lenient"}
 _ADAPTER: Final[TypeAdapter[Task]] = TypeAdapter(Task)
 
 _ROWS: Final = (

@@ -11,7 +11,8 @@ import torch
 
 from petl.attach.attachment import Attachment
 from petl.backbones.generation import generate
-from petl.data.encoding import encode_sources, language_tokens
+from petl.data.encoding import encode_sources
+from petl.data.languages import language_tokens
 from petl.tasks import Task
 
 if TYPE_CHECKING:

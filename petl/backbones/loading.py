@@ -90,6 +90,11 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
         )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, "\N{LOWER ONE EIGHTH BLOCK}"}:
+        raise BackboneError(  # transformers makes one of the special tokens alone, to which every word is unknown
+            f"{model}: no tokenizer in {folder}: its vocabulary has no words. Its files, such as tokenizer.json, lie "
+            "beside config.json; copy them there, or save them with tokenizer.save_pretrained"
+        )
     if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

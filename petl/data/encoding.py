@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petl.data.values import ValueTokenizer
 from petl.tasks import KINDS, Task, TaskError
 
 if TYPE_CHECKING:
@@ -36,39 +36,34 @@ def encode_sources(
         if decoder_only:
             tokens = [row[:given] for row, given in zip(tokens, encoded["given"], strict=True)]
         return model_inputs({"input_ids": tokens}, tokenizer, left=decoder_only)
+    values = ValueTokenizer.of(task, tokenizer)
     first = [text if isinstance(text, str) else text[0] for text in texts]
     second = [text[1] for text in texts if not isinstance(text, str)]
-    encoded = tokenizer(first, second or None, truncation=True, max_length=task.max_length)
-    return model_inputs(encoded, tokenizer, left=not kind.labelled)
-
-
-def language_tokens(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    """Return `TaskData`'s `start` and `first` of a tokenizer, and set it to the task's languages."""
-    set_languages(task, tokenizer)
-    return set_language_tokens(tokenizer)
+    columns = values.inputs(first, second or None, truncation=True, max_length=task.max_length)
+    return model_inputs(columns, tokenizer, left=not kind.labelled)
 
 
 def tokenise(
     task: Task, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase, decoder_only: bool
 ) -> Callable[[Texts], dict[str, Any]]:
     """Return what becomes of texts: the tokenizer's columns, the answer's, and `length` and `terms` of each row."""
-    cut = {"truncation": True, "verbose": False}
+    values = ValueTokenizer.of(task, tokenizer)
+    cut: dict[str, Any] = {"truncation": True, "verbose": False}
     numbers = {label: number for number, label in enumerate(labels)}
     before, _, behind = task.prompt.partition("{source}")
 
     def classification(rows: Texts) -> dict[str, Any]:
-        encoded = tokenizer(rows["text"], rows.get("pair"), max_length=task.max_length, **cut)
-        columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        columns = values.inputs(rows["text"], rows.get("pair"), max_length=task.max_length, **cut)
         answers = [numbers[label] for label in rows["label"]]
-        return {**columns, "label": answers, "length": _lengths(encoded["input_ids"]), "terms": [1] * len(answers)}
+        return {**columns, "label": answers, "length": _lengths(columns["input_ids"]), "terms": [1] * len(answers)}
 
     def pairs(rows: Texts) -> dict[str, Any]:
-        prompts = [before + source + behind for source in rows["source"]]
-        encoded = tokenizer(prompts, max_length=task.max_length, **cut)
-        columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
-        targets = tokenizer(text_target=rows["target"], max_length=task.max_target_length, **cut)["input_ids"]
+        columns = values.inputs(rows["source"], prompt=(before, behind), max_length=task.max_length, **cut)
+        targets = values.filled(
+            values(rows["target"], answers=True, max_length=task.max_target_length, **cut)["input_ids"]
+        )
         terms = _lengths(targets)
-        length = list(map(max, _lengths(encoded["input_ids"]), terms))
+        length = list(map(max, _lengths(columns["input_ids"]), terms))
         return {**columns, "labels": targets, "length": length, "terms": terms}
 
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -81,20 +76,20 @@ def tokenise(
         )
 
     def continued(rows: Texts) -> dict[str, Any]:
-        prompts = [before + source + behind_source for source in rows["source"]]
         given = []
-        for tokens in tokenizer(prompts, verbose=False)["input_ids"]:
+        for tokens in values(rows["source"], prompt=(before, behind_source), verbose=False)["input_ids"]:
             tokens = tokens[:-1] if tokens[-1:] == end else tokens
             over = len(tokens) > task.max_length
             given.append(tokens[: task.max_length - tail] + tokens[len(tokens) - tail :] if over else tokens)
+        given = values.filled(given)
         most = task.max_target_length - len(end)
-        encoded = tokenizer(rows["target"], add_special_tokens=False, max_length=most, **cut)["input_ids"]
+        encoded = values(rows["target"], add_special_tokens=False, max_length=most, **cut)["input_ids"]
         whole = [source + target + end for source, target in zip(given, encoded, strict=True)]
         return _of_decoder(whole, _lengths(given))
 
     def language(rows: Texts) -> dict[str, Any]:
-        encoded = tokenizer(rows["text"], max_length=task.max_length - len(end), **cut)["input_ids"]
-        whole = [tokens if tokens[-1:] == end else tokens + end for tokens in encoded]
+        encoded = values(rows["text"], max_length=task.max_length - len(end), **cut)["input_ids"]
+        whole = values.filled([tokens if tokens[-1:] == end else tokens + end for tokens in encoded])
         return _of_decoder(whole, [1] * len(whole))
 
     if labels:
@@ -110,29 +105,6 @@ def _of_decoder(tokens: list[list[int]], given: list[int]) -> dict[str, Any]:
     length = _lengths(tokens)
     terms = [whole - first for whole, first in zip(length, given, strict=True)]
     return {"input_ids": tokens, "given": given, "length": length, "terms": terms}
-
-
-def set_languages(task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the languages. Raises TaskError for one that a tokenizer with language codes has none for."""
-    if task.languages is None or not hasattr(tokenizer, "src_lang"):
-        return
-    vocabulary = tokenizer.get_vocab()
-    codes = []
-    for language in task.languages:
-        forms = (rf"{re.escape(language)}_[A-Z]{{2}}", rf"__{re.escape(language)}__", re.escape(language))
-        matches = [code for form in forms for code in sorted(vocabulary) if re.fullmatch(form, code)]
-        if not matches:
-            raise TaskError(f"task {task.name}: the tokenizer has no code for the language {language!r}")
-        codes.append(matches[0].strip("_"))
-    tokenizer.src_lang, tokenizer.tgt_lang = codes
-
-
-def set_language_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    """Return (start, first). In mBART the code ends a target, whose decoder wraps it to the front."""
-    if not hasattr(tokenizer, "src_lang"):
-        return None, None
-    tokens = tokenizer(text_target="")["input_ids"]
-    return (None, tokens[0]) if tokens[-1] == tokenizer.eos_token_id else (tokens[-1], None)
 
 
 def _lengths(rows: Iterable[Sequence[int]]) -> list[int]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pandas as pd
 
-from petl.backbones.locate import BackboneError, package_path, unreachable
+from petl.backbones.locate import unreachable
+from petl.data.files import FORMATS, format_of, path_of, read_table
 from petl.hashing import sha256
 from petl.tasks import SPLITS, TASKS, Task, TaskError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 
 DATA: Final = "PETL_DATA"
-_FORMATS: Final = ("csv", "tsv", "json", "jsonl", "parquet")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SAVED: Final = "state.json"  # what marks a Dataset's folder, and the other one a DatasetDict's
 _SAVED_SPLITS: Final = "dataset_dict.json"
@@ -40,13 +40,14 @@ class File:
     """A csv, tsv, json, jsonl or parquet file, or one of these with .gz."""
 
     path: Path
+    lenient: bool = False
 
     def read(self) -> pd.DataFrame:
-        return read_table(str(self.path))
+        return read_table(str(self.path), lenient=self.lenient)
 
     def content(self) -> str:
         """Return a hash of the bytes, with the ending, which says how they are read."""
-        return f"{_sha256(self.path)} {_format(self.path)}"
+        return f"{_sha256(self.path)} {format_of(self.path)}"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -136,37 +137,22 @@ def content(task: Task) -> dict[str, str]:
     return {split: source.content() for split, source in sources(task).items() if isinstance(source, File | Folder)}
 
 
-def read_table(path: str) -> pd.DataFrame:
-    """Read a csv, tsv, json, jsonl or parquet file. Bytes that are not UTF-8 become U+FFFD.
-
-    Values of csv and tsv files are text, only empty ones are missing: "NA" and "None" are words, and
-    a label "1" does not become 1.0 because another one is missing.
-
-    Raises TaskError where the file is missing, of another kind, or damaged.
-    """
-    file = _path(path)
-    if not file.is_file():
-        raise TaskError(f"no file at {file}" + (f" (looked up as {path})" if path != str(file) else ""))
-    kind = _format(file)
-    try:
-        if kind in ("csv", "tsv"):
-            separator = "\t" if kind == "tsv" else ","
-            return pd.read_csv(
-                file, sep=separator, encoding_errors="replace", dtype=str, keep_default_na=False, na_values=[""]
+def require_apart(task: Task) -> None:
+    """Raise TaskError where a located task decides, or tests, by the very rows that it trains on."""
+    read_from = content(task)
+    for split in ("validation", "test"):
+        if read_from.get(split, "") == read_from.get("train"):
+            raise TaskError(
+                f"task {task.name}: the {split} split has the very content of the train split, "
+                f"{sources(task)['train']}, so that its scores would say how well rows are remembered; leave it out: "
+                "a validation split is then cut from the train split"
             )
-        if kind in ("jsonl", "json"):
-            return pd.read_json(file, lines=kind == "jsonl", encoding_errors="replace", dtype=False)
-        if kind == "parquet":
-            return pd.read_parquet(file)
-    except (ValueError, OSError, EOFError) as error:
-        raise TaskError(f"{file} cannot be read as {kind}: {error}") from error
-    raise TaskError(f"a task's file is csv, tsv, json, jsonl or parquet (.gz allowed); received {file.name}")
 
 
 def _from_paths(task: Task) -> dict[str, Source]:
     splits: dict[str, Source] = {}
     for split, path in task.paths.items():
-        place = _path(path)
+        place = path_of(path)
         if (place / _SAVED_SPLITS).is_file():
             inside = _named(task, _saved(place), str(place))
             if split == "train":  # one folder with all splits needs to be named once
@@ -175,7 +161,7 @@ def _from_paths(task: Task) -> dict[str, Source]:
                 raise TaskError(f"task {task.name}: {place} has no {task.splits.get(split, split)} split")
             splits[split] = inside[split]
         else:
-            splits[split] = Folder(place) if place.is_dir() else File(place)
+            splits[split] = Folder(place) if place.is_dir() else File(place, task.reading == "lenient")
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
@@ -188,10 +174,10 @@ def _from_folder(task: Task, root: Path) -> dict[str, Source]:
     splits: dict[str, Source] = _saved(folder)
     for file in sorted(folder.iterdir()):
         stem, _, ending = file.name.partition(".")
-        if file.is_file() and ending.removesuffix(".gz") in _FORMATS:
+        if file.is_file() and ending.removesuffix(".gz") in FORMATS:
             if stem in splits:
                 raise TaskError(f"task {task.name}: both {splits[stem]} and {file} hold its {stem} split; keep one")
-            splits[stem] = File(file)
+            splits[stem] = File(file, task.reading == "lenient")
     return _named(task, splits, str(folder))
 
 
@@ -287,21 +273,8 @@ def _hub_name(task: Task) -> str:
     return f"the data set {task.hub}" + (f" ({detail})" if detail else "")
 
 
-def _path(path: str) -> Path:
-    if not path.startswith("package:"):
-        return Path(path).expanduser()
-    try:
-        return package_path(path)
-    except BackboneError as error:
-        raise TaskError(str(error)) from None
-
-
 def _absolute(path: str) -> str:
     return path if path.startswith("package:") else str(Path(path).expanduser().absolute())
-
-
-def _format(file: Path) -> str:
-    return file.name.removesuffix(".gz").rpartition(".")[2].lower()
 
 
 def _sha256(path: Path) -> str:

@@ -20,20 +20,25 @@ from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
 from petl.data.cache import Tables, fetch, key_of
-from petl.data.encoding import CHUNK, IGNORED, Texts, model_inputs, padded, set_language_tokens, set_languages, tokenise
-from petl.data.sources import content, locate_data, sources
-from petl.tasks import KINDS, SPLITS, Task, TaskError
+from petl.data.encoding import CHUNK, IGNORED, Texts, model_inputs, padded, tokenise
+from petl.data.languages import set_language_tokens, set_languages
+from petl.data.report import DataReport
+from petl.data.rows import drawn, read_rows
+from petl.data.sources import content, locate_data
+from petl.data.values import ValueTokenizer, unknown_share
+from petl.tasks import KINDS, Task, TaskError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_CUT: Final = 0.1  # share of the train split that becomes a split which the source lacks
-_CUT_MOST: Final = 2_000
-_FORMAT: Final = 1  # of the cached tables; another one whenever the same task gives other tables
+_FORMAT: Final = 2  # of the cached tables; another one whenever the same task gives other tables
 # Fields that change neither a row nor a token; the source's are in the key by what they lead to.
 _FREE: Final = frozenset(
-    ("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits", "decoding", "validation_sample")
+    {
+        *("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits"),
+        *("decoding", "validation_sample", "max_unknown"),
+    }
 )
 _LIBRARIES: Final = ("datasets", "numpy", "pandas", "tokenizers", "transformers")
 
@@ -70,6 +75,7 @@ class TaskData:
     `splits` has train, validation, where there is one test, and `sample`: the fixed part of validation
     that is scored during a search, validation itself where that is all of it. `digest` is a hash of
     the rows drawn (texts, labels, split by split), so that a study notices that its data changed.
+    `report` says what was understood of them.
     `start` is the token that a decoder starts with and `first` the one that generated text begins
     with, where that depends on the target's language (mBART has the one, NLLB the other).
     """
@@ -79,6 +85,7 @@ class TaskData:
     labels: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
     digest: str
+    report: DataReport
     decoder_only: bool = False
     start: int | None = None
     first: int | None = None
@@ -173,139 +180,33 @@ def load_data(
         return tables
 
     tables = fetch(key, make, Path(cache) if cache else None)
+    report = DataReport.from_dict(tables.facts["report"])
     splits = {split: _split(table) for split, table in tables.splits.items()}
     splits["sample"] = _sample(splits["validation"], task)
-    data = TaskData(task, splits, tuple(tables.facts["labels"]), tokenizer, tables.facts["digest"], decoder_only)
+    data = TaskData(
+        task, splits, tuple(tables.facts["labels"]), tokenizer, tables.facts["digest"], report, decoder_only
+    )
     if kind.generates and not decoder_only:
         data.start, data.first = set_language_tokens(tokenizer)
     return data
 
 
-def read_splits(task: Task) -> dict[str, pd.DataFrame]:
-    """Return the rows of each split under the names of the kind's columns: texts and label names, in file order.
-
-    A split that the source lacks is cut from the train split before that is bounded, so that changing
-    `train_rows` leaves validation and test as they are; only then are repeated inputs dropped, which
-    would be in both. A test split whose labels are all hidden is left out. Raises TaskError for a
-    missing column, an unknown label or an empty split.
-    """
-    task = locate_data(task)
-    places = sources(task)
-    frames = {}
-    for split, source in places.items():
-        if (frame := _clean(task, split, source.read(), str(source))) is not None:
-            frames[split] = frame
-    lacking = [split for split in ("test", "validation") if split not in places]
-    if lacking == ["test"]:  # two splits say what is trained on and what decides; nothing is set aside unasked
-        lacking = []
-    if lacking:
-        inputs = [column for column in KINDS[task.kind].inputs if column in task.columns]
-        train = frames["train"].drop_duplicates(subset=inputs).sample(frac=1.0, random_state=task.split_seed)
-        for split in lacking:
-            rows = getattr(task, f"{split}_rows") or min(int(_CUT * len(train)), _CUT_MOST)
-            frames[split], train = train[:rows].sort_index(), train[rows:]
-        frames["train"] = train.sort_index()
-    for split, frame in frames.items():
-        rows = getattr(task, f"{split}_rows")
-        frames[split] = frame.iloc[_drawn(len(frame), rows, task.split_seed)].reset_index(drop=True)
-        if frames[split].empty:
-            raise TaskError(f"task {task.name}: no rows are left for the {split} split; add data or ask for fewer rows")
-    return {split: frames[split] for split in SPLITS if split in frames}
-
-
-def _drawn(rows: int, wanted: int | None, seed: int) -> np.ndarray:
-    """Draw `wanted` of so many rows, ascending; all where None. A larger draw holds the smaller ones."""
-    if wanted is None or wanted >= rows:
-        return np.arange(rows)
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:wanted])
-
-
-def _clean(task: Task, split: str, frame: pd.DataFrame, source: str) -> pd.DataFrame | None:
-    """Return the rows that can be used; None for a test split whose labels are hidden."""
-    columns = {name: _column(frame, name) for name in {*task.columns.values(), *task.minimum}}
-    absent = sorted(name for name, column in columns.items() if column is None)
-    if absent:
-        raise TaskError(
-            f"task {task.name}: {source} has no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}"
-        )
-    selected = pd.Series(True, index=frame.index)
-    for column, least in task.minimum.items():
-        selected &= pd.to_numeric(columns[column], errors="coerce") >= least
-    clean = pd.DataFrame({name: columns[column] for name, column in task.columns.items()})[selected]
-    if "label" in clean:
-        clean["label"] = _named(task, split, clean["label"])
-        if split == "test" and len(clean) and clean["label"].isna().all():
-            return None
-    clean = clean.dropna().astype(str)
-    if task.kind == "causal-lm":  # files of running text have blank lines between paragraphs
-        clean = clean[clean["text"].str.strip() != ""]
-    return clean.reset_index(drop=True)
-
-
-def _column(frame: pd.DataFrame, name: str) -> Any:
-    """Return a column by its name, a dotted path into nested ones, or the name in the one nested column that has it."""
-    if name in frame:
-        return frame[name]
-    outer, _, inner = name.partition(".")
-    if inner and outer in frame and inner in _keys(frame[outer]):
-        return frame[outer].map(lambda value: value.get(inner) if isinstance(value, Mapping) else None)
-    nested = [column for column in frame if name in _keys(frame[column])]
-    return _column(frame, f"{nested[0]}.{name}") if len(nested) == 1 else None
-
-
-def _keys(column: pd.Series[Any]) -> Iterable[str]:
-    """Return the keys of a nested column's first value; none of a flat one."""
-    where = column.first_valid_index()
-    return column[where].keys() if where is not None and isinstance(column[where], Mapping) else ()
-
-
-def _named(task: Task, split: str, values: pd.Series[Any]) -> pd.Series[Any]:
-    """Return label names; missing where a label is hidden. Raises TaskError for one that is not among the task's."""
-    texts = values.map(_text, na_action="ignore").astype(object)
-    if task.labels is None:
-        return texts
-    names: dict[str, str | None] = {"-1": None}
-    names |= {str(number): name for number, name in enumerate(task.labels)}
-    names |= {name: name for name in task.labels}
-    unknown = sorted(set(texts.dropna()) - set(names))
-    if unknown:
-        raise TaskError(
-            f"task {task.name}: the {split} split has the label {unknown[0]!r}; known are "
-            f"{', '.join(task.labels)}, or 0 to {len(task.labels) - 1} in this order"
-        )
-    return texts.map(names, na_action="ignore").astype(object)
-
-
-def _text(value: Any) -> str:
-    """Return the column as text; integers that a missing neighbour made floats are integers again."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 def _tables(task: Task, tokenizer: PreTrainedTokenizerBase, decoder_only: bool) -> Tables:
-    frames = read_splits(task)
-    labels = _labels(task, frames) if KINDS[task.kind].labelled else ()
+    rows = read_rows(task)
     digest = hashlib.sha256()
-    for split, frame in frames.items():
+    for split, frame in rows.frames.items():
         digest.update(split.encode() + pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
-    tokens = tokenise(task, labels, tokenizer, decoder_only)
-    splits = {split: _table(frame, tokens) for split, frame in frames.items()}
-    return Tables(splits, {"labels": labels, "digest": digest.hexdigest()[:16]})
+    tokens = tokenise(task, rows.labels, tokenizer, decoder_only)
+    splits = {split: _table(frame, tokens) for split, frame in rows.frames.items()}
+    values = ValueTokenizer.of(task, tokenizer)
+    report = rows.report.with_unknown({split: unknown_share(_flat(table), values) for split, table in splits.items()})
+    return Tables(splits, {"labels": rows.labels, "digest": digest.hexdigest()[:16], "report": report.to_dict()})
 
 
-def _labels(task: Task, frames: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
-    if task.labels is not None:
-        return task.labels
-    labels = tuple(sorted(frames["train"]["label"].unique()))
-    if len(labels) < 2:
-        raise TaskError(f"task {task.name}: training needs two labels or more; its train split has {labels}")
-    for split, frame in frames.items():
-        strange = sorted(set(frame["label"]) - set(labels))
-        if strange:
-            raise TaskError(
-                f"task {task.name}: the {split} split has the label {strange[0]!r}, which training never saw; "
-                f"it saw {', '.join(labels)}"
-            )
-    return labels
+def _flat(table: Dataset) -> np.ndarray:
+    """Return all tokens of a split, of texts and of targets."""
+    columns = [table.data.column(name) for name in ("input_ids", "labels") if name in table.column_names]
+    return np.concatenate([chunk.flatten().to_numpy() for column in columns for chunk in column.chunks])
 
 
 def _table(frame: pd.DataFrame, tokens: Callable[[Texts], Mapping[str, Any]]) -> Dataset:
@@ -330,7 +231,7 @@ _NUMBERS: Final = ("label", "length", "terms")
 
 
 def _sample(validation: Split, task: Task) -> Split:
-    index = _drawn(len(validation), task.validation_sample, task.split_seed)
+    index = drawn(len(validation), task.validation_sample, task.split_seed)
     if len(index) == len(validation):
         return validation
     labels = validation.labels[index] if len(validation.labels) else validation.labels

@@ -34,6 +34,7 @@ UNTUNED: Final = "untuned"
 BASELINES: Final = ("majority", "probe", UNTUNED)
 _STRENGTHS: Final = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation tried by the probe
 _ROWS: Final = 64
+_NEVER: Final = -1e4  # the logit of a label that training never saw: it is not predicted, and its loss is finite
 _FILE: Final = "baseline.safetensors"
 
 
@@ -46,9 +47,9 @@ def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> di
     if name == UNTUNED:
         return {}
     labels = data.splits["train"].labels.numpy()
-    if name == "majority":
-        shares = np.bincount(labels, minlength=len(data.labels)) / len(labels)
-        return {"weight": torch.zeros(len(data.labels), model.config.hidden_size), "bias": _tensor(np.log(shares))}
+    seen, counts = np.unique(labels, return_counts=True)
+    if name == "majority" or len(seen) == 1:
+        return _of_labels(data, seen, np.zeros((len(seen), model.config.hidden_size)), np.log(counts / len(labels)))
     features = _features(model, data, "train", precision)
     scale = StandardScaler().fit(features)
     pooled, truth = _features(model, data, "sample", precision), data.splits["sample"].labels.numpy()
@@ -57,10 +58,17 @@ def fit(name: str, model: PreTrainedModel, data: TaskData, precision: str) -> di
     ]
     best = max(fitted, key=lambda candidate: candidate.score(scale.transform(pooled), truth))
     weight, bias = best.coef_, best.intercept_
-    if len(data.labels) == 2:  # scikit-learn keeps one row for two classes
+    if len(seen) == 2:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     weight = weight / scale.scale_
-    return {"weight": _tensor(weight), "bias": _tensor(bias - weight @ scale.mean_)}
+    return _of_labels(data, seen, weight, bias - weight @ scale.mean_)
+
+
+def _of_labels(data: TaskData, seen: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> dict[str, Tensor]:
+    """Return a classifier over all labels of the task from the rows of those in the train split."""
+    whole, biases = np.zeros((len(data.labels), weight.shape[1])), np.full(len(data.labels), _NEVER)
+    whole[seen], biases[seen] = weight, bias
+    return {"weight": _tensor(whole), "bias": _tensor(biases)}
 
 
 def evaluate(

@@ -59,7 +59,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     from petl.training.processes import prepare_process
 
     prepare_process()
-    from petl.data.sources import locate_data
+    from petl.data.sources import locate_data, require_apart
     from petl.data.tokens import load_data
     from petl.training.metrics import GENERATED, signatures
 
@@ -71,6 +71,9 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     task = locate_data(task)
     tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
+    if located is None:
+        require_apart(task)
+        data.report.require_known(task)
     epochs = _epochs(config, data)
     known = config if epochs is None else config.with_epochs(epochs)
     trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
@@ -93,6 +96,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
         final=final,
         written=_written(tokenizer, backbone, data, final, task.decoding.max_length),
         signatures=signatures(GENERATED & {*task.scores}),
+        data=data.report.to_dict(),
     )
 
 

@@ -6,6 +6,7 @@ that it does not matter when an earlier one died.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +30,8 @@ from search.study.leftovers import delete, require_new
 from search.study.places import StudyError, driving, home_of
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
-from search.study.runner import Runner
+from search.study.runner import Runner, published
+from search.tracking.schema import INFO, split_text
 from search.trials.records import Records
 from search.workers import cluster
 
@@ -74,6 +76,7 @@ def run(
         resolved = replace(resolved, warm=warm_start(known, resolved))
         rehearse(known, resolved)
         require_room(known, resolved)
+        split_text(INFO, json.dumps(published(known, resolved)))  # which may be longer than MLflow can be given
         if config.storage.path:
             RemoteStore(config.storage.path, config.study).require()
         if not fresh:

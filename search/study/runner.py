@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
+from petl.data.report import DataReport
 from search.config.study import StudyConfig
 from search.optimizer.budget import Meter
 from search.optimizer.search import Search
@@ -85,9 +86,7 @@ class Runner:
 
         Raises StoreError where a study that begins finds no MLflow, UndeliveredStudy where it is away at the end.
         """
-        resolved = self.resolved.to_dict()
-        published = {key: resolved[key] for key in _PUBLISHED}
-        info = {**self.config.to_dict(), "resolved": published}
+        info = published(self.config, self.resolved)
         root = artifact_root(self.places.uri)
 
         def connect() -> list[Tracker]:
@@ -140,6 +139,8 @@ class Runner:
         """Train the search's trials, then the replicates, both on one clock."""
         self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
+        for line in data_lines(self.resolved):
+            self.display.say(line)
         search = Search(self.records, self.plan, lacking=self.quota.refusal)
         try:
             for record in search.take_closed():  # no worker reports them
@@ -302,6 +303,12 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
     return context
 
 
+def published(config: StudyConfig, resolved: Resolved) -> dict[str, Any]:
+    """Return what MLflow is given of a study, JSON-ready."""
+    values = resolved.to_dict()
+    return {**config.to_dict(), "resolved": {key: values[key] for key in _PUBLISHED}}
+
+
 def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:
     """Return the line that a study begins with: model, data, budget, rule, and how many train `at_once`."""
     rows = ", ".join(f"{count:,} {split}" for split, count in resolved.rows.items())
@@ -314,3 +321,8 @@ def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:
         f"{resolved.precision}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
         f"{at_once}{fewer} at once"
     )
+
+
+def data_lines(resolved: Resolved) -> list[str]:
+    """Return what was understood of the rows, below the headline; nothing of a study that did not record it."""
+    return DataReport.from_dict(resolved.data).lines(resolved.task.columns) if resolved.data else []

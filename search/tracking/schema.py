@@ -126,7 +126,7 @@ ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
 _TAG_LENGTH: Final = 5_000  # MLflow takes 8,000 characters, some of its older servers 5,000
 # What is read of a run is bounded, and is what this module can have written: a reader may not know who else writes
 # into the store.
-_MOST_TAGS: Final = 200  # of one text: a million characters, a list of some thousand designs
+_MOST_TAGS: Final = 2_000  # of one text: ten million characters, some hundred thousand labels
 _RECORD: Final = TypeAdapter(TrialRecord)
 _MEASUREMENTS: Final = TypeAdapter(Measurements)
 _NUMBERS: Final = TypeAdapter(dict[str, float])
@@ -340,7 +340,12 @@ def _require_sense(row: TrialRow) -> None:
 
 
 def split_text(name: str, text: str) -> dict[str, str]:
-    """Return a JSON text of any length as tags `name`, `name.1`, `name.2` ..."""
+    """Return a JSON text as tags `name`, `name.1`, `name.2` ... Raises StoreError for what no reader would take."""
+    if len(text) > _MOST_TAGS * _TAG_LENGTH:
+        raise StoreError(
+            f"MLflow is given no {name} of {len(text):,} characters, of which readers take "
+            f"{_MOST_TAGS * _TAG_LENGTH:,}: a study has fewer labels or shorter ones, fewer designs in its list"
+        )
     pieces = [text[at : at + _TAG_LENGTH] for at in range(0, len(text), _TAG_LENGTH)]
     return {(f"{name}.{i}" if i else name): piece for i, piece in enumerate(pieces)}
 

@@ -144,12 +144,13 @@ class MlflowTracker:
 
         `info` is the study file with what was resolved, JSON-ready; readers need its
         `objectives`, `constraints`, `backbone.model` and `task.name`.
-        Raises StoreError where no store answers, or the experiment of that name is somebody else's.
+        Raises StoreError where no store answers, the experiment of that name is somebody else's, or `info` is so long
+        that no reader would take it.
         """
+        tags = {KIND: STUDY_KIND, STUDY: study, **split_text(INFO, json.dumps(info)), **provenance()}
         client = open_client(uri, create=True)
         with answering(uri):
             experiment_id = own_experiment(client, study, artifact_root)
-            tags = {KIND: STUDY_KIND, STUDY: study, **split_text(INFO, json.dumps(info)), **provenance()}
             parent = parent_run(client, experiment_id)
             if parent is None:  # made with its tags: killed at any moment, there is no parent that readers cannot read
                 parent = client.create_run(experiment_id, run_name=study, tags=tags)

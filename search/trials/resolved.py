@@ -49,7 +49,8 @@ class Resolved:
     `epochs` is a trial's budget where the study file gives it in steps, else None. `precision` is "auto" until it has
     been measured. `uri` is the MLflow store without its password, None for the home's own. `generates` says whether
     the score that decides about trials needs generated text. `final` are the splits that finished trials are scored
-    on. `signatures` name how each score of text was computed. `warm` are designs from earlier studies.
+    on. `signatures` name how each score of text was computed. `warm` are designs from earlier studies. `data` is the
+    JSON value of what was understood of the rows, empty in a study of version 0.1.0.
     """
 
     backbone: Backbone
@@ -65,6 +66,7 @@ class Resolved:
     written: WrittenBytes
     signatures: Mapping[str, str] = field(default_factory=dict)
     warm: tuple[Enqueued, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -76,7 +78,7 @@ class Resolved:
         return {
             "backbone": self.backbone.to_dict(),
             "fingerprint": self.fingerprint,
-            "task": asdict(self.task),
+            "task": self.task.to_stored(),
             "labels": list(self.labels),
             "rows": dict(self.rows),
             "digest": self.digest,
@@ -88,6 +90,7 @@ class Resolved:
             "written": asdict(self.written),
             "signatures": dict(self.signatures),
             "warm": [item.to_dict() for item in self.warm],
+            **({"data": dict(self.data)} if self.data else {}),
         }
 
     @classmethod
@@ -97,7 +100,7 @@ class Resolved:
             **{
                 **fields,
                 "backbone": Backbone.from_dict(data["backbone"]),
-                "task": Task.from_dict(data["task"]),
+                "task": Task.from_stored(data["task"]),
                 "labels": tuple(data["labels"]),
                 "final": tuple(data["final"]),
                 "written": WrittenBytes(**data["written"]),

@@ -163,7 +163,7 @@ def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], ho
 def test_members_load_and_score_what_was_recorded(finished: tuple[Study, str]) -> None:
     """A member loaded from MLflow alone predicts the test split with the accuracy that was recorded."""
     from petl.backbones.locate import locate
-    from petl.data.tokens import read_splits
+    from petl.data.rows import read_splits
     from petl.tasks import Task
 
     study, _ = finished

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny import CONFIGS
 
 from petl.backbones import loading, model
 from petl.backbones.locate import BackboneError, locate
@@ -36,3 +37,11 @@ def test_what_has_a_revision_is_the_hubs(read: object, tmp_path: Path, monkeypat
     monkeypatch.setattr(loading, "fetch", fetch)
     with pytest.raises(BackboneError, match=r"^fetched bart 5e10ab34cd$"):
         read("bart", revision="5e10ab34cd")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "bart", "t5", "mbart", "gpt2", "llama", "qwen2"])
+def test_a_folder_without_tokenizer_files_is_refused(family: str, tmp_path: Path) -> None:
+    """Its configuration alone names a class, whose vocabulary would be its special tokens."""
+    CONFIGS[family]().save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="no tokenizer in"):
+        loading.load_tokenizer(str(tmp_path))

@@ -19,8 +19,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets.data_files import DataFilesDict
 from tokens import write_lines
 
+from petl.data.rows import read_splits
 from petl.data.sources import content, locate_data, sources
-from petl.data.tokens import read_splits
 from petl.tasks import TASKS, TaskError, resolve
 
 PAIRS = [(f"A sentence, number {index}.", f"O propoziție, numărul „{index}”.") for index in range(6)]

@@ -21,8 +21,9 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right
 from petl import backbones
 from petl.data.batches import epoch_batches, sorted_batches
 from petl.data.encoding import IGNORED
-from petl.data.sources import read_table
-from petl.data.tokens import load_data, read_splits
+from petl.data.files import read_table
+from petl.data.rows import read_splits
+from petl.data.tokens import load_data
 from petl.tasks import TASKS, Task, TaskError, resolve
 from petl.training import metrics
 

@@ -23,7 +23,7 @@ from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.errors import StoreError
 from search.tracking import experiment, reader
-from search.tracking.schema import STATUS, DiskUse, StudyInfo
+from search.tracking.schema import STATUS, DiskUse, StudyInfo, joined
 from search.tracking.writer import MlflowTracker
 from search.trials.naming import flat_parameters
 from search.trials.record import Replicate, SeedSummary, Spent, State, TrialRecord
@@ -385,6 +385,25 @@ def test_only_changed_front_tags_are_written(tracker: MlflowTracker, monkeypatch
     tracker.front([row(0), row(2)], [])
     changes = {entry for entry in written if entry[1] == "on_front"}
     assert changes == {(tracker.run_of(1), "on_front", "false"), (tracker.run_of(2), "on_front", "true")}
+
+
+@pytest.mark.parametrize("many", [20_000])
+def test_what_a_study_is_can_be_long_and_is_read_back(uri: str, tmp_path: Path, many: int) -> None:
+    """Twice: a resume writes all of it again."""
+    labels = [f"product category {index:05d}, with a name of fifty letters" for index in range(many)]
+    for _ in range(2):
+        opened = MlflowTracker.open(uri, "long", tmp_path / "artifacts", {**INFO, "resolved": {"labels": labels}})
+        assert reader.summary(uri, "long").info.objectives.score == "accuracy"
+    tags = MlflowClient(uri).get_run(opened.run_id).data.tags
+    assert json.loads(joined(tags, "info") or "")["resolved"]["labels"] == labels
+
+
+def test_what_no_reader_would_take_is_not_written(uri: str, tmp_path: Path) -> None:
+    labels = ["x" * 1_000] * 11_000
+    with pytest.raises(StoreError, match=r"info of 11,\d+,\d+ characters.*10,000,000"):
+        MlflowTracker.open(uri, "longer", tmp_path / "artifacts", {**INFO, "resolved": {"labels": labels}})
+    with pytest.raises(StoreError, match="no study 'longer'"):
+        reader.summary(uri, "longer")
 
 
 def test_a_long_front_is_cut_in_the_note(tracker: MlflowTracker) -> None:
