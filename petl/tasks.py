@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from petl.errors import UserError, faults
 
 SPLITS: Final = ("train", "validation", "test")
+SCRIPTS: Final = ("latin", "spaced", "han", "unspaced")  # by which scores of text find their words
 
 
 class TaskError(UserError, ValueError):
@@ -93,6 +94,7 @@ class Task:
 
     `max_length` bounds the text or source and `max_target_length` the target, in tokens, special
     ones included. `prompt` is what stands around the source, `languages` those of source and target.
+    `script` is that of the targets, one of SCRIPTS; None: as they are written.
     """
 
     name: str = ""
@@ -116,6 +118,7 @@ class Task:
     prompt: str = "{source}"
     languages: tuple[str, str] | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    script: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -152,10 +155,17 @@ class Task:
                 raise TaskError(f"task.labels is for classification; {self.kind} has none, received {self.labels!r}")
             if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
                 raise TaskError(f"task.labels are two distinct names or more; received {self.labels!r}")
+        if self.script not in (None, *SCRIPTS):
+            raise TaskError(f"task.script is one of {', '.join(SCRIPTS)}; received {self.script!r}")
         if self.prompt.count("{source}") != 1:
             raise TaskError(f"task.prompt holds {{source}} once; received {self.prompt!r}")
         if not kind.generates:
-            for name, default in (("prompt", "{source}"), ("languages", None), ("decoding", Decoding())):
+            for name, default in (
+                ("prompt", "{source}"),
+                ("languages", None),
+                ("decoding", Decoding()),
+                ("script", None),
+            ):
                 if getattr(self, name) != default:
                     raise TaskError(
                         f"task.{name} is for summarization and translation; {self.kind} has none, "

@@ -33,7 +33,7 @@ _CUT_MOST: Final = 2_000
 _FORMAT: Final = 1  # of the cached tables; another one whenever the same task gives other tables
 # Fields that change neither a row nor a token; the source's are in the key by what they lead to.
 _FREE: Final = frozenset(
-    ("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits", "decoding", "validation_sample")
+    ("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits", "decoding", "validation_sample", "script")
 )
 _LIBRARIES: Final = ("datasets", "numpy", "pandas", "tokenizers", "transformers")
 

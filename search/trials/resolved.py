@@ -9,6 +9,7 @@ from typing import Any
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.tasks import Task
+from search.trials.upgrade import upgraded_task
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Resolved:
             **{
                 **fields,
                 "backbone": Backbone.from_dict(data["backbone"]),
-                "task": Task.from_dict(data["task"]),
+                "task": Task.from_dict(upgraded_task(data["task"])),
                 "labels": tuple(data["labels"]),
                 "final": tuple(data["final"]),
                 "written": WrittenBytes(**data["written"]),

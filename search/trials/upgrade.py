@@ -75,6 +75,12 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def upgraded_task(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored task with what it meant before tasks had a `script`: text was scored as Latin."""
+    writes = task.get("kind") in ("summarization", "translation")
+    return {"script": "latin", **task} if writes else task
+
+
 def upgraded_entry(kind: str, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Return a journal's entry, its kind and its values, as they are written today."""
     if kind not in _FACTS:
