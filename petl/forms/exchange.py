@@ -142,6 +142,13 @@ def virtual_tokens(target: Target, length: int, width: int) -> dict[str, Any]:
     }
 
 
+def matrix(rows: Tensor) -> Tensor:
+    """Return the rows of a prompt or prefix. Raises ValueError for a tensor that has none."""
+    if rows.ndim != 2 or not rows.numel():
+        raise ValueError(f"{PROMPT_EMBEDDINGS} has rows and columns; received the shape {tuple(rows.shape)}")
+    return rows
+
+
 def require_same(config: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise ValueError where the configuration says otherwise than what its tensors and the model have."""
     wrong = [name for name, value in found.items() if config.get(name) not in (None, value)]

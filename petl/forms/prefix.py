@@ -22,6 +22,7 @@ from petl.forms.exchange import (
     PeftLayout,
     Target,
     Tensors,
+    matrix,
     require_same,
     virtual_tokens,
 )
@@ -214,11 +215,11 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     if not target.rotary:
         raise ValueError(f"{_SHIFTS}; received {target.family_name}")
-    rows = tensors.pop(PROMPT_EMBEDDINGS)
+    rows = matrix(tensors.pop(PROMPT_EMBEDDINGS))
     length = len(rows)
     m = Settings(form="prefix", site=Site.HEADS, composition=Composition.GATE, size=length)
     deltas = target.deltas(m)
-    if rows.ndim != 2 or rows.shape[1] != sum(delta.reads + delta.adds for delta in deltas):
+    if rows.shape[1] != sum(delta.reads + delta.adds for delta in deltas):
         raise ValueError(f"the prefix of shape {tuple(rows.shape)} does not fit the model's {len(deltas)} layers")
     said = virtual_tokens(target, length, deltas[0].reads)
     require_same(config, {name: value for name, value in said.items() if name != "num_transformer_submodules"})

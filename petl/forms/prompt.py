@@ -16,6 +16,7 @@ from petl.forms.exchange import (
     PeftLayout,
     Target,
     Tensors,
+    matrix,
     require_same,
     virtual_tokens,
 )
@@ -79,9 +80,9 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
-    rows = tensors.pop(PROMPT_EMBEDDINGS)
+    rows = matrix(tensors.pop(PROMPT_EMBEDDINGS))
     length = config.get("num_virtual_tokens") or len(rows)
-    if rows.ndim != 2 or len(rows) not in (length, 2 * length):
+    if len(rows) not in (length, 2 * length):
         raise ValueError(f"the configuration has {length} virtual tokens; the prompt has shape {tuple(rows.shape)}")
     require_same(config, {"token_dim": rows.shape[1]})
     rows = rows[:length]  # an encoder-decoder's file may hold as many again, which its forward pass leaves aside
