@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from petl.errors import UserError, faults
 
 SPLITS: Final = ("train", "validation", "test")
+SCRIPTS: Final = ("latin", "spaced", "han", "unspaced")  # by which scores of text find their words
 
 
 class TaskError(UserError, ValueError):
@@ -93,6 +94,7 @@ class Task:
 
     `max_length` bounds the text or source and `max_target_length` the target, in tokens, special
     ones included. `prompt` is what stands around the source, `languages` those of source and target.
+    `script` is that of the targets, one of SCRIPTS; None: as they are written.
 
     `special_tokens` says what the characters of a special token in a value are: "text", or "parse" for the token.
     `max_unknown` is the largest share of a split's tokens that may be unknown. `reading` "lenient" takes rows as
@@ -123,6 +125,7 @@ class Task:
     max_unknown: float = 0.05
     reading: str = "checked"
     decoding: Decoding = field(default_factory=Decoding)
+    script: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -164,10 +167,17 @@ class Task:
                 raise TaskError(f"task.labels is for classification; {self.kind} has none, received {self.labels!r}")
             if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
                 raise TaskError(f"task.labels are two distinct names or more; received {self.labels!r}")
+        if self.script not in (None, *SCRIPTS):
+            raise TaskError(f"task.script is one of {', '.join(SCRIPTS)}; received {self.script!r}")
         if self.prompt.count("{source}") != 1:
             raise TaskError(f"task.prompt holds {{source}} once; received {self.prompt!r}")
         if not kind.generates:
-            for name, default in (("prompt", "{source}"), ("languages", None), ("decoding", Decoding())):
+            for name, default in (
+                ("prompt", "{source}"),
+                ("languages", None),
+                ("decoding", Decoding()),
+                ("script", None),
+            ):
                 if getattr(self, name) != default:
                     raise TaskError(
                         f"task.{name} is for summarization and translation; {self.kind} has none, "
@@ -202,14 +212,16 @@ class Task:
 
     @classmethod
     def from_stored(cls, data: Mapping[str, Any]) -> Task:
-        """Read what `to_stored` or `facts` gave; a task of version 0.1.0 keeps its rows and tokens."""
-        return cls.from_dict({**_BEFORE, **data})
+        """Read what `to_stored` or `facts` gave; a task of version 0.1.0 keeps its rows, tokens and scores."""
+        writes = getattr(KINDS.get(str(data.get("kind"))), "generates", False)
+        return cls.from_dict({**_BEFORE, **(_BEFORE_OF_TEXT if writes else {}), **data})
 
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"special_tokens": ("text", "parse"), "reading": ("checked", "lenient")}
 FACTS: Final = ("name", "kind", "max_length", "max_target_length", "prompt", "languages", "special_tokens", "decoding")
 # What a stored task means that lacks these: version 0.1.0 knew nothing else.
 _BEFORE: Final[Mapping[str, Any]] = {"special_tokens": "parse", "max_unknown": 1.0, "reading": "lenient"}
+_BEFORE_OF_TEXT: Final[Mapping[str, Any]] = {"script": "latin"}
 _ADAPTER: Final[TypeAdapter[Task]] = TypeAdapter(Task)
 
 _ROWS: Final = (

@@ -33,7 +33,7 @@ from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Modification, Site
 from petl.errors import UserError
-from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors
+from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors, Value
 from petl.forms.table import FORMS, Form
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def from_peft(folder: str | Path, model: PreTrainedModel) -> Attachment:
     method = METHODS.get(str(config.get("peft_type")))
     if method is None:
         raise DesignError(f"a design can be one of PEFT's {', '.join(METHODS)}; received {config.get('peft_type')}")
-    unknown = [f"{name}={value!r}" for name, value in config.items() if not _understood(method, name, value)]
-    if unknown:
-        raise DesignError(f"a design has nothing like PEFT's {', '.join(unknown)}")
+    _require_understood(method, config)
     tensors = {name: tensor for key, tensor in named.items() if (name := _unwrapped(key, method))}
     try:
         changes = method.read(target, config, tensors) if method.prefix == PATHS or PROMPT_EMBEDDINGS in tensors else {}
@@ -177,11 +175,20 @@ def _method(design: Design, target: TargetModel) -> PeftLayout:
     return METHODS[methods[0]]
 
 
-def _understood(method: PeftLayout, name: str, value: Any) -> bool:
-    """Return whether a field of PEFT's configuration says what a design can say, or says nothing."""
-    if name in method.fields:
-        return not method.fields[name] or value in method.fields[name]
-    return not value
+def _require_understood(method: PeftLayout, config: Mapping[str, Any]) -> None:
+    """Raise DesignError for fields of PEFT's configuration that a design cannot say, or whose values are none."""
+    strange, wrong = [], []
+    for name, value in config.items():
+        known = method.fields.get(name)
+        if isinstance(known, Value):
+            if not known.holds(value):
+                wrong.append(f"{name} is {known.words}; received {value!r:.80}")
+        elif value not in known if known else known is None and value:
+            strange.append(f"{name}={value!r:.80}")
+    if strange:
+        raise DesignError(f"a design has nothing like PEFT's {', '.join(strange)}")
+    if wrong:
+        raise DesignError(f"PEFT's configuration is damaged: {'; '.join(wrong)}")
 
 
 def _full(name: str, target: TargetModel) -> str:

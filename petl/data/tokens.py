@@ -37,7 +37,7 @@ _FORMAT: Final = 2  # of the cached tables; another one whenever the same task g
 _FREE: Final = frozenset(
     {
         *("name", "hub", "hub_config", "revision", "paths", "data_dir", "splits"),
-        *("decoding", "validation_sample", "max_unknown"),
+        *("decoding", "validation_sample", "max_unknown", "script"),
     }
 )
 _LIBRARIES: Final = ("datasets", "numpy", "pandas", "tokenizers", "transformers")

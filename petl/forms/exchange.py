@@ -8,6 +8,7 @@ fused linear are blocks of it. `petl.adapters.peft` reads and writes the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -68,6 +69,14 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
+class Value:
+    """What a field of PEFT's configuration may be: in words, and a test of it."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
 class PeftLayout:
     """How one of PEFT's methods lays out its tensors and its configuration.
 
@@ -75,7 +84,8 @@ class PeftLayout:
     and the tensors by their path from the model. `read` takes out of such tensors what it understands; raises
     ValueError for what a design cannot be. `config` is the name of PEFT's class, `prefix` what PEFT
     puts before a path. `fields` are the fields of its configuration that may be set in a file that is
-    read, and the values that they may have, any where none are listed.
+    read, and what they may be: values, any where none are listed. What is read was written by others, and the
+    tensors say what was trained: `read` refuses a configuration that says something else.
     """
 
     config: str
@@ -83,18 +93,40 @@ class PeftLayout:
     faults: Callable[[Sequence[Settings], Target], Iterator[str]]
     write: Callable[[Target, Sequence[Delta], Mapping[str, Tensor]], tuple[dict[str, Any], Tensors]]
     read: Callable[[Target, Mapping[str, Any], Tensors], Found]
-    fields: Mapping[str, tuple[Any, ...]]
+    fields: Mapping[str, tuple[Any, ...] | Value]
 
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _by_pattern(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(map(holds, value.values())))
+
+
+WHOLE: Final = Value("a whole number of at least 1", _is_whole)
+WHOLE_OR_NONE: Final = Value(f"{WHOLE.words}, or null", lambda value: value is None or _is_whole(value))
+NUMBER: Final = Value("a finite number", _is_number)
+SHARE: Final = Value("a number in [0, 1)", lambda value: value is None or (_is_number(value) and 0 <= value < 1))
+SWITCH: Final = Value("true or false", lambda value: value is None or isinstance(value, bool))
+WHOLE_BY_PATTERN: Final = Value("whole numbers by pattern", lambda value: _by_pattern(value, _is_whole))
+NUMBER_BY_PATTERN: Final = Value("finite numbers by pattern", lambda value: _by_pattern(value, _is_number))
 
 PATHS: Final = "base_model.model."
-COMMON_FIELDS: Final = dict.fromkeys(
+COMMON_FIELDS: Final[dict[str, tuple[Any, ...] | Value]] = dict.fromkeys(
     ("auto_mapping", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_type", "peft_version",
      "revision", "task_type", "target_modules", "exclude_modules", "fan_in_fan_out"), ()
 )  # fmt: skip
 VIRTUAL_FIELDS: Final = COMMON_FIELDS | dict.fromkeys(
-    ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules",
-     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+    ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
      "encoder_hidden_size", "prefix_projection", "init_weights"), ()
+) | dict.fromkeys(
+    ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
+    WHOLE_OR_NONE,
 )  # fmt: skip
 
 
@@ -108,6 +140,21 @@ def virtual_tokens(target: Target, length: int, width: int) -> dict[str, Any]:
         "num_attention_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         "num_transformer_submodules": 1,
     }
+
+
+def matrix(rows: Tensor) -> Tensor:
+    """Return the rows of a prompt or prefix. Raises ValueError for a tensor that has none."""
+    if rows.ndim != 2 or not rows.numel():
+        raise ValueError(f"{PROMPT_EMBEDDINGS} has rows and columns; received the shape {tuple(rows.shape)}")
+    return rows
+
+
+def require_same(config: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise ValueError where the configuration says otherwise than what its tensors and the model have."""
+    wrong = [name for name, value in found.items() if config.get(name) not in (None, value)]
+    if wrong:
+        said = ", ".join(f"{name} {config[name]}, not {found[name]}" for name in wrong)
+        raise ValueError(f"the adapter's configuration does not fit its tensors and the model: it has {said}")
 
 
 def by_linear(target: Target, deltas: Iterable[Delta]) -> dict[str, list[Delta]]:

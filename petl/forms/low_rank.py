@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petl.forms.exchange import (
     COMMON_FIELDS,
+    NUMBER,
+    NUMBER_BY_PATTERN,
     PATHS,
+    SHARE,
+    SWITCH,
+    WHOLE,
+    WHOLE_BY_PATTERN,
     Found,
     PeftLayout,
     Target,
@@ -24,6 +30,7 @@ from petl.forms.exchange import (
     padded,
 )
 from petl.forms.form import IN_LAYERS, FunctionalForm
+from petl.forms.patterns import Patterns
 from petl.forms.vocabulary import LINEARS, SCALED, Composition, Delta, Settings, Shapes
 
 if TYPE_CHECKING:
@@ -118,14 +125,16 @@ def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     import torch
 
     changes: Found = {}
+    ranks_of, alphas_of = Patterns(config.get("rank_pattern")), Patterns(config.get("alpha_pattern"))
     linears = target.at_linears("low_rank")
     for path in linears_with(_A, tensors, linears):
         a, b = tensors.pop(f"{path}.{_A}"), tensors.pop(f"{path}.{_B}", None)
         deltas = linears[path]
         if b is None or a.ndim != 2 or b.shape != (deltas[0].total, len(a)) or a.shape[1] != deltas[0].reads:
             raise ValueError(f"the LoRA of {path} does not fit the model's linear")
-        rank = _matched(config.get("rank_pattern"), path, config.get("r", 8))
-        alpha = _matched(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
+        rank, alpha = ranks_of.of(path, config.get("r", 8)), alphas_of.of(path, config.get("lora_alpha", 8))
+        if rank != len(a):
+            raise ValueError(f"the configuration has rank {rank} for {path}, whose tensors have {len(a)}")
         scale = _tidy(alpha, rank**0.5 if config.get("use_rslora") else rank)
         blocks = [b[delta.rows] for delta in deltas]
         used = [block.ne(0).any(0) for block in blocks]
@@ -150,11 +159,6 @@ def _scale(delta: Delta, stored: Mapping[str, Tensor]) -> float:
     return delta.modification.scale if learned is None else learned.item()
 
 
-def _matched(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    """Read rank_pattern and alpha_pattern as PEFT does: the first regular expression that the path ends with."""
-    return next((size for key, size in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", path)), default)
-
-
 def _tidy(alpha: float, rank: float) -> float:
     """Return alpha / r; where rounding hides it, the short number that has this alpha."""
     short = float(f"{alpha / rank:.12g}")
@@ -163,10 +167,16 @@ def _tidy(alpha: float, rank: float) -> float:
 
 # Other first values come with other frozen weights.
 _INITS: Final = (True, False, "gaussian", "orthogonal", "eva", "mica")
-_FIELDS: Final = dict.fromkeys(
-    ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "layers_to_transform",
-     "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config",
-     "ensure_weight_tying"), ()
+_FIELDS: Final = {
+    "r": WHOLE,
+    "lora_alpha": NUMBER,
+    "rank_pattern": WHOLE_BY_PATTERN,
+    "alpha_pattern": NUMBER_BY_PATTERN,
+    "use_rslora": SWITCH,
+    "lora_dropout": SHARE,
+} | dict.fromkeys(
+    ("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config",
+     "eva_config", "ensure_weight_tying"), ()
 )  # fmt: skip
 
 LOW_RANK = FunctionalForm(

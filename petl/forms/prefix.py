@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from petl.forms.exchange import PROMPT_EMBEDDINGS, VIRTUAL_FIELDS, Found, PeftLayout, Target, Tensors, virtual_tokens
+from petl.forms.exchange import (
+    PROMPT_EMBEDDINGS,
+    VIRTUAL_FIELDS,
+    Found,
+    PeftLayout,
+    Target,
+    Tensors,
+    matrix,
+    require_same,
+    virtual_tokens,
+)
 from petl.forms.form import IN_LAYERS, FunctionalForm
 from petl.forms.vocabulary import SCALED, Composition, Delta, LayerNorm, Settings, Shapes, Site
 
@@ -205,12 +215,14 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     if not target.rotary:
         raise ValueError(f"{_SHIFTS}; received {target.family_name}")
-    rows = tensors.pop(PROMPT_EMBEDDINGS)
+    rows = matrix(tensors.pop(PROMPT_EMBEDDINGS))
     length = len(rows)
     m = Settings(form="prefix", site=Site.HEADS, composition=Composition.GATE, size=length)
     deltas = target.deltas(m)
     if rows.shape[1] != sum(delta.reads + delta.adds for delta in deltas):
         raise ValueError(f"the prefix of shape {tuple(rows.shape)} does not fit the model's {len(deltas)} layers")
+    said = virtual_tokens(target, length, deltas[0].reads)
+    require_same(config, {name: value for name, value in said.items() if name != "num_transformer_submodules"})
     changes: Found = {}
     for delta, pair in zip(deltas, rows.chunk(len(deltas), 1), strict=True):
         key, value = pair[:, : delta.reads], pair[:, delta.reads :]

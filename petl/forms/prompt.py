@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import PROMPT_EMBEDDINGS, VIRTUAL_FIELDS, Found, PeftLayout, Target, Tensors, virtual_tokens
+from petl.forms.exchange import (
+    PROMPT_EMBEDDINGS,
+    VIRTUAL_FIELDS,
+    Found,
+    PeftLayout,
+    Target,
+    Tensors,
+    matrix,
+    require_same,
+    virtual_tokens,
+)
 from petl.forms.form import FunctionalForm
 from petl.forms.vocabulary import Delta, Positions, Settings, Shapes, Site
 
@@ -70,8 +80,12 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
-    # An encoder-decoder's file may hold as many rows again, which its forward pass leaves aside.
-    rows = tensors.pop(PROMPT_EMBEDDINGS)[: config.get("num_virtual_tokens")]
+    rows = matrix(tensors.pop(PROMPT_EMBEDDINGS))
+    length = config.get("num_virtual_tokens") or len(rows)
+    if len(rows) not in (length, 2 * length):
+        raise ValueError(f"the configuration has {length} virtual tokens; the prompt has shape {tuple(rows.shape)}")
+    require_same(config, {"token_dim": rows.shape[1]})
+    rows = rows[:length]  # an encoder-decoder's file may hold as many again, which its forward pass leaves aside
     positions = Positions.SHIFTED if target.has_positions else Positions.KEPT
     m = Settings(form="prompt", site=Site.INPUT, size=len(rows), positions=positions)
     return {target.stack: (m, {"weight": rows})}

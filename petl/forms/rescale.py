@@ -100,6 +100,8 @@ def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     linears = target.at_linears("rescale")
     for path in linears_with(_VECTOR, tensors, linears):
         vector = tensors.pop(f"{path}.{_VECTOR}")
+        if vector.ndim != 2 or 1 not in vector.shape:
+            raise ValueError(f"the vector of {path} is a row or a column; received the shape {tuple(vector.shape)}")
         of_input = vector.shape[0] == 1
         deltas = [delta for delta in linears[path] if _is_input(delta) is of_input]
         if not deltas:

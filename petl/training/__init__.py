@@ -5,5 +5,6 @@ engine      DeepSpeed: open it, train, read and write what it partitions
 processes   the processes that train together: devices, meeting, sharing
 evaluation  scores on a split
 metrics     scores of predictions and of text
+scripts     how texts are written, and what scores take for their words
 baselines   what needs no training of the backbone, to compare with
 """

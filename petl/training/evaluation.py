@@ -83,7 +83,7 @@ def evaluate(
     if not (wanted and generates):
         return Evaluation(scores)
     texts = generate_split(model, data, split, precision, progress)
-    return Evaluation(scores | metrics.text(texts, data.references(split), wanted), texts)
+    return Evaluation(scores | metrics.text(texts, data.references(split), wanted, data.task.script), texts)
 
 
 def predict(model: PreTrainedModel, data: TaskData, split: str, precision: str = "fp32") -> np.ndarray:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
 
+from petl.tasks import KINDS, Task, TaskError
+from petl.training.scripts import BLEU_TOKENIZERS, rouge_tokenizer, script_of
+
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
@@ -19,6 +22,9 @@ _BLEU: Final[tuple[str, ...]] = ("sacrebleu", "paper_bleu")
 
 # The scores that need generated text.
 GENERATED: Final[frozenset[str]] = frozenset((*_ROUGE, *_BLEU))
+
+_LEAST: Final = 0.1  # of a score's scale: what predictions that equal their references have to reach
+_COMPARED: Final = 256  # answers, for that
 
 # Barry Haddow's scripts for WMT16 in one step: s and t with a cedilla are read as with a comma below, and
 # then all five letters lose their marks.
@@ -39,12 +45,18 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def text(predictions: Sequence[str], references: Sequence[str], names: Collection[str] = GENERATED) -> dict[str, float]:
+def text(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    names: Collection[str] = GENERATED,
+    script: str | None = None,
+) -> dict[str, float]:
     """Return the named scores of generated text against one reference a row.
 
+    `script` says what the words are, one of `petl.tasks.SCRIPTS`; None: as the references are written.
     ROUGE is the mean F-measure of the rows, a share in [0, 1], on Porter stems; rougeLsum takes each line
-    for a sentence. BLEU is of the whole corpus, 0 to 100: `sacrebleu` is sacreBLEU's default, of the text
-    as it stands; `paper_bleu` is for Romanian only, on what `paper_tokens` makes of both sides, unsmoothed,
+    for a sentence. BLEU is of the whole corpus, 0 to 100: `sacrebleu` is sacreBLEU's default for the script, of
+    the text as it stands; `paper_bleu` is for Romanian only, on what `paper_tokens` makes of both sides, unsmoothed,
     as in He et al. (2022). A prediction may be empty. Raises ValueError for other names, for no rows, and
     for unequal numbers of rows.
     """
@@ -53,28 +65,52 @@ def text(predictions: Sequence[str], references: Sequence[str], names: Collectio
         raise ValueError(f"Each prediction needs its reference: {len(predictions)} against {len(references)}.")
     if not predictions:
         raise ValueError("Scores of text need at least one row.")
+    script = script or script_of(references)
     rouge = [name for name in _ROUGE if name in names]
-    scores = _rouge(rouge, predictions, references) if rouge else {}
+    scores = _rouge(rouge, predictions, references, script) if rouge else {}
     if "sacrebleu" in names:
-        scores["sacrebleu"] = float(_bleu("sacrebleu", references).corpus_score(predictions, None).score)
+        scores["sacrebleu"] = float(_bleu("sacrebleu", references, script).corpus_score(predictions, None).score)
     if "paper_bleu" in names:
         hypotheses, targets = paper_tokens(predictions), paper_tokens(references)
         scores["paper_bleu"] = float(_bleu("paper_bleu", targets).corpus_score(hypotheses, None).score)
     return scores
 
 
-def signatures(names: Iterable[str] = GENERATED) -> dict[str, str]:
+def signatures(names: Iterable[str] = GENERATED, script: str = "latin") -> dict[str, str]:
     """Return how `text` computes each named score, with the versions of what computes it; needs no data."""
     names = _check(names)
-    rouge = f"stemmer:porter|score:f1|rows:mean|version:{version('rouge_score')}"
+    words = "rouge_score" if script == "latin" else "any-script"
+    rouge = f"tokenizer:{words}|stemmer:porter|score:f1|rows:mean|version:{version('rouge_score')}"
     steps = "text:plain-punctuation,moses-normalised-ro,printing,no-diacritics,moses-tokenised-ro,unescaped"
     before = {
         "rougeLsum": "sentences:lines|",
         "paper_bleu": f"{steps}|sacremoses:{version('sacremoses')}|",
     }
     signed = {name: rouge for name in _ROUGE if name in names}
-    signed |= {name: str(_bleu(name, [""]).get_signature()) for name in _BLEU if name in names}
+    signed |= {name: str(_bleu(name, [""], script).get_signature()) for name in _BLEU if name in names}
     return {name: before.get(name, "") + signature for name, signature in signed.items()}
+
+
+def require_telling(task: Task, answers: Sequence[str], scores: Collection[str]) -> None:
+    """Raise TaskError where one of these scores of the task is about the same whatever is predicted for the answers."""
+    labelled = KINDS[task.kind].labelled
+    for name in (name for name in task.scores if name in scores):
+        if labelled and name != "loss" and len(set(answers)) == 1:
+            raise TaskError(
+                f"task {task.name}: all {len(answers)} validation rows have the label {answers[0]!r}, so that no trial "
+                f"has a better {name} than the majority. Shuffle the rows, or name other ones by task.paths"
+            )
+        if name not in GENERATED:
+            continue
+        some = answers[:_COMPARED]
+        best = text(some, some, [name], task.script)[name] / (100.0 if name in _BLEU else 1.0)
+        if not best >= _LEAST:  # NaN included
+            others = ", ".join(other for other in task.scores if other != name)
+            raise TaskError(
+                f"task {task.name}: {name} cannot tell trials apart here: predictions that equal their references have "
+                f"{best:.2g} of the most that it can be. The references are too short for it, or in another script "
+                f"than task.script {task.script}. Choose another score ({others}) or script"
+            )
 
 
 def paper_tokens(lines: Iterable[str]) -> list[str]:
@@ -107,19 +143,19 @@ def _check(names: Iterable[str]) -> frozenset[str]:
     return names
 
 
-def _rouge(names: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def _rouge(
+    names: Sequence[str], predictions: Sequence[str], references: Sequence[str], script: str
+) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenizers import DefaultTokenizer
 
-    # The same as use_stemmer=True, which also logs through absl and so leaves a handler on the root logger.
-    scorer = RougeScorer(names, tokenizer=DefaultTokenizer(use_stemmer=True))
+    scorer = RougeScorer(names, tokenizer=rouge_tokenizer(script))
     rows = [scorer.score(target, predicted) for target, predicted in zip(references, predictions, strict=True)]
     return {name: float(np.mean([row[name].fmeasure for row in rows])) for name in names}
 
 
-def _bleu(name: str, references: Sequence[str]) -> BLEU:
+def _bleu(name: str, references: Sequence[str], script: str = "latin") -> BLEU:
     from sacrebleu.metrics.bleu import BLEU
 
     if name == "sacrebleu":
-        return BLEU(references=[references])
+        return BLEU(references=[references], tokenize=BLEU_TOKENIZERS[script])
     return BLEU(tokenize="none", smooth_method="none", force=True, references=[references])

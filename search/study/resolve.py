@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,15 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
 def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> Resolved:
     """Return what a study fixes when it begins, or fixed: then with its `revision` and `located` task.
 
-    Raises BackboneError and TaskError where something is not there.
+    Raises BackboneError and TaskError where something is not there, or where the score could not tell trials apart.
     """
     from petl.training.processes import prepare_process
 
     prepare_process()
     from petl.data.sources import locate_data, require_apart
     from petl.data.tokens import load_data
-    from petl.training.metrics import GENERATED, signatures
+    from petl.training.metrics import GENERATED, require_telling, signatures
+    from petl.training.scripts import script_of
 
     model, task = config.backbone.model, located or tasks.resolve(config.task)
     backbone = backbones.describe(model, revision=revision)
@@ -74,11 +76,16 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     if located is None:
         require_apart(task)
         data.report.require_known(task)
+    if tasks.KINDS[task.kind].generates and task.script is None:
+        task = data.task = replace(task, script=script_of(data.references("sample")))
     epochs = _epochs(config, data)
     known = config if epochs is None else config.with_epochs(epochs)
     trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
     keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
-    generates = bool(GENERATED & {config.objectives.score, *keeps})
+    deciding = {config.objectives.score, *keeps}
+    if located is None:
+        require_telling(task, data.references("sample"), deciding)
+    generates = bool(GENERATED & deciding)
     whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
     # Predictions of the front are kept in any case.
@@ -95,7 +102,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
         generates=generates,
         final=final,
         written=_written(tokenizer, backbone, data, final, task.decoding.max_length),
-        signatures=signatures(GENERATED & {*task.scores}),
+        signatures=signatures(GENERATED & {*task.scores}, task.script or "latin"),
         data=data.report.to_dict(),
     )
 

@@ -416,3 +416,96 @@ def test_an_adapter_directory_is_converted(tmp_path: Path) -> None:
     assert (where / "tokenizer" / "tokenizer.json").exists()
     read = PeftModel.from_pretrained(load(str(backbone), labels=tiny.LABELS, seed=5), where).eval()
     assert deviation(logits(read), logits(attachment.model)) < 1e-6
+
+
+LORA_OF_4 = LoraConfig(task_type=CAUSAL, r=4, lora_alpha=8, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"r": 8}, "rank 8 .*q_proj, whose tensors have 4"),
+        ({"r": 8, "rank_pattern": {"layers.1.self_attn.q_proj": 4}}, "rank 8 for model.layers.0"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank 2 .*q_proj, whose tensors have 4"),
+        ({"r": 0}, "r is a whole number of at least 1; received 0"),
+        ({"r": True}, "r is a whole number of at least 1; received True"),
+        ({"r": None}, "r is a whole number"),
+        ({"lora_alpha": "8"}, "lora_alpha is a finite number; received '8'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is a finite number; received nan"),
+        ({"lora_dropout": "much"}, "lora_dropout is a number in"),
+        ({"lora_dropout": 1.0}, "lora_dropout is a number in"),
+        ({"use_rslora": "no"}, "use_rslora is true or false"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is finite numbers by pattern"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is finite numbers by pattern"),
+        ({"alpha_pattern": {"q_proj(": 3}}, r"'q_proj\(' is no pattern of paths"),
+        ({"alpha_pattern": {"(" * 200 + ")+" * 200: 3}}, "is no pattern of paths"),
+        ({"alpha_pattern": {"q" * 1001: 3}}, "more than 1000 characters"),
+        ({"peft_type": ["LORA"]}, r"received \['LORA'\]"),
+        ({"r": 8, "lora_alpha": [1] * 1000}, r"received \[1, 1, .{,80}$"),
+    ],
+)
+def test_a_configuration_is_not_believed_against_its_tensors(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    trained_by_peft("llama", True, LORA_OF_4, tmp_path)
+    _rewrite(tmp_path, changes)
+    model = build("llama", True)
+    with pytest.raises(DesignError, match=why):
+        from_peft(tmp_path, model)
+    assert not hasattr(model, HOLDER)
+
+
+@pytest.mark.parametrize("pattern", ["(([a-z0-9_.]+)+)+!", "(.|[a-z_.])+[!?]", "(a|a)*" * 100 + "!"])
+def test_a_pattern_that_would_not_end_does_not_match(pattern: str, tmp_path: Path) -> None:
+    trained_by_peft("llama", True, LORA_OF_4, tmp_path)
+    _rewrite(tmp_path, {"alpha_pattern": {pattern: 3}})
+    assert from_peft(tmp_path, build("llama", True)).design.describe() == "lora query 4 x2"
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "changes"),
+    [
+        ("llama", PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), {"num_virtual_tokens": 2}),
+        ("llama", PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), {"num_virtual_tokens": "3"}),
+        ("llama", PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), {"num_layers": 6}),
+        ("llama", PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), {"num_attention_heads": 4}),
+        ("llama", PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), {"token_dim": 8}),
+        ("gpt2", PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4), {"num_virtual_tokens": 3}),
+        ("gpt2", PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4), {"num_virtual_tokens": 8}),
+        ("gpt2", PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4), {"num_virtual_tokens": -1}),
+        ("gpt2", PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4), {"token_dim": 16}),
+    ],
+)
+def test_virtual_tokens_are_those_of_the_tensors(
+    family: str, config: PeftConfig, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    trained_by_peft(family, True, config, tmp_path)
+    assert from_peft(tmp_path, build(family, True)).design.modifications[0].size == config.num_virtual_tokens
+    _rewrite(tmp_path, changes)
+    with pytest.raises(DesignError, match=f"{next(iter(changes))}|virtual tokens"):
+        from_peft(tmp_path, build(family, True))
+
+
+@pytest.mark.parametrize(
+    ("config", "leaf"),
+    [
+        (IA3Config(task_type=CAUSAL), "ia3_l"),
+        (PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), "prompt_embeddings"),
+        (PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=3), "prompt_embeddings"),
+        (LORA_OF_4, "lora_A.weight"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (7,), (2, 2), (3, 0), (1, 1, 1)])
+def test_tensors_of_another_shape_are_refused(
+    config: PeftConfig, leaf: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    trained_by_peft("llama", True, config, tmp_path)
+    tensors = load_file(tmp_path / TENSORS)
+    first = next(name for name in tensors if name.endswith(leaf))
+    save_file({**tensors, first: torch.ones(shape)}, tmp_path / TENSORS)
+    model = build("llama", True)
+    with pytest.raises((DesignError, StorageError)):
+        from_peft(tmp_path, model)
+    assert not hasattr(model, HOLDER)
+
+
+def _rewrite(folder: Path, changes: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **changes}))

@@ -22,9 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from petl.measurements import SCORES
+from petl.tasks import SCRIPTS, Task, TaskError
 from petl.training import metrics
+from petl.training.scripts import rouge_tokenizer, script_of
 
 DATA = Path(os.environ.get("PETL_DATA", Path(__file__).parents[4] / "shared" / "data"))
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -283,3 +286,86 @@ def test_scores_of_classes_need_no_library_of_text() -> None:
         "metrics.text(['a'], ['a']); assert not logging.root.handlers"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+ROUGE_OF_OTHERS = (
+    ("комитет собрался в понедельник", "комитет собрался во вторник", {"rouge1": 2 / 4, "rouge2": 1 / 3}),
+    ("η επιτροπή συνεδρίασε", "η επιτροπή έφυγε", {"rouge1": 2 / 3, "rouge2": 1 / 2}),
+    ("اجتمعت اللجنة يوم الاثنين", "اجتمعت اللجنة أمس", {"rouge1": 2 * 2 / 7, "rouge2": 2 * 1 / 5}),
+    ("समिति की बैठक", "समिति की सभा", {"rouge1": 2 / 3, "rouge2": 1 / 2}),  # vowel signs are parts of words
+    ("委员会星期一开会", "委员会星期二开会", {"rouge1": 7 / 8, "rouge2": 5 / 7}),
+    ("雨が降る", "雨が止む", {"rouge1": 2 / 4, "rouge2": 1 / 3}),
+    ("GPT模型 2024", "gpt模型 2023", {"rouge1": 3 / 4, "rouge2": 2 / 3}),
+)
+
+
+@pytest.mark.parametrize(("reference", "prediction", "expected"), ROUGE_OF_OTHERS)
+def test_rouge_counts_the_words_of_any_script(reference: str, prediction: str, expected: dict[str, float]) -> None:
+    """The expected shares are counted by hand: F of words, and of pairs of words, in common."""
+    assert metrics.text([prediction], [reference], expected) == pytest.approx(expected)
+    assert metrics.text([reference], [reference], ROUGE) == dict.fromkeys(ROUGE, 1.0)
+
+
+def test_the_better_of_two_chinese_predictions_has_the_better_scores() -> None:
+    reference = ["委员会星期一上午在北京开会讨论预算"]
+    near, far = ["委员会星期一下午在北京开会讨论预算"], ["他们昨天在上海踢了一场足球比赛"]
+    better, worse = (metrics.text(prediction, reference, (*ROUGE, "sacrebleu")) for prediction in (near, far))
+    assert all(better[name] > worse[name] for name in better)
+    assert better["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(near, [reference], tokenize="zh").score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("texts", "script"),
+    [
+        (["the committee met"], "latin"),
+        (["Ședința s-a încheiat", "Übung macht den Meister"], "latin"),
+        (["the α-helix of the protein that was found in the old laboratory"], "latin"),
+        (["1,500", ""], "latin"),
+        (["комитет собрался"], "spaced"),
+        (["위원회는 월요일에 만났다"], "spaced"),
+        (["委员会星期一开会"], "han"),
+        (["委員会は月曜日に開かれた"], "unspaced"),
+        (["คณะกรรมการประชุมวันจันทร์"], "unspaced"),
+    ],
+)
+def test_the_script_is_that_of_the_letters(texts: list[str], script: str) -> None:
+    assert script_of(texts) == script
+    assert script in SCRIPTS
+    assert metrics.text(texts, texts, ["rouge1", "sacrebleu"]) == metrics.text(
+        texts, texts, ["rouge1", "sacrebleu"], script
+    )
+
+
+def test_words_of_latin_letters_are_those_of_rouge_score_in_every_script() -> None:
+    lines = (*SUMMARIES, "snake_case, don't, RUNNING-dogs 3.5%")
+    theirs, ours = (rouge_tokenizer(script) for script in ("latin", "spaced"))
+    assert [ours.tokenize(line) for line in lines] == [theirs.tokenize(line) for line in lines]
+
+
+def test_a_script_that_is_named_is_in_the_signature() -> None:
+    latin, han = (metrics.signatures(["rouge2", "sacrebleu"], script) for script in ("latin", "han"))
+    assert "tokenizer:rouge_score" in latin["rouge2"]
+    assert "tokenizer:any-script" in han["rouge2"]
+    assert "tok:13a" in latin["sacrebleu"]
+    assert "tok:zh" in han["sacrebleu"]
+    text = ["委员会星期一开会"]
+    assert metrics.text(text, text, ["rouge1"], "latin") == {"rouge1": 0.0}  # what a study began with it keeps
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "blind", "telling"),
+    [
+        ("summarization", ["one", "two"], ["rouge2"], ["rouge1", "rougeL", "loss"]),
+        ("translation", ["one two", "two one"], ["sacrebleu"], ["loss"]),
+        ("text-classification", ["good", "good"], ["accuracy", "f1", "matthews"], ["loss"]),
+        ("text-classification", ["good", "bad"], [], ["accuracy", "f1", "matthews", "loss"]),
+        ("summarization", ["", ""], ["rouge1", "rouge2"], ["loss"]),
+    ],
+)
+def test_a_score_that_is_blind_to_its_answers_is_refused(
+    kind: str, answers: list[str], blind: list[str], telling: list[str]
+) -> None:
+    metrics.require_telling(Task(kind=kind), answers, telling)
+    for name in blind:
+        with pytest.raises(TaskError, match=name):
+            metrics.require_telling(Task(kind=kind), answers, [name])

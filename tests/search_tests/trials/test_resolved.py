@@ -61,8 +61,17 @@ def test_it_is_written_again_as_it_was(stored: dict[str, Any]) -> None:
     resolved = Resolved.from_dict(stored)
     for unused in ("width", "ffn_width", "heads"):  # which nobody read
         del stored["backbone"][unused]
+    stored["task"]["script"] = None  # a label is in none
     assert json.loads(json.dumps(resolved.to_dict())) == stored
     assert Resolved.from_dict(resolved.to_dict()) == resolved
+
+
+def test_text_is_scored_as_it_was_when_tasks_had_no_script(stored: dict[str, Any]) -> None:
+    task = {**stored["task"], "kind": "summarization", "columns": {}, "labels": None}
+    older = Resolved.from_dict({**stored, "task": task})
+    assert older.task.script == "latin"
+    for script in (None, "han"):
+        assert Resolved.from_dict({**stored, "task": {**task, "script": script}}).task.script == script
 
 
 def test_its_parts_have_types(stored: dict[str, Any]) -> None:
