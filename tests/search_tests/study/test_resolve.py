@@ -78,7 +78,7 @@ def summaries(folder: Path, targets: tuple[str, ...], **task: Any) -> StudyConfi
     content = {
         "study": "text",
         "backbone": {"model": str(texts.write_backbone("bart", folder)), "precision": "fp32"},
-        "task": texts.task(rows, name="news", kind="summarization", **task),
+        "task": texts.task(rows, name="news", kind="summarization", max_unknown=1.0, **task),
         "objectives": {"score": "rouge2"},
     }
     return load_config(content)
@@ -116,7 +116,7 @@ def test_validation_rows_of_one_label_are_refused(tmp_path: Path, score: str) ->
     one = tmp_path / "one.csv"
     pd.DataFrame({"text": ["great road", "fine day"], "label": ["good", "good"]}).to_csv(one, index=False)
     content["task"]["paths"] |= {"validation": str(one)}
-    content["task"] |= {"validation_rows": None, "test_rows": None}
+    content["task"] |= {"validation_rows": None, "test_rows": None, "max_unknown": 1.0}
     with pytest.raises(TaskError, match=rf"all 2 validation rows have the label 'good'.* a better {score} than"):
         resolve(load_config(content))
     assert resolve(load_config({**content, "objectives": {"score": "loss"}})).generates is False
