@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from petl.backbones.padding import padding
 from petl.backbones.quiet import quiet
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def generate(
             num_beams=decoding.beams,
             length_penalty=decoding.length_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=padding(tokenizer),
             synced_gpus=synced,
         )
     if not whole:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from petl.backbones.families import family_named
 from petl.backbones.locate import CONFIG, BackboneError, fetch, locate, weight_files
+from petl.backbones.model import PEFT_CONFIG, parameters_of, read_config
+from petl.backbones.padding import padding
+from petl.backbones.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from petl.backbones.families import family_named
-from petl.backbones.model import PEFT_CONFIG, parameters_of, read_config
-from petl.backbones.quiet import quiet
+
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load(
@@ -24,12 +27,15 @@ def load(
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
     revision: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """Return the pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
 
     With `labels` it has a new classification head, whose matrices are drawn from
     N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
-    nor changed. One that `generates` has its pretrained output layer. Without either, it is the architecture
+    nor changed. A decoder's head reads the last token that is no padding: the padding of `tokenizer`, the one that
+    will make its batches, by default that beside the weights, whatever the configuration says.
+    One that `generates` has its pretrained output layer. Without either, it is the architecture
     that its configuration names.
     Code from a repository is never run, and only safetensors are read. Raises BackboneError where
     files are missing.
@@ -41,7 +47,7 @@ def load(
         raise BackboneError(f"{model} is a configuration alone: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
     config = read_config(folder, model)
-    family_named(str(config.model_type))
+    family = family_named(str(config.model_type))
     if not weight_files(folder):
         raise BackboneError(f"{model}: no *.safetensors in {folder}")
     if (folder / PEFT_CONFIG).exists():  # transformers would put it on, unpickling it where it is *.bin
@@ -50,8 +56,6 @@ def load(
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
-            config.pad_token_id = _first(config.eos_token_id)
     with quiet(), torch.random.fork_rng(devices=[]):
         loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
             folder,
@@ -72,6 +76,8 @@ def load(
         raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
     if labels is not None:
         draw_head(loaded, seed)
+        if not family.encodes:
+            loaded.config.pad_token_id = _padding_beside(folder, config) if tokenizer is None else padding(tokenizer)
     result: PreTrainedModel = loaded.eval()
     return result
 
@@ -81,17 +87,32 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
 
     Raises BackboneError where there is none.
     """
+    folder, _ = fetch(model if revision else locate(model), revision, weights=False)
+    tokenizer = _tokenizer_in(folder, model)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token_id = padding(tokenizer)
+    return tokenizer
+
+
+def _padding_beside(folder: Path, config: Any) -> int | None:
+    """Return the padding of the tokenizer in a model's folder; where none lies there, what the configuration pads with.
+
+    A folder without a tokenizer is asked first: transformers makes an empty one for some families.
+    """
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return padding(_tokenizer_in(folder, str(folder)))
+    return _first(config.eos_token_id) if config.pad_token_id is None else config.pad_token_id
+
+
+def _tokenizer_in(folder: Path, model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    folder, _ = fetch(model if revision else locate(model), revision, weights=False)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
-    if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
 from petl.backbones.generation import generate
+from petl.backbones.padding import padding
 from petl.backbones.quiet import quiet
 from petl.data.batches import sorted_batches
 from petl.data.encoding import IGNORED
@@ -191,8 +192,8 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
         else:
             tokens = {"max_new_tokens": _LATENCY_TOKENS, "min_new_tokens": _LATENCY_TOKENS}
             with quiet():
-                padding = data.tokenizer.pad_token_id
-                cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=padding)
+                token = padding(data.tokenizer)
+                cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=token)
         return 1e3 * (time.perf_counter() - began)
 
     place(model, training=False)

@@ -73,6 +73,7 @@ class WarmModel:
                 generates=not labels,
                 seed=self.context.seed,
                 revision=backbone.revision,
+                tokenizer=self.data.tokenizer,
             )
         return self._model
 
