@@ -55,13 +55,18 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How text is generated: beam search; lengths in tokens; `no_repeat_ngram` 0 lets n-grams repeat."""
+    """How text is generated: beam search; lengths in tokens; `no_repeat_ngram` 0 lets n-grams repeat.
+
+    Of the checkpoint's own generation settings only the tokens that begin, end and pad its text hold; with `checkpoint`
+    all of them do that are not named here, such as a repetition penalty.
+    """
 
     beams: int = 4
     min_length: int = 0
     max_length: int = 60
     length_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         for name, holds, rule in (
@@ -184,6 +189,14 @@ class Task:
             return _ADAPTER.validate_python(dict(data))
         except ValidationError as error:
             raise TaskError("; ".join(faults(error, "task"))) from None
+
+    @classmethod
+    def from_stored(cls, data: Mapping[str, Any]) -> Task:
+        """Read what `asdict` gave, also before `decoding.checkpoint`: then the checkpoint's settings held."""
+        decoding = data.get("decoding")
+        if isinstance(decoding, Mapping) and getattr(KINDS.get(str(data.get("kind"))), "generates", False):
+            data = {**data, "decoding": {"checkpoint": True, **decoding}}
+        return cls.from_dict(data)
 
 
 FACTS: Final = ("name", "kind", "max_length", "max_target_length", "prompt", "languages", "decoding")

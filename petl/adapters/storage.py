@@ -151,7 +151,7 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
     path = Path(folder)
     _, facts = _described(path)
     try:
-        task = Task.from_dict({name: value for name, value in facts.items() if name in FACTS})
+        task = Task.from_stored({name: value for name, value in facts.items() if name in FACTS})
     except (TaskError, TypeError) as error:
         raise StorageError(f"the adapter in {path} is of no task that predicts text: {error}") from error
     labels = _labels(facts)

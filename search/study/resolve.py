@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl import backbones, tasks
+from petl.backbones.generation import checkpoint_settings
 from petl.backbones.model import Backbone
+from petl.errors import UserNotice
 from search.config.study import StudyConfig
 from search.storage.address import without_password
 from search.storage.folder import files_in
@@ -80,6 +83,8 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
     # Predictions of the front are kept in any case.
     final = tuple(split for split, scores in (("validation", unseen or not tested), ("test", tested)) if scores)
+    if located is None and not task.decoding.checkpoint and tasks.KINDS[task.kind].generates:
+        _say_what_is_off(checkpoint_settings(model, revision=backbone.revision))
     return Resolved(
         backbone=backbone,
         task=task,
@@ -94,6 +99,19 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
         written=_written(tokenizer, backbone, data, final, task.decoding.max_length),
         signatures=signatures(GENERATED & {*task.scores}),
     )
+
+
+def _say_what_is_off(settings: Mapping[str, Any]) -> None:
+    """Warn of generation settings of the checkpoint that do not hold."""
+    if settings:
+        named = ", ".join(f"{name} {value}" for name, value in settings.items())
+        warnings.warn(
+            UserNotice(
+                f"text is generated as task.decoding says; what the checkpoint sets beside it is off: {named} "
+                "(task.decoding.checkpoint: true keeps it)"
+            ),
+            stacklevel=2,
+        )
 
 
 def _require_fit(task: tasks.Task, backbone: Backbone) -> None:

@@ -97,7 +97,7 @@ class Resolved:
             **{
                 **fields,
                 "backbone": Backbone.from_dict(data["backbone"]),
-                "task": Task.from_dict(data["task"]),
+                "task": Task.from_stored(data["task"]),
                 "labels": tuple(data["labels"]),
                 "final": tuple(data["final"]),
                 "written": WrittenBytes(**data["written"]),
