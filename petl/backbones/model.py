@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from petl.backbones.families import FAMILIES, Family, family_named
-from petl.backbones.layout import layout, linears
+from petl.backbones.layout import layout, linears, most_tokens
 from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate
 from petl.design import Layout, Site
 from petl.forms.bias import is_bias
@@ -26,7 +26,6 @@ PEFT_CONFIG: Final = "adapter_config.json"
 _ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # Fields of a backbone in studies and adapters that ba3158e stored; the shapes say the same.
 _AT_BA3158E: Final = ("width", "ffn_width", "heads")
-_TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Backbone:
     configuration and weights, "" where only the configuration was read. `depth` is that of the deepest
     stack. `shapes` maps every parameter of the pretrained model without task head, named from the
     base model, to its shape; `head` those of a classification head, where 0 stands for the number of
-    labels.
+    labels. `padding` is its configuration's token, behind which the positions of a RoBERTa begin; None where that is
+    not known, or no token.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Backbone:
     depth: int
     shapes: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
     head: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
+    padding: int | None = None
 
     @property
     def row(self) -> Family:
@@ -75,8 +76,7 @@ class Backbone:
     @property
     def max_tokens(self) -> int | None:
         """Return the longest input that has learned positions; None where positions are not a table."""
-        tables = [shape for name, shape in self.shapes.items() if name.endswith(_TABLES)]
-        return tables[0][0] - self.row.reserved if tables else None
+        return most_tokens(self.row, self.shapes, self.padding)
 
     def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
         """Return name -> shape of the parameters of a head for that many labels."""
@@ -124,6 +124,7 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
             name: tuple(0 if size == _LABELS else size for size in parameter.shape)
             for name, parameter in own.head.items()
         },
+        padding=config.pad_token_id,
     )
 
 

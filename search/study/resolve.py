@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from petl import backbones, tasks
 from petl.backbones.generation import checkpoint_settings
 from petl.backbones.model import Backbone
+from petl.design import Design, DesignError, Positions, Site
 from petl.errors import UserNotice
 from search.config.study import StudyConfig
 from search.storage.address import without_password
@@ -126,6 +127,16 @@ def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
             f"task {task.name} (causal-lm) needs a decoder such as gpt2, llama or qwen2; received {backbone.model}, "
             f"a {backbone.family}"
         )
+    for name, length in _lengths(task, backbone).items():
+        if backbone.max_tokens is not None and length > backbone.max_tokens:
+            raise tasks.TaskError(
+                f"{name} is at most {backbone.max_tokens} on {backbone.model}, which has no more positions; "
+                f"received {length}"
+            )
+
+
+def _lengths(task: tasks.Task, backbone: Backbone) -> dict[str, int]:
+    """Return the longest inputs of the backbone's stacks, by what sets them; a prompt enters the first."""
     longest = {"task.max_length": task.max_length}
     if not tasks.KINDS[task.kind].labelled and task.kind != "causal-lm":
         if backbone.architecture == "decoder":  # source, target or generated text stand in one line
@@ -136,9 +147,15 @@ def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
                 "task.max_target_length": task.max_target_length,
                 "task.decoding.max_length": task.decoding.max_length,
             }
-    for name, length in longest.items():
-        if backbone.max_tokens is not None and length > backbone.max_tokens:
-            raise tasks.TaskError(
-                f"{name} is at most {backbone.max_tokens} on {backbone.model}, which has no more positions; "
-                f"received {length}"
-            )
+    return longest
+
+
+def require_positions(design: Design, task: tasks.Task, backbone: Backbone) -> None:
+    """Raise DesignError where prompts with positions leave too few of them for the longest text."""
+    rows = sum(m.size for m in design.modifications if m.site is Site.INPUT and m.positions is Positions.SHIFTED)
+    name, length = next(iter(_lengths(task, backbone).items()))
+    if rows and backbone.max_tokens is not None and rows + length > backbone.max_tokens:
+        raise DesignError(
+            f"shifted prompts and {name} are at most {backbone.max_tokens} together on {backbone.model}, which has no "
+            f"more positions; received {rows} and {length}"
+        )

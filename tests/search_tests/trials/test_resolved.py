@@ -18,7 +18,7 @@ STORED: dict[str, Any] = {
     "backbone": {
         "model": "package:tiny/model", "family": "bert", "revision": "", "fingerprint": "0123456789abcdef", "depth": 2,
         "width": 8, "ffn_width": 16, "heads": 2,
-        "shapes": {"embeddings.word_embeddings.weight": [40, 8]}, "head": {"classifier.weight": [0, 8]},
+        "shapes": {"embeddings.word_embeddings.weight": [40, 8]}, "head": {"classifier.weight": [0, 8]}, "padding": 0,
     },
     "fingerprint": "0123456789abcdef",
     "task": {
