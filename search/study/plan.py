@@ -19,8 +19,8 @@ from search.optimizer.replication import Replication
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, estimate, require_fit
+from search.study.fit import require_positions
 from search.study.places import StudyError
-from search.study.resolve import require_positions
 from search.study.warm_start import prior
 from search.trials.limits import over
 from search.trials.records import Records
