@@ -12,6 +12,7 @@ from petl.backbones.families import FAMILIES, Family, family_named
 from petl.backbones.layout import layout, linears, most_tokens
 from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate
 from petl.design import Layout, Site
+from petl.errors import library
 from petl.forms.bias import is_bias
 from petl.untrusted import read_json
 
@@ -110,7 +111,8 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     config = read_config(folder, model)
     family = family_named(str(config.model_type))
     config.num_labels = _LABELS
-    own = parameters_of(_empty(config))
+    with library(f"{model}: the sizes in its {CONFIG} make no model", BackboneError):
+        own = parameters_of(_empty(config))
     shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
     without_weights = not weights or Path(place).name == CONFIG
     return Backbone(
@@ -184,13 +186,16 @@ def _empty(config: Any) -> PreTrainedModel:
 def read_config(folder: Path, model: str) -> Any:
     from transformers import AutoConfig
 
-    try:
-        _require_no_code(read_json(folder / CONFIG), model)
+    with library(f"{model}: {folder / CONFIG} is no configuration of a known model", BackboneError):
+        written = read_json(folder / CONFIG)
+        _require_no_code(written, model)
+        if quantised := written.get("quantization_config"):
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
+            raise BackboneError(
+                f"{model}: weights are trained as they were before they were quantised; received {method} ones: take "
+                "the checkpoint that they were made from"
+            )
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except BackboneError:
-        raise
-    except Exception as error:  # the classes of what is wrong in a configuration have nothing in common
-        raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
 
 
 def _require_no_code(written: Mapping[str, Any], model: str) -> None:

@@ -1,10 +1,19 @@
-"""Whether a backbone can do a task, and has the positions that texts and prompts take."""
+"""Whether a backbone can do a task: its kind, its positions, and one row that is tried."""
 
 from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from petl import tasks
 from petl.backbones.model import Backbone
 from petl.design import Design, DesignError, Positions, Site
+
+if TYPE_CHECKING:
+    from petl.data.tokens import TaskData
+
+_TRIED: Final = 2 * 10**9  # bytes of weights that a driver loads in seconds; larger ones are tried where they train
 
 
 def require_fit(task: tasks.Task, backbone: Backbone) -> None:
@@ -51,3 +60,28 @@ def require_positions(design: Design, task: tasks.Task, backbone: Backbone) -> N
             f"shifted prompts and {name} are at most {backbone.max_tokens} together on {backbone.model}, which has no "
             f"more positions; received {rows} and {length}"
         )
+
+
+def try_out(backbone: Backbone, data: TaskData) -> None:
+    """Load the backbone and run one row forward and backward, where it is small; else only look at its files.
+
+    Raises BackboneError where no trial could train.
+    """
+    from petl import backbones
+    from petl.backbones.locate import is_hub_id, locate
+    from petl.backbones.weights import require_weights
+    from petl.training.rehearsal import rehearse
+
+    if 4 * sum(map(prod, backbone.shapes.values())) > _TRIED:
+        if not is_hub_id(backbone.model):
+            require_weights(Path(locate(backbone.model)), backbone.model)
+        return
+    labels = data.labels
+    model = backbones.load(
+        backbone.model,
+        labels=labels or None,
+        generates=not labels,
+        revision=backbone.revision,
+        tokenizer=data.tokenizer,
+    )
+    rehearse(model, data, backbone.model)

@@ -17,7 +17,7 @@ from petl.errors import UserNotice
 from search.config.study import StudyConfig
 from search.storage.address import without_password
 from search.storage.folder import files_in
-from search.study.fit import require_fit
+from search.study.fit import require_fit, try_out
 from search.trials.resolved import Resolved, WrittenBytes
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     task = locate_data(task)
     tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
+    if located is None:  # of a study that begins
+        try_out(backbone, data)
     epochs = _epochs(config, data)
     known = config if epochs is None else config.with_epochs(epochs)
     trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
