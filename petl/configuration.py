@@ -16,6 +16,10 @@ from petl.measurements import SCORES
 SCHEDULES: Final = ("linear", "cosine", "constant")
 LAST: Final = "last"
 EPOCHS: Final = 3.0  # of a training whose length nobody gives
+STEP, MICRO_BATCH = "step", "micro-batch"  # what a loss is the mean over
+BEFORE: Final[Mapping[str, Any]] = {  # fields that Training was given later: what earlier trainings did
+    "loss_over": MICRO_BATCH,
+}
 OFFLOAD: Final[Mapping[str, tuple[int, ...]]] = {  # what DeepSpeed can keep off the GPU, and at which ZeRO stages
     "optimizer": (1, 2, 3),
     "parameters": (3,),
@@ -38,6 +42,8 @@ class Training:
     `batch_size` rows, over all workers; with `batch_tokens` a micro-batch has as many rows as fit into
     so many tokens instead, a row counting as the longer of its source and target, padded (fairseq's
     batches).
+    `loss_over` is what a loss is the mean over: all labels or target tokens of a "step", however they are dealt out to
+    micro-batches and workers (transformers since 4.46), or of each "micro-batch", whose means then weigh the same.
     `warmup` is the share of all steps over which the learning rate rises from 0. `beta2` and `epsilon`
     are AdamW's. `clip` bounds the gradient's norm, 0 leaves it alone. `label_smoothing` is the share of
     a token's target that is spread over the vocabulary; losses on the validation split are without.
@@ -55,6 +61,7 @@ class Training:
     batch_size: int = 32
     batch_tokens: int = 0
     accumulation: int = 1
+    loss_over: str = STEP
     schedule: str = "linear"
     warmup: float = 0.06
     weight_decay: float = 0.01
@@ -74,6 +81,7 @@ class Training:
             ("batch_size", self.batch_size >= 1, "is at least 1"),
             ("batch_tokens", self.batch_tokens >= 0, "is at least 0"),
             ("accumulation", self.accumulation >= 1, "is at least 1"),
+            ("loss_over", self.loss_over in (STEP, MICRO_BATCH), f"is {STEP} or {MICRO_BATCH}"),
             ("schedule", self.schedule in SCHEDULES, f"is one of {', '.join(SCHEDULES)}"),
             ("warmup", 0 <= self.warmup < 1, "lies in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "is at least 0"),
@@ -112,11 +120,20 @@ class Configuration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Configuration:
-        """Read what `to_dict` writes."""
-        return cls(Design.from_dict(data["design"]), Training(**data["training"]), int(data["seed"]))
+        """Read what `to_dict` writes, and what it wrote before a training had all of its fields."""
+        training = Training(**{**BEFORE, **data["training"]})
+        return cls(Design.from_dict(data["design"]), training, int(data["seed"]))
 
     @cached_property
     def key(self) -> str:
-        """Return a stable short hash: two configurations with one key train to the same result."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """Return a stable short hash: two configurations with one key train to the same result.
+
+        Fields that came later do not enter it where they say what was done before, or nothing.
+        """
+        values = self.to_dict()
+        if self.training.accumulation == 1:
+            values["training"]["loss_over"] = MICRO_BATCH  # which is the step
+        later = [name for name, before in BEFORE.items() if values["training"][name] == before]
+        values["training"] = {name: value for name, value in values["training"].items() if name not in later}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

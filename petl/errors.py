@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,21 @@ class UserError(Exception):
 
 class UserNotice(UserWarning):
     """A warning that a command prints in one line, without the line of code that it comes from."""
+
+
+@contextmanager
+def library(rule: str, kind: type[UserError]) -> Iterator[None]:
+    """Turn whatever a library raises within the context into an error that a user can mend: the rule, and its reason.
+
+    For calls on what a user gave, of which the exceptions have nothing in common; errors of users pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise kind(f"{rule}: {reason} ({type(error).__name__})") from error
 
 
 def faults(

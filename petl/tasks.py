@@ -56,13 +56,18 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How text is generated: beam search; lengths in tokens; `no_repeat_ngram` 0 lets n-grams repeat."""
+    """How text is generated: beam search; lengths in tokens; `no_repeat_ngram` 0 lets n-grams repeat.
+
+    Of the checkpoint's own generation settings only the tokens that begin, end and pad its text hold; with `checkpoint`
+    all of them do that are not named here, such as a repetition penalty.
+    """
 
     beams: int = 4
     min_length: int = 0
     max_length: int = 60
     length_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         for name, holds, rule in (
@@ -212,9 +217,12 @@ class Task:
 
     @classmethod
     def from_stored(cls, data: Mapping[str, Any]) -> Task:
-        """Read what `to_stored` or `facts` gave; a task of version 0.1.0 keeps its rows, tokens and scores."""
+        """Read what `to_stored` or `facts` gave; one of version 0.1.0 keeps its rows, tokens, scores and decoding."""
         writes = getattr(KINDS.get(str(data.get("kind"))), "generates", False)
-        return cls.from_dict({**_BEFORE, **(_BEFORE_OF_TEXT if writes else {}), **data})
+        data = {**_BEFORE, **(_BEFORE_OF_TEXT if writes else {}), **data}
+        if writes and isinstance(decoding := data.get("decoding"), Mapping):
+            data["decoding"] = {"checkpoint": True, **decoding}
+        return cls.from_dict(data)
 
 
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"special_tokens": ("text", "parse"), "reading": ("checked", "lenient")}

@@ -123,6 +123,12 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
     BackboneError where it cannot be found.
     """
     path = Path(folder)
+    return _pretrained(path, backbone, _tokenizer(path) if (path / TOKENIZER).is_dir() else None)
+
+
+def _pretrained(
+    path: Path, backbone: str, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, Attachment]:
     described, task = _described(path)
     place = backbone or described.model
     candidate = describe(place, revision=described.revision)
@@ -133,7 +139,7 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
         )
     labels = _labels(task)
     generates = labels is None and task.get("kind") in KINDS
-    model = load(place, labels=labels, generates=generates, revision=described.revision)
+    model = load(place, labels=labels, generates=generates, revision=described.revision, tokenizer=tokenizer)
     return model, load_adapter(path, model)
 
 
@@ -142,8 +148,6 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
 
     Raises as that does, and StorageError where the task is of no kind that predicts text.
     """
-    from transformers import AutoTokenizer
-
     path = Path(folder)
     _, facts = _described(path)
     try:
@@ -155,12 +159,21 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
         raise StorageError(f"the adapter in {path} has no labels to predict: load_pretrained gives its model")
     if not (path / TOKENIZER).is_dir():
         raise StorageError(f"{path} lacks {TOKENIZER}/")
+    tokenizer = _tokenizer(path)
+    model, attachment = _pretrained(path, backbone, tokenizer)
+    return AdaptedModel(model, tokenizer, task, labels or (), attachment)
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path / TOKENIZER, local_files_only=True, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path / TOKENIZER, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path / TOKENIZER} is no tokenizer: {str(error).splitlines()[0]}") from error
-    model, attachment = load_pretrained(path, backbone=backbone)
-    return AdaptedModel(model, tokenizer, task, labels or (), attachment)
+    return tokenizer
 
 
 def _described(path: Path) -> tuple[Backbone, Mapping[str, Any]]:

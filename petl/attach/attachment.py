@@ -17,9 +17,11 @@ the model uses the clone of the latest one that is there and trains it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import prod
 from typing import Final, cast
 
 import torch
+from psutil import virtual_memory
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,9 +36,11 @@ from petl.design import Design, DesignError
 from petl.errors import UserError
 from petl.forms.modules import Change, Heads
 from petl.forms.prefix import STORED, reparameterisations
+from petl.forms.table import stored_shapes
 from petl.forms.vocabulary import Delta
 
 HOLDER: Final = "petl"
+_FLOAT: Final = 4  # bytes
 
 
 class StateError(UserError, ValueError):
@@ -219,6 +223,7 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
             f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
         )
     like = next(iter(frozen.base.values()))
+    _require_memory(design, planned)
 
     holder = getattr(model, HOLDER, None)
     if holder is None:
@@ -243,6 +248,17 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
         raise
     tree.train(model.training)
     return attachment
+
+
+def _require_memory(design: Design, planned: Iterable[Delta]) -> None:
+    """Raise DesignError, before anything is allocated, for more new tensors than the machine's memory holds."""
+    size = sum(_FLOAT * prod(shape) for delta in planned for shape in stored_shapes(delta).values())
+    total = virtual_memory().total
+    if size > total:
+        raise DesignError(
+            f"the tensors of a design fit into memory, {total / 1e9:.3g} GB here; {design.describe()} has "
+            f"{size / 1e9:.3g} GB of them"
+        )
 
 
 def _child(number: int) -> str:

@@ -22,6 +22,7 @@ from petl.attach.hooks import (
     Stage,
 )
 from petl.backbones.families import Family, FeedForward
+from petl.backbones.layout import most_tokens
 from petl.design import LINEARS, Insertion, LayerNorm, Site
 from petl.forms.modules import Change, Heads
 from petl.forms.vocabulary import Delta
@@ -158,8 +159,9 @@ class HookPoints:
 
     def _prompts(self) -> tuple[prompts.Prompts, list[Removable]]:
         row = self.family.input
-        shared = prompts.Prompts(self.family)
         base = self.model.get_submodule(self.base)
+        shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+        shared = prompts.Prompts(self.family, most_tokens(self.family, shapes, self.model.config.pad_token_id))
         decoder = row.decoder if hasattr(base, row.decoder) else ""  # an encoder's rows may be read by a head as well
         drop = prompts.DropPromptRows(shared, cut=not decoder)
         hooks: list[tuple[str, Any]] = [

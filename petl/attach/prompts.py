@@ -25,15 +25,17 @@ from torch.nn import functional
 
 from petl.attach.hooks import HookGroup
 from petl.backbones.families import Family
+from petl.backbones.layout import reserved
 from petl.design import DesignError, Positions
 from petl.forms.modules import Change
 
 
 @dataclass
 class Prompts(HookGroup[Change]):
-    """All prompts of a model, and the state of the present forward pass."""
+    """All prompts of a model, and the state of the present forward pass. `positions`: None where no table has them."""
 
     family: Family
+    positions: int | None = None
     rows: dict[Positions, Tensor] = field(default_factory=dict)  # of this pass, from entrance to exit
     tokens: int = 0  # of this pass, 0 where the rows are in its cache
 
@@ -86,6 +88,7 @@ class PrependPrompt:
         prompts.rows = {}  # of a pass that failed
         prompts.tokens = tokens if first else 0
         if first:
+            self._require_positions(tokens)
             embedded = torch.cat((prompts.make(embedded.shape[0]).to(embedded.dtype), embedded), 1)
         mask = arguments.get("attention_mask")
         if seen:
@@ -100,11 +103,21 @@ class PrependPrompt:
                 positions = self._positions(module, ids, tokens, embedded, max(0, seen - prompts.length))
                 if not prompts.family.input.entry and isinstance(mask, Tensor) and mask.ndim == 2:
                     positions = positions_without_padding(mask, tokens)
-            arguments["position_ids"] = self._shifted(positions, first)
+            arguments["position_ids"] = self._shifted(positions, first, _start(module, prompts.family))
         types = arguments.get("token_type_ids")
         if types is not None and first:
             arguments["token_type_ids"] = functional.pad(types, (prompts.length, 0))
         return (), {**arguments, "inputs_embeds": embedded}
+
+    def _require_positions(self, tokens: int) -> None:
+        """Raise DesignError where the rows that take positions and the tokens are more than the model has."""
+        prompts = self.prompts
+        rows = prompts.length - prompts.kept
+        if rows and prompts.positions is not None and rows + tokens > prompts.positions:
+            raise DesignError(
+                f"the model has {prompts.positions} positions, of which shifted prompts take {rows}: "
+                f"{prompts.positions - rows} are left for a text; received one of {tokens} tokens"
+            )
 
     def _check(self, tokens: int, mask: Any, positions: Tensor | None) -> None:
         """Raise DesignError where a token is missing: `generate` takes the prompt's rows in a cache for tokens."""
@@ -130,14 +143,13 @@ class PrependPrompt:
             return real.cumsum(1) * real + padding
         return torch.arange(seen, seen + tokens, device=embedded.device)[None]
 
-    def _shifted(self, positions: Tensor, first: bool) -> Tensor:
+    def _shifted(self, positions: Tensor, first: bool, start: int) -> Tensor:
         """Return the tokens' positions behind those of the prompts.
 
         What the rows without a position get from a table is overwritten later.
         """
         prompts, family = self.prompts, self.prompts.family
         kept = prompts.kept if family.input.entry else 0  # relative positions: a prompt is in front of the tokens
-        start = family.reserved if family.counts_tokens else 0
         positions = torch.where(positions >= start, positions + prompts.length - kept, positions)
         if not first:
             return positions
@@ -221,6 +233,11 @@ class WidenCrossMask:
         if mask is None or states is None or mask.shape[-1] == states.shape[1]:
             return inputs, named
         return inputs, {**named, "encoder_attention_mask": _wider(mask, self.prompts.length)}
+
+
+def _start(module: Any, family: Family) -> int:
+    """Return the first position of a token."""
+    return reserved(family, module.config.pad_token_id) if family.counts_tokens else 0
 
 
 def positions_without_padding(mask: Tensor, tokens: int) -> Tensor:

@@ -4,6 +4,8 @@ families    one row a family: the paths of its stacks, attentions, linears, inpu
 locate      where a pretrained model's files are
 model       `Backbone`, described from its configuration, without weights
 loading     its weights and its tokenizer
+padding     what a batch is padded with
+weights     whether the files of weights are whole
 layout      its stacks, and the linears in them that a design may change
 plan        the deltas of a design on a model
 count       exact numbers of parameters

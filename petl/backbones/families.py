@@ -131,6 +131,11 @@ class Family:
     counts_tokens: bool = False
     transposed: bool = False
 
+    @property
+    def encodes(self) -> bool:
+        """Return whether it has an encoder: the others are decoders alone, whose head reads the last token."""
+        return self.stacks[0].name == "encoder"
+
     def stack(self, name: str) -> Stack:
         """Return the stack of that name."""
         return next(stack for stack in self.stacks if stack.name == name)

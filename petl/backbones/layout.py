@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from petl.backbones.families import Family, LinearRow
 from petl.design import LINEARS, Layout, Site, StackShape
 from petl.forms.vocabulary import Shapes
+
+_TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
 def layout(family: Family, shapes: Shapes) -> Layout:
@@ -20,6 +23,17 @@ def layout(family: Family, shapes: Shapes) -> Layout:
             kinds = [kind for kind, row in stack.attentions.items() if full_name(row.query, first, shapes)]
             stacks[stack.name] = StackShape(1 + max(numbers), tuple(kinds))
     return stacks
+
+
+def reserved(family: Family, padding: int | None) -> int:
+    """Return how many rows of the position table are not for tokens: those up to the padding's, where it has one."""
+    return family.reserved if padding is None or not family.counts_tokens else padding + 1
+
+
+def most_tokens(family: Family, shapes: Shapes, padding: int | None) -> int | None:
+    """Return the longest input that has positions; None where they are not a table."""
+    tables = [shape for name, shape in shapes.items() if name.endswith(_TABLES)]
+    return tables[0][0] - reserved(family, padding) if tables else None
 
 
 def linears(family: Family, shapes: Shapes) -> tuple[Site, ...]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from petl.backbones.locate import CONFIG, BackboneError, fetch, locate, weight_files
+from petl.backbones.families import family_named
+from petl.backbones.locate import CONFIG, BackboneError, fetch, locate
+from petl.backbones.model import PEFT_CONFIG, parameters_of, read_config
+from petl.backbones.padding import padding
+from petl.backbones.quiet import quiet
+from petl.backbones.weights import require_weights
+from petl.errors import UserNotice, library
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from petl.backbones.families import family_named
-from petl.backbones.model import PEFT_CONFIG, parameters_of, read_config
-from petl.backbones.quiet import quiet
+
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load(
@@ -24,15 +30,19 @@ def load(
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
     revision: str = "",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """Return the pretrained model in evaluation mode: to classify into `labels`, to generate text, or as it is.
 
     With `labels` it has a new classification head, whose matrices are drawn from
     N(0, initializer_range) by `seed` alone, its biases zero; the global random state is neither read
-    nor changed. One that `generates` has its pretrained output layer. Without either, it is the architecture
+    nor changed. A decoder's head reads the last token that is no padding: the padding of `tokenizer`, the one that
+    will make its batches, by default that beside the weights, whatever the configuration says.
+    One that `generates` has its pretrained output layer. Without either, it is the architecture
     that its configuration names.
-    Code from a repository is never run, and only safetensors are read. Raises BackboneError where
-    files are missing.
+    A pooler that the checkpoint of a classifier lacks is drawn, whatever the seed, with a UserNotice.
+    Code from a repository is never run, and only safetensors are read. Raises BackboneError where files are missing
+    or damaged, and where transformers refuses them.
     """
     import torch
 
@@ -41,19 +51,18 @@ def load(
         raise BackboneError(f"{model} is a configuration alone: it can be counted, but has no weights to load")
     folder, _ = fetch(place, revision, weights=True)
     config = read_config(folder, model)
-    family_named(str(config.model_type))
-    if not weight_files(folder):
-        raise BackboneError(f"{model}: no *.safetensors in {folder}")
+    family = family_named(str(config.model_type))
+    require_weights(folder, model)
     if (folder / PEFT_CONFIG).exists():  # transformers would put it on, unpickling it where it is *.bin
         raise BackboneError(f"{model}: an adapter of PEFT lies beside the model, {folder / PEFT_CONFIG}; take it away")
     if labels is not None:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        if config.pad_token_id is None:  # gpt2, llama: the head reads the last token that is no padding
-            config.pad_token_id = _first(config.eos_token_id)
-    with quiet(), torch.random.fork_rng(devices=[]):
-        loaded, report = _class(config, model, classifies=labels is not None, generates=generates).from_pretrained(
+    architecture = _class(config, model, classifies=labels is not None, generates=generates)
+    refused = library(f"{model}: transformers does not load it", BackboneError)
+    with quiet(), torch.random.fork_rng(devices=[]), refused:
+        loaded, report = architecture.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -67,11 +76,20 @@ def load(
     pretrained = {f"{own.prefix}.{name}" if own.prefix else name for name in own.base}
     if labels is None:
         pretrained |= own.head.keys()
-    lost = sorted(pretrained & {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if lost:
-        raise BackboneError(f"{model}: the weights lack or misshape {', '.join(lost)}")
+    lost = pretrained & {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    drawn = sorted(
+        name for name in lost if labels is not None and family.in_pooler(name.removeprefix(f"{own.prefix}."))
+    )
+    if lost := lost.difference(drawn):
+        raise BackboneError(f"{model}: the weights lack or misshape {', '.join(sorted(lost))}")
+    if drawn:
+        _draw({name: loaded.get_parameter(name) for name in drawn}, loaded.config)
+        text = f"{model} lacks {', '.join(drawn)}: drawn, the same wherever it is loaded; full fine-tuning trains them"
+        warnings.warn(UserNotice(text), stacklevel=2)
     if labels is not None:
         draw_head(loaded, seed)
+        if not family.encodes:
+            loaded.config.pad_token_id = _padding_beside(folder, config) if tokenizer is None else padding(tokenizer)
     result: PreTrainedModel = loaded.eval()
     return result
 
@@ -81,22 +99,35 @@ def load_tokenizer(model: str, *, revision: str = "") -> PreTrainedTokenizerBase
 
     Raises BackboneError where there is none.
     """
-    from transformers import AutoTokenizer
-
     folder, _ = fetch(model if revision else locate(model), revision, weights=False)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{model}: no tokenizer in {folder}: {str(error).splitlines()[0]}") from error
+    tokenizer = _tokenizer_in(folder, model)
     if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, "\N{LOWER ONE EIGHTH BLOCK}"}:
         raise BackboneError(  # transformers makes one of the special tokens alone, to which every word is unknown
             f"{model}: no tokenizer in {folder}: its vocabulary has no words. Its files, such as tokenizer.json, lie "
             "beside config.json; copy them there, or save them with tokenizer.save_pretrained"
         )
-    if tokenizer.pad_token is None:  # gpt2, llama: `load` lets the head read around the same token
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token_id = padding(tokenizer)
+    return tokenizer
+
+
+def _padding_beside(folder: Path, config: Any) -> int | None:
+    """Return the padding of the tokenizer in a model's folder; where none lies there, what the configuration pads with.
+
+    A folder without a tokenizer is asked first: transformers makes an empty one for some families.
+    """
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return padding(_tokenizer_in(folder, str(folder)))
+    return _first(config.eos_token_id) if config.pad_token_id is None else config.pad_token_id
+
+
+def _tokenizer_in(folder: Path, model: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with library(f"{model}: no tokenizer in {folder}", BackboneError):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     return tokenizer
 
 
@@ -133,15 +164,9 @@ def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
     """
     import torch
 
-    before = [(parameter, parameter.detach().clone()) for parameter in parameters_of(model).head.values()]
-    generator = torch.Generator().manual_seed(seed)
-    deviation = float(getattr(model.config, "initializer_range", 0.02))
-    with torch.no_grad():
-        for parameter, _ in before:
-            fresh = torch.zeros(parameter.shape)
-            if parameter.dim() > 1:
-                fresh.normal_(0.0, deviation, generator=generator)
-            parameter.copy_(fresh)
+    head = parameters_of(model).head
+    before = [(parameter, parameter.detach().clone()) for parameter in head.values()]
+    _draw(head, model.config, seed)
 
     def restore() -> None:
         with torch.no_grad():
@@ -149,3 +174,16 @@ def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
                 parameter.copy_(value)
 
     return restore
+
+
+def _draw(parameters: Mapping[str, torch.nn.Parameter], config: Any, seed: int = 0) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(config, "initializer_range", 0.02))
+    with torch.no_grad():
+        for parameter in parameters.values():
+            fresh = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                fresh.normal_(0.0, deviation, generator=generator)
+            parameter.copy_(fresh)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from petl.backbones.families import FAMILIES, Family, family_named
-from petl.backbones.layout import layout, linears
+from petl.backbones.layout import layout, linears, most_tokens
 from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, locate
 from petl.design import Layout, Site
+from petl.errors import library
 from petl.forms.bias import is_bias
 from petl.untrusted import read_json
 
@@ -26,7 +27,6 @@ PEFT_CONFIG: Final = "adapter_config.json"
 _ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # Fields of a backbone in studies and adapters that ba3158e stored; the shapes say the same.
 _AT_BA3158E: Final = ("width", "ffn_width", "heads")
-_TABLES: Final = ("position_embeddings.weight", "embed_positions.weight", "wpe.weight")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Backbone:
     configuration and weights, "" where only the configuration was read. `depth` is that of the deepest
     stack. `shapes` maps every parameter of the pretrained model without task head, named from the
     base model, to its shape; `head` those of a classification head, where 0 stands for the number of
-    labels.
+    labels. `padding` is its configuration's token, behind which the positions of a RoBERTa begin; None where that is
+    not known, or no token.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Backbone:
     depth: int
     shapes: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
     head: Mapping[str, tuple[int, ...]] = field(hash=False, repr=False)
+    padding: int | None = None
 
     @property
     def row(self) -> Family:
@@ -75,8 +77,7 @@ class Backbone:
     @property
     def max_tokens(self) -> int | None:
         """Return the longest input that has learned positions; None where positions are not a table."""
-        tables = [shape for name, shape in self.shapes.items() if name.endswith(_TABLES)]
-        return tables[0][0] - self.row.reserved if tables else None
+        return most_tokens(self.row, self.shapes, self.padding)
 
     def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
         """Return name -> shape of the parameters of a head for that many labels."""
@@ -110,7 +111,8 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
     config = read_config(folder, model)
     family = family_named(str(config.model_type))
     config.num_labels = _LABELS
-    own = parameters_of(_empty(config))
+    with library(f"{model}: the sizes in its {CONFIG} make no model", BackboneError):
+        own = parameters_of(_empty(config))
     shapes = {name: tuple(parameter.shape) for name, parameter in own.base.items()}
     without_weights = not weights or Path(place).name == CONFIG
     return Backbone(
@@ -124,6 +126,7 @@ def describe(model: str, *, revision: str = "", weights: bool = True) -> Backbon
             name: tuple(0 if size == _LABELS else size for size in parameter.shape)
             for name, parameter in own.head.items()
         },
+        padding=config.pad_token_id,
     )
 
 
@@ -183,13 +186,16 @@ def _empty(config: Any) -> PreTrainedModel:
 def read_config(folder: Path, model: str) -> Any:
     from transformers import AutoConfig
 
-    try:
-        _require_no_code(read_json(folder / CONFIG), model)
+    with library(f"{model}: {folder / CONFIG} is no configuration of a known model", BackboneError):
+        written = read_json(folder / CONFIG)
+        _require_no_code(written, model)
+        if quantised := written.get("quantization_config"):
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
+            raise BackboneError(
+                f"{model}: weights are trained as they were before they were quantised; received {method} ones: take "
+                "the checkpoint that they were made from"
+            )
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except BackboneError:
-        raise
-    except Exception as error:  # the classes of what is wrong in a configuration have nothing in common
-        raise BackboneError(f"{model}: {folder / CONFIG} is no configuration of a known model: {error}") from error
 
 
 def _require_no_code(written: Mapping[str, Any], model: str) -> None:

@@ -9,13 +9,14 @@ the base model, so that it is the same whatever head is on it. No torch here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from petl.backbones.families import Attention, Family, FeedForward, LinearRow
-from petl.backbones.layout import full_name, layout
+from petl.backbones.layout import full_name, layout, most_tokens
 from petl.design import LINEARS, Design, DesignError, Insertion, LayerNorm, Layout, Modification, Positions, Site
-from petl.forms.table import stored_shapes
+from petl.forms.table import Form, stored_shapes
 from petl.forms.vocabulary import Block, Delta, Shapes
 
 
@@ -41,6 +42,7 @@ def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
             _require_fit(delta)
             seen[delta.name] += 1
             result.append(_numbered(delta, seen[delta.name]))
+        _require_rank(m, result[before:], shapes)
         if len(result) == before:
             has = "; ".join(f"{name} with attentions {', '.join(s.attentions)}" for name, s in stacks.items())
             raise DesignError(f"nothing to change for {m.to_dict()}: this {family.name} model has {has}")
@@ -53,6 +55,20 @@ def _require_fit(delta: Delta) -> None:
         stored_shapes(delta)
     except ValueError as error:
         raise DesignError(str(error)) from error
+
+
+def _require_rank(m: Modification, added: Sequence[Delta], shapes: Shapes) -> None:
+    """Raise DesignError for ranks above all that a matrix can have, with which they are larger than the model."""
+    if m.form is not Form.LOW_RANK or not added:
+        return
+    longest = max(max(delta.reads, delta.adds) for delta in added)
+    size = sum(prod(shape) for delta in added for shape in stored_shapes(delta).values())
+    model = sum(map(prod, shapes.values()))
+    if m.size > longest and size > model:
+        raise DesignError(
+            f"a change of low rank is smaller than what it changes: the longest side of a matrix here is {longest:,}, "
+            f"and the model has {model:,} parameters; received rank {m.size:,}, which has {size:,}"
+        )
 
 
 def unfrozen(design: Design, family: Family, base: Iterable[str], head: Iterable[str]) -> list[str]:
@@ -73,6 +89,9 @@ def _prompt(m: Modification, family: Family, shapes: Shapes) -> Iterator[Delta]:
             f"{family.name} has relative positions, no table of them: prompts stand before the tokens, "
             "which nothing shifts; leave positions at kept"
         )
+    most = most_tokens(family, shapes, None)
+    if most is not None and m.size >= most:
+        raise DesignError(f"a prompt is shorter than the model's {most} positions; received length {m.size}")
     stack = family.stacks[0]
     width = _width(stack.ffn.down, f"{stack.layers}.0", family, shapes)[1]
     yield Delta(f"{stack.name}.{m.form}", m, stack.name, adds=width)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from petl.backbones.padding import padding
 from petl.data.values import ValueTokenizer
 from petl.tasks import KINDS, Task, TaskError
 
@@ -115,11 +116,8 @@ def model_inputs(
     rows: Mapping[str, Sequence[Sequence[int]]], tokenizer: PreTrainedTokenizerBase, left: bool
 ) -> dict[str, Tensor]:
     tokens = rows["input_ids"]
-    padding = tokenizer.pad_token_id
-    if padding is None:  # GPT-2 and llama have none; the mask hides whatever stands there
-        padding = tokenizer.eos_token_id or 0
     inputs = {
-        "input_ids": padded(tokens, padding, left),
+        "input_ids": padded(tokens, padding(tokenizer), left),
         "attention_mask": padded([[1] * len(row) for row in tokens], 0, left),
     }
     if "token_type_ids" in rows:

@@ -1,6 +1,7 @@
 """Train and evaluate an attached design.
 
 run         `TrainingRun`: one training, which can be saved and continued
+rehearsal   one row through a model and back, before any training
 engine      DeepSpeed: open it, train, read and write what it partitions
 processes   the processes that train together: devices, meeting, sharing
 evaluation  scores on a split

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 
-from petl.backbones.generation import generate
+from petl.backbones.generation import decoding_alone, generate
+from petl.backbones.padding import padding
 from petl.backbones.quiet import quiet
 from petl.data.batches import sorted_batches
 from petl.data.encoding import IGNORED
@@ -190,9 +191,9 @@ def latency(model: PreTrainedModel, data: TaskData, precision: str) -> float:
             model(**inputs).logits.cpu()
         else:
             tokens = {"max_new_tokens": _LATENCY_TOKENS, "min_new_tokens": _LATENCY_TOKENS}
-            with quiet():
-                padding = data.tokenizer.pad_token_id
-                cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=padding)
+            with quiet(), decoding_alone(model, data.tokenizer, data.task):
+                token = padding(data.tokenizer)
+                cast(Any, model).generate(**inputs, **tokens, do_sample=False, num_beams=1, pad_token_id=token)
         return 1e3 * (time.perf_counter() - began)
 
     place(model, training=False)

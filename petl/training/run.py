@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count as integers
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from petl.attach.attachment import attach
 from petl.backbones.count import Counts
 from petl.backbones.loading import draw_head
-from petl.configuration import LAST, Configuration
+from petl.configuration import LAST, STEP, Configuration
 from petl.data.batches import batches_per_epoch, epoch_batches
 from petl.data.tokens import TaskData
 from petl.measurements import SCORES, Measurements
@@ -297,22 +298,23 @@ class TrainingRun:
         engine.train()
         losses: list[Tensor] = []
         began, tokens = time.perf_counter(), 0
-        for index in self._micro_batches():
+        for step in self._steps():
             if position.step >= until:
                 break
             rate = self._engine.optimizer.param_groups[0]["lr"]
-            if position.micro_batch % world_size() == rank():
-                inputs, labels = self.data.batch("train", index)
-                torch.manual_seed(_mix(position.seed, position.micro_batch))
-                summed = summed_loss(engine, self.model, inputs, labels, training.label_smoothing)
-                loss = summed / int(targets[index].sum())
-                engine.backward(loss)
-                engine.step()
-                losses.append(loss.detach())
-            tokens += int(self._lengths[index].sum())
-            position.micro_batch += 1
-            if position.micro_batch % training.accumulation:
-                continue
+            terms = [float(targets[index].sum()) for index in step]
+            if training.loss_over == STEP:  # DeepSpeed takes the mean of so many losses
+                terms = [sum(terms) / len(step)] * len(step)
+            for index, divisor in zip(step, terms, strict=True):
+                if position.micro_batch % world_size() == rank():
+                    inputs, labels = self.data.batch("train", index)
+                    torch.manual_seed(_mix(position.seed, position.micro_batch))
+                    loss = summed_loss(engine, self.model, inputs, labels, training.label_smoothing) / divisor
+                    engine.backward(loss)
+                    engine.step()
+                    losses.append(loss.detach())
+                tokens += int(self._lengths[index].sum())
+                position.micro_batch += 1
             position.step += 1
             self.progress("training", position.step, self.steps)
             if position.step % _LOG_EVERY == 0 or position.step == until:
@@ -327,12 +329,19 @@ class TrainingRun:
                 position.points.append(CurvePoint(position.step, mean, rate, tokens / spent, position.seconds))
                 losses, began, tokens = [], time.perf_counter(), 0
 
-    def _micro_batches(self) -> Iterator[np.ndarray]:
+    def _steps(self) -> Iterator[list[np.ndarray]]:
+        """Yield the micro-batches of each step from the position on, without end; a step may reach into an epoch."""
         epoch, skip = divmod(self.position.micro_batch, self.batches_per_epoch)
         training, seed = self.configuration.training, self.position.seed
-        for number in integers(epoch):
-            yield from epoch_batches(self._lengths, training.batch_size, seed, number, training.batch_tokens)[skip:]
-            skip = 0
+
+        def micro_batches() -> Iterator[np.ndarray]:
+            for number in integers(epoch):
+                batches = epoch_batches(self._lengths, training.batch_size, seed, number, training.batch_tokens)
+                yield from batches[skip if number == epoch else 0 :]
+
+        batches = micro_batches()
+        while True:
+            yield list(islice(batches, training.accumulation))
 
 
 def fastest_precision(model: PreTrainedModel) -> str:

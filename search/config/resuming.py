@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from search.config.study import StudyConfig
 from search.storage.locations import StudyHome
+from search.trials.upgrade import DEFAULTS
 
 CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {  # sections, with those of their keys that stay
     "budget": ("epochs", "steps"),
@@ -15,6 +16,17 @@ CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {  # sections, with those of 
     "tracking": (),
     "storage": ("path",),
 }
+
+
+def as_begun(config: StudyConfig, before: StudyConfig) -> StudyConfig:
+    """Return `config` with what its study began with, where it leaves the default and that has changed since."""
+    kept: dict[str, dict[str, Any]] = {}
+    for place in DEFAULTS:
+        section, key = place.split(".")
+        settings, stored = getattr(config, section), getattr(before, section)
+        if key in stored and key not in settings:
+            kept[section] = {key: stored[key], **kept.get(section, settings)}
+    return config.model_copy(update=kept)
 
 
 def refusal(config: StudyConfig, before: StudyConfig) -> str:

@@ -2,6 +2,7 @@
 
 run           run and resume
 resolve       what a study fixes when it begins
+fit           whether its backbone can do its task
 plan          what the search works through
 warm_start    designs from the fronts of earlier studies
 runner        all that happens to a study that is on record

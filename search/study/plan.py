@@ -19,6 +19,7 @@ from search.optimizer.replication import Replication
 from search.optimizer.search import Plan, Search
 from search.results.query import load_study
 from search.storage.quota import GB, estimate, require_fit
+from search.study.fit import require_positions
 from search.study.places import StudyError
 from search.study.warm_start import prior
 from search.trials.limits import over
@@ -62,9 +63,13 @@ def is_finished(config: StudyConfig, records: Records) -> bool:
 def rehearse(config: StudyConfig, resolved: Resolved) -> None:
     """Return a search that proposes one point and is thrown away.
 
-    Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them.
+    Raises SpaceError and SearchError for limits that leave nothing, and for enqueued designs outside them; DesignError
+    for a reference or an enqueued design that the backbone cannot have.
     """
     plan, names = search_plan(config, resolved), config.objectives.names
+    for configuration in (*plan.references.values(), *(item.configuration for item in plan.enqueued)):
+        if configuration is not None:
+            plan.count(configuration)
     Search(Records.in_memory(names), plan)
     if config.designs:
         return
@@ -92,6 +97,7 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
     enqueued += resolved.warm
 
     def counts(configuration: Configuration) -> dict[str, float]:
+        require_positions(configuration.design, resolved.task, backbone)
         return count(configuration.design, backbone, labels).values()
 
     return Plan(

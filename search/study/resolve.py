@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl import backbones, tasks
+from petl.backbones.generation import checkpoint_settings
 from petl.backbones.model import Backbone
+from petl.errors import UserNotice
 from search.config.study import StudyConfig
 from search.storage.address import without_password
 from search.storage.folder import files_in
+from search.study.fit import require_fit, try_out
 from search.trials.resolved import Resolved, WrittenBytes
 
 if TYPE_CHECKING:
@@ -60,22 +64,19 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     from petl.training.processes import prepare_process
 
     prepare_process()
-    from petl.data.sources import locate_data, require_apart
+    from petl.data.sources import locate_data
     from petl.data.tokens import load_data
-    from petl.training.metrics import GENERATED, require_telling, signatures
+    from petl.training.metrics import GENERATED, signatures
     from petl.training.scripts import script_of
 
     model, task = config.backbone.model, located or tasks.resolve(config.task)
     backbone = backbones.describe(model, revision=revision)
     if not backbone.fingerprint:
         raise backbones.BackboneError(f"{model} has no weights to train: no *.safetensors beside its config.json")
-    _require_fit(task, backbone)
+    require_fit(task, backbone)
     task = locate_data(task)
     tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
-    if located is None:
-        require_apart(task)
-        data.report.require_known(task)
     if tasks.KINDS[task.kind].generates and task.script is None:
         task = data.task = replace(task, script=script_of(data.references("sample")))
     epochs = _epochs(config, data)
@@ -84,7 +85,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
     deciding = {config.objectives.score, *keeps}
     if located is None:
-        require_telling(task, data.references("sample"), deciding)
+        _require_sound(task, backbone, data, deciding)
     generates = bool(GENERATED & deciding)
     whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
@@ -107,31 +108,30 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     )
 
 
-def _require_fit(task: tasks.Task, backbone: Backbone) -> None:
-    """Raises TaskError where the backbone cannot do the task, or has no positions for its texts."""
-    if not tasks.KINDS[task.kind].labelled and backbone.architecture == "encoder":
-        raise tasks.TaskError(
-            f"task {task.name} ({task.kind}) needs a model that generates text; {backbone.model} is an encoder, "
-            f"a {backbone.family}. Take an encoder-decoder (bart, mbart, t5) or a decoder (gpt2, llama, qwen2, qwen3)"
+def _require_sound(task: tasks.Task, backbone: Backbone, data: TaskData, deciding: Collection[str]) -> None:
+    """Try what no trial can change, when a study begins. Raises TaskError and BackboneError for what is wrong.
+
+    `deciding` are the scores by which trials are compared.
+    """
+    from petl.data.sources import require_apart
+    from petl.training.metrics import require_telling
+
+    require_apart(task)
+    data.report.require_known(task)
+    require_telling(task, data.references("sample"), deciding)
+    try_out(backbone, data)
+    if tasks.KINDS[task.kind].generates and not task.decoding.checkpoint:
+        _say_what_is_off(checkpoint_settings(backbone.model, revision=backbone.revision))
+
+
+def _say_what_is_off(settings: Mapping[str, Any]) -> None:
+    """Warn of generation settings of the checkpoint that do not hold."""
+    if settings:
+        named = ", ".join(f"{name} {value}" for name, value in settings.items())
+        warnings.warn(
+            UserNotice(
+                f"text is generated as task.decoding says; what the checkpoint sets beside it is off: {named} "
+                "(task.decoding.checkpoint: true keeps it)"
+            ),
+            stacklevel=2,
         )
-    if task.kind == "causal-lm" and backbone.architecture != "decoder":
-        raise tasks.TaskError(
-            f"task {task.name} (causal-lm) needs a decoder such as gpt2, llama or qwen2; received {backbone.model}, "
-            f"a {backbone.family}"
-        )
-    longest = {"task.max_length": task.max_length}
-    if not tasks.KINDS[task.kind].labelled and task.kind != "causal-lm":
-        if backbone.architecture == "decoder":  # source, target or generated text stand in one line
-            target = max(task.max_target_length, task.decoding.max_length)
-            longest = {"task.max_length plus the longest target": task.max_length + target}
-        else:
-            longest |= {
-                "task.max_target_length": task.max_target_length,
-                "task.decoding.max_length": task.decoding.max_length,
-            }
-    for name, length in longest.items():
-        if backbone.max_tokens is not None and length > backbone.max_tokens:
-            raise tasks.TaskError(
-                f"{name} is at most {backbone.max_tokens} on {backbone.model}, which has no more positions; "
-                f"received {length}"
-            )

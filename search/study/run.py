@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from search.config.loading import load_config, load_stored
-from search.config.resuming import refusal
+from search.config.resuming import as_begun, refusal
 from search.config.study import StudyConfig
 from search.results.console import console as terminal
 from search.results.query import Study
@@ -120,6 +120,7 @@ def resume(
 def _resume(config: StudyConfig, records: Records, address: str | None, console: Console) -> Study:
     """Resume with what may change taken from `config`. Raises StudyError where more than that differs."""
     stored = load_stored(records.config)
+    config = as_begun(config, stored)
     if reason := refusal(config, stored):
         raise StudyError(reason)
     places, started = home_of(config), records.resolved

@@ -1,4 +1,4 @@
-"""Names of earlier versions: refused where a user writes them, and read where a study is stored.
+"""Names and defaults of earlier versions: names are refused where a user writes them; a stored study is read with both.
 
 A stored configuration has a `version`; what has none is of version 0, as commit ba3158e wrote it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from petl.configuration import BEFORE
 from petl.errors import UserError
 
 KEYS: Final[Mapping[str, str]] = {  # of a study file
@@ -18,6 +19,9 @@ KEYS: Final[Mapping[str, str]] = {  # of a study file
 }
 VALUES: Final[Mapping[str, Mapping[str, str]]] = {  # of a key that has its new name
     "sampler.unfinished": {"raw": "last", "corrected": "extrapolated", "pruned": "ignored", "model": "predicted"},
+}
+DEFAULTS: Final[Mapping[str, Any]] = {  # of version 1, where version 2 has others: a study keeps those it began with
+    **{f"training.{name}": value for name, value in BEFORE.items()},
 }
 OPTIONS: Final[Mapping[str, str]] = {  # of commands
     "--most-false": "--fdr",
@@ -52,7 +56,19 @@ def _names_of_version_1(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-_UPGRADES: Final[tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = (_names_of_version_1,)  # from 0 to 1, ...
+def _defaults_of_version_2(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of version 1 that says what was the default then, where it is another one now."""
+    config = dict(config)
+    for place, value in DEFAULTS.items():
+        section, key = place.split(".")
+        config[section] = {key: value, **(config.get(section) or {})}
+    return config
+
+
+_UPGRADES: Final[tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = (  # from 0 to 1, from 1 to 2, ...
+    _names_of_version_1,
+    _defaults_of_version_2,
+)
 VERSION: Final = len(_UPGRADES)
 
 

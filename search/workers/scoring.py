@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
+from petl.errors import UserError
 from search.storage.locks import StudyLock
 from search.workers.assignment import StudyContext
 from search.workers.cluster import places
@@ -21,17 +22,27 @@ _ATTEMPTS: Final = 3  # at scoring a trial, where the process dies
 
 
 def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
-    """Return "fp32" or "bf16": which is the faster one where a trial would run, with a worker's resources."""
+    """Return "fp32" or "bf16": which is the faster one where a trial would run, with a worker's resources.
+
+    Raises BackboneError where a row of the data does not pass through the model there.
+    """
 
     def measure() -> str:
-        from petl.training import processes
+        from petl.training import processes, rehearsal
         from petl.training import run as train
 
         processes.prepare_process()
-        return train.fastest_precision(WarmModel(context).model)
+        warm = WarmModel(context)
+        rehearsal.rehearse(warm.model, warm.data, warm.backbone.model)
+        return train.fastest_precision(warm.model)
 
     task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
-    return ray.get(task.remote())
+    try:
+        return ray.get(task.remote())
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 class Tester:

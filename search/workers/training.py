@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from petl.backbones.count import count
 from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
+from petl.errors import UserNotice
 from petl.measurements import Measurements
 from search.storage.errors import is_full
 from search.storage.folder import RESULT, SCORED, ResultPart, ScoredPart, TrialFolder, read_json, state_part, write_json
@@ -67,13 +69,16 @@ class WarmModel:
             from petl import backbones
 
             backbone, labels = self.backbone, self.data.labels
-            self._model = backbones.load(
-                backbone.model,
-                labels=labels or None,
-                generates=not labels,
-                seed=self.context.seed,
-                revision=backbone.revision,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserNotice)  # what it says, the driver has said
+                self._model = backbones.load(
+                    backbone.model,
+                    labels=labels or None,
+                    generates=not labels,
+                    seed=self.context.seed,
+                    revision=backbone.revision,
+                    tokenizer=self.data.tokenizer,
+                )
         return self._model
 
     def load(self) -> None:

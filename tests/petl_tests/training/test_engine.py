@@ -366,7 +366,8 @@ def _in_plain_torch(folder: Path, data: TaskData, design: str) -> Plain:
         for group in optimizer.param_groups:
             group["lr"] = 2e-2 * rate
         rows = [data.batch("train", index) for index in pair]
-        loss = sum(torch.nn.functional.cross_entropy(model(**inputs).logits, labels) for inputs, labels in rows) / 2
+        summed = [torch.nn.functional.cross_entropy(model(**i).logits, labels, reduction="sum") for i, labels in rows]
+        loss = sum(summed) / sum(len(labels) for _, labels in rows)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 0.5)

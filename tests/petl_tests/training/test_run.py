@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
+import tokens
 import torch
 from studies import write_backbone, write_rows
+from tokens import write_lines
 from transformers import (
     BartConfig,
     BartModel,
@@ -170,6 +174,39 @@ def test_accumulation_equals_a_larger_batch(folder: Path, data: TaskData, monkey
         gradients.append({name: t for name, t in run.state()[0].items() if ".exp_avg." in name})
     for name, tensor in gradients[0].items():
         torch.testing.assert_close(tensor, gradients[1][name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("loss_over", "weights"), [("step", (1 / 44, 1 / 44)), ("micro-batch", (1 / 80, 1 / 8))])
+def test_a_step_weighs_tokens_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_over: str, weights: tuple[float, float]
+) -> None:
+    """Two rows with targets of 20 tokens, end included, then two of 2: 40 and 4 of the 44 tokens of the step."""
+    rows = [{"source": f"s{row}", "target": "a" * (19 if row < 2 else 1)} for row in range(4)]
+    write_lines(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    paths = {split: str(tmp_path / "rows.jsonl") for split in ("train", "validation")}
+    task = resolve({"name": "t", "kind": "summarization", "paths": paths})
+    data = load_data(task, tokens.of_bytes(), decoder_only=True)
+    monkeypatch.setattr("petl.training.run.epoch_batches", lambda *_: [np.array([0, 1]), np.array([2, 3])])
+    settings = {"batch_size": 2, "accumulation": 2, "epochs": 1.0, "loss_over": loss_over, "clip": 0.0, "dropout": 0.0}
+    what = Configuration(parse("bitfit"), Training(**settings))
+    run = TrainingRun(tiny.model("gpt2", generates=True, vocab_size=257), data, what, generates=False)
+    run.advance(1.0)
+    ours = {name.removeprefix("optimizer.exp_avg."): t for name, t in run.state()[0].items() if ".exp_avg." in name}
+    ours = {name: 10 * moment for name, moment in ours.items()}  # after one step it is a tenth of the gradient
+
+    model = tiny.model("gpt2", generates=True, vocab_size=257)
+    set_dropout(model.train(), 0.0)
+    parameters = dict(attach(model, what.design, seed=what.seed).named_parameters())
+    loss = torch.zeros(())
+    for index, weight in zip(([0, 1], [2, 3]), weights, strict=True):
+        inputs, labels = data.batch("train", index)
+        for logits, wanted in zip(model(**inputs).logits.flatten(0, 1), labels.flatten(), strict=True):
+            if wanted >= 0:
+                loss = loss - weight * logits.log_softmax(-1)[wanted]
+    loss.backward()
+    assert [point.loss for point in run.position.points] == pytest.approx([loss.item()], rel=1e-5)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -18,7 +18,7 @@ STORED: dict[str, Any] = {
     "backbone": {
         "model": "package:tiny/model", "family": "bert", "revision": "", "fingerprint": "0123456789abcdef", "depth": 2,
         "width": 8, "ffn_width": 16, "heads": 2,
-        "shapes": {"embeddings.word_embeddings.weight": [40, 8]}, "head": {"classifier.weight": [0, 8]},
+        "shapes": {"embeddings.word_embeddings.weight": [40, 8]}, "head": {"classifier.weight": [0, 8]}, "padding": 0,
     },
     "fingerprint": "0123456789abcdef",
     "task": {
@@ -29,6 +29,7 @@ STORED: dict[str, Any] = {
         "prompt": "{source}", "languages": None,
         "decoding": {
             "beams": 4, "min_length": 0, "max_length": 60, "length_penalty": 1.0, "no_repeat_ngram": 0,
+            "checkpoint": False,
         },
     },
     "labels": ["bad", "good"],
@@ -82,6 +83,15 @@ def test_its_parts_have_types(stored: dict[str, Any]) -> None:
     assert resolved.written.fixed == 900_000
     assert resolved.warm[0].configuration.training.epochs == 1.0
     assert resolved.fingerprint == "0123456789abcdef"
+
+
+def test_a_study_begun_before_task_decoding_checkpoint_keeps_the_checkpoints_settings(stored: dict[str, Any]) -> None:
+    del stored["task"]["decoding"]["checkpoint"]
+    assert Resolved.from_dict(stored).task.decoding == Decoding()  # nothing is generated
+    stored["task"] |= {"kind": "summarization", "columns": {}, "labels": None}
+    assert Resolved.from_dict(stored).task.decoding == Decoding(checkpoint=True)
+    stored["task"]["decoding"]["checkpoint"] = False
+    assert Resolved.from_dict(stored).task.decoding == Decoding()
 
 
 def test_records_keep_it(stored: dict[str, Any]) -> None:

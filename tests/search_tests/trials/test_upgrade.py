@@ -11,6 +11,7 @@ from studies import study
 
 from search import cli
 from search.config.loading import load_config, load_stored
+from search.config.resuming import as_begun, refusal
 from search.config.text import ConfigError
 from search.trials.upgrade import VERSION, VersionError, upgraded
 
@@ -28,7 +29,7 @@ NEW = {
 
 def test_a_configuration_without_a_version_has_the_names_of_ba3158e() -> None:
     assert upgraded({**OLD, "study": "old", "constraints": {"stored_percent": 1.0}}) == {
-        **NEW, "study": "old", "constraints": {"stored_percent": 1.0},
+        **NEW, "study": "old", "constraints": {"stored_percent": 1.0}, "training": {"loss_over": "micro-batch"},
     }  # fmt: skip
     assert OLD["sampler"]["teaching"] == "raw"  # what was given is left alone
 
@@ -37,14 +38,29 @@ def test_a_configuration_without_a_version_has_the_names_of_ba3158e() -> None:
     ("old", "new"), [("raw", "last"), ("corrected", "extrapolated"), ("pruned", "ignored"), ("model", "predicted")]
 )
 def test_every_score_of_unfinished_trials_has_its_new_name(old: str, new: str) -> None:
-    assert upgraded({"sampler": {"teaching": old}}) == {"sampler": {"unfinished": new}}
+    assert upgraded({"sampler": {"teaching": old}})["sampler"] == {"unfinished": new}
 
 
 def test_what_is_stored_is_read_back_the_same(tmp_path: Path) -> None:
     config = load_config(study(tmp_path, **NEW))
-    assert config.to_dict()["version"] == VERSION == 1
+    assert config.to_dict()["version"] == VERSION == 2
     assert load_stored(config.to_dict()) == config
-    assert load_stored({**config.model_dump(mode="json"), **OLD}) == config  # as ba3158e has it
+    before = load_config(study(tmp_path, **NEW, training={"batch_size": 16, "loss_over": "micro-batch"}))
+    stored = config.model_dump(mode="json")
+    assert load_stored({**stored, **OLD}) == before  # as ba3158e has it
+    assert load_stored({**stored, "version": 1}) == before
+
+
+def test_a_study_keeps_the_default_that_it_began_with(tmp_path: Path) -> None:
+    """Also where its file, which never said it, resumes it."""
+    file = study(tmp_path, training={"accumulation": 2})
+    begun = load_stored({**load_config(file).model_dump(mode="json"), "version": 1})
+    assert begun.fixed_training.loss_over == "micro-batch"
+    assert load_config(file).fixed_training.loss_over == "step"
+    assert refusal(load_config(file), begun)
+    assert refusal(as_begun(load_config(file), begun), begun) == ""
+    said = load_config(file, ["training.loss_over=step"])
+    assert "received another training" in refusal(as_begun(said, begun), begun)
 
 
 @pytest.mark.parametrize("version", [VERSION + 1, -1, "1", None])
