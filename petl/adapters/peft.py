@@ -33,7 +33,8 @@ from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Modification, Site
 from petl.errors import UserError
-from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors, Value
+from petl.forms.exchange import PATHS, PROMPT_EMBEDDINGS, PeftLayout, Tensors
+from petl.forms.peft_fields import Value
 from petl.forms.table import FORMS, Form
 
 if TYPE_CHECKING:

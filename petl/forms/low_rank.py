@@ -12,25 +12,10 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from petl.forms.exchange import (
-    COMMON_FIELDS,
-    NUMBER,
-    NUMBER_BY_PATTERN,
-    PATHS,
-    SHARE,
-    SWITCH,
-    WHOLE,
-    WHOLE_BY_PATTERN,
-    Found,
-    PeftLayout,
-    Target,
-    Tensors,
-    by_linear,
-    linears_with,
-    padded,
-)
+from petl.forms.exchange import PATHS, Found, PeftLayout, Target, Tensors, by_linear, linears_with, padded
 from petl.forms.form import IN_LAYERS, FunctionalForm
 from petl.forms.patterns import Patterns
+from petl.forms.peft_fields import COMMON_FIELDS, NUMBER, NUMBER_BY_PATTERN, SHARE, SWITCH, WHOLE, WHOLE_BY_PATTERN
 from petl.forms.vocabulary import LINEARS, SCALED, Composition, Delta, Settings, Shapes
 
 if TYPE_CHECKING:

@@ -12,18 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import (
-    COMMON_FIELDS,
-    PATHS,
-    Found,
-    PeftLayout,
-    Target,
-    Tensors,
-    by_linear,
-    linears_with,
-    padded,
-)
+from petl.forms.exchange import PATHS, Found, PeftLayout, Target, Tensors, by_linear, linears_with, padded
 from petl.forms.form import IN_LAYERS, FunctionalForm
+from petl.forms.peft_fields import COMMON_FIELDS
 from petl.forms.vocabulary import LINEARS, Delta, Insertion, Settings, Shapes, Site
 
 if TYPE_CHECKING:
