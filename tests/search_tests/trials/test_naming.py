@@ -40,6 +40,7 @@ def test_flat_parameters_names() -> None:
         "epsilon": "1e-08",
         "clip": "1.0",
         "label_smoothing": "0.0",
+        "loss_over": "step",
         "dropout": "0.1",
         "validate_every": "1.0",
         "keep": "last",
