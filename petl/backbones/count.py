@@ -113,10 +113,9 @@ def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
         by_part[delta.modification].append(delta)
     parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
     base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
-    rest_of_head = head - _size(shape for name, shape in owned.items() if name not in backbone.shapes)
     return Counts(
         base=base,
-        trained=sum(part.trained for part in parts) + (rest_of_head if design.head else 0),
+        trained=sum(part.trained for part in parts) + (head if design.head else 0),
         stored=sum(part.stored for part in parts),
         paper=sum(part.paper for part in parts),
         head=head,

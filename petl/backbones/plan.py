@@ -58,13 +58,13 @@ def _require_fit(delta: Delta) -> None:
 
 
 def _require_rank(m: Modification, added: Sequence[Delta], shapes: Shapes) -> None:
-    """Raise DesignError for ranks above all that a matrix can have, with which they are larger than the model."""
+    """Raise DesignError for ranks above all that a matrix can have, with more than twice the model's parameters."""
     if m.form is not Form.LOW_RANK or not added:
         return
     longest = max(max(delta.reads, delta.adds) for delta in added)
     size = sum(prod(shape) for delta in added for shape in stored_shapes(delta).values())
     model = sum(map(prod, shapes.values()))
-    if m.size > longest and size > model:
+    if m.size > longest and size > 2 * model:
         raise DesignError(
             f"a change of low rank is smaller than what it changes: the longest side of a matrix here is {longest:,}, "
             f"and the model has {model:,} parameters; received rank {m.size:,}, which has {size:,}"

@@ -36,7 +36,7 @@ from petl.data.batches import epoch_batches
 from petl.data.tokens import TaskData, load_data
 from petl.presets import parse
 from petl.tasks import resolve
-from petl.training.evaluation import DivergedError, evaluate
+from petl.training.evaluation import DivergedError, Evaluation, evaluate
 from petl.training.run import TrainingRun, fastest_precision, set_dropout
 
 DESIGNS = ("lora:rank=2,where=both", "mam:length=2,size=4,scale=4", "houlsby:size=3", "bitfit", "head_only", "full")
@@ -207,6 +207,59 @@ def test_a_step_weighs_tokens_as_it_says(
     assert [point.loss for point in run.position.points] == pytest.approx([loss.item()], rel=1e-5)
     for name, parameter in parameters.items():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_each_micro_batch_of_a_step_drops_what_it_draws_itself(
+    folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows twice in a step: their logits differ by the dropout alone."""
+    monkeypatch.setattr("petl.training.run.epoch_batches", lambda *_: [np.arange(8)] * 8)
+    model = load(folder, data)
+    run = TrainingRun(model, data, configuration("head_only", batch_size=16, accumulation=2, dropout=0.5))
+    seen: list[torch.Tensor] = []
+    hook = model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    run._train(1)
+    hook.remove()
+    run.close()
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+
+
+def test_a_resumed_run_ends_with_the_best_weights_of_before(
+    folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = configuration("bitfit", keep="loss", epochs=2.0)
+    losses = iter([0.1, 0.9])
+    monkeypatch.setattr("petl.training.run.evaluate", lambda *_, **__: Evaluation({"loss": next(losses)}))
+    first = TrainingRun(load(folder, data), data, what)
+    first.advance(1.0)
+    best = {name: tensor.clone() for name, tensor in first.attachment.state_dict().items()}
+    second = TrainingRun(load(folder, data), data, what)
+    second.restore(*first.state())
+    second.advance(2.0)
+    trained = second.attachment.state_dict()
+    assert not any(torch.equal(trained[name], tensor) for name, tensor in best.items() if tensor.any())
+    second.finish()
+    for name, tensor in second.attachment.state_dict().items():
+        assert torch.equal(tensor, best[name])
+
+
+@pytest.mark.parametrize(
+    ("score", "values", "best"),
+    [("loss", [0.5, 0.5], 0), ("accuracy", [0.5, 0.5], 0), ("loss", [0.5, 0.4], 1), ("accuracy", [0.5, 0.6], 1)],
+)
+def test_of_equal_validations_the_first_is_the_best(
+    folder: Path, data: TaskData, monkeypatch: pytest.MonkeyPatch, score: str, values: list[float], best: int
+) -> None:
+    """It took less training, and one that is no better counts against patience."""
+    given = iter(values)
+    monkeypatch.setattr("petl.training.run.evaluate", lambda *_, **__: Evaluation({score: next(given)}))
+    run = TrainingRun(load(folder, data), data, configuration("bitfit", keep=score, patience=1, epochs=3.0))
+    run.advance(1.0)
+    run.advance(2.0)
+    assert run.position.best == best
+    assert run.finished == (best == 0)
+    run.close()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
