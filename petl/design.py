@@ -126,6 +126,8 @@ class Modification(Settings):
     form: Form
 
     def __post_init__(self) -> None:
+        for name in _DEFAULTS:
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name, kind in _ENUMS.items():
             object.__setattr__(self, name, _enum(kind, name, getattr(self, name)))
         object.__setattr__(self, "scale", float(self.scale))
@@ -361,6 +363,11 @@ def _describe(group: Sequence[Modification]) -> str:
         words.append("ungated")
     words += [f"{name} {value}" for name in _SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
     return " ".join(words)
+
+
+def plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, which JSON does not take; any other value as it is."""
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
 
 
 def _numbers(layers: str, depth: int) -> tuple[int, ...]:
