@@ -111,7 +111,7 @@ PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
 
 _OPTIONS: Final = (*LOCATIONS, "layer_norm", "init", "dropout", "reparameterisation", "positions")
 _GATED: Final = ": the gate λ is a share of a softmax (equation 7)"
-_SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
+SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
 _NO_ATTENTION: Final = tuple(("attentions", site) for site in FEED_FORWARD)
 _LAYERS: Final = re.compile(r"all|top [1-9]\d*|\d+(,\d+)*")
 
@@ -361,7 +361,7 @@ def _describe(group: Sequence[Modification]) -> str:
         words.append("x learned")
     if Composition.GATE in m.rule.compositions and m.composition is not Composition.GATE:
         words.append("ungated")
-    words += [f"{name} {value}" for name in _SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
+    words += [f"{name} {value}" for name in SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
     return " ".join(words)
 
 

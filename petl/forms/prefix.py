@@ -15,18 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from petl.forms.exchange import (
-    PROMPT_EMBEDDINGS,
-    VIRTUAL_FIELDS,
-    Found,
-    PeftLayout,
-    Target,
-    Tensors,
-    matrix,
-    require_same,
-    virtual_tokens,
-)
+from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors
 from petl.forms.form import IN_LAYERS, FunctionalForm
+from petl.forms.virtual import VIRTUAL_FIELDS, matrix, require_same, virtual_tokens
 from petl.forms.vocabulary import SCALED, Composition, Delta, LayerNorm, Settings, Shapes, Site
 
 if TYPE_CHECKING:

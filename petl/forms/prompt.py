@@ -9,18 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import (
-    PROMPT_EMBEDDINGS,
-    VIRTUAL_FIELDS,
-    Found,
-    PeftLayout,
-    Target,
-    Tensors,
-    matrix,
-    require_same,
-    virtual_tokens,
-)
+from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors
 from petl.forms.form import FunctionalForm
+from petl.forms.virtual import VIRTUAL_FIELDS, matrix, require_same, virtual_tokens
 from petl.forms.vocabulary import Delta, Positions, Settings, Shapes, Site
 
 if TYPE_CHECKING:
