@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Final
 
-from petl.design import Design
+from petl.design import Design, plain
 from petl.measurements import SCORES
 
 SCHEDULES: Final = ("linear", "cosine", "constant")
@@ -75,6 +75,8 @@ class Training:
     patience: int = 0
 
     def __post_init__(self) -> None:
+        for name in TRAINING_FIELDS:
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name, holds, rule in (
             ("learning_rate", self.learning_rate > 0, "is positive"),
             ("epochs", self.epochs > 0, "is positive"),

@@ -111,7 +111,7 @@ PLACES: Final[Mapping[tuple[Site, Insertion], Place]] = {
 
 _OPTIONS: Final = (*LOCATIONS, "layer_norm", "init", "dropout", "reparameterisation", "positions")
 _GATED: Final = ": the gate λ is a share of a softmax (equation 7)"
-_SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
+SAID: Final = ("stacks", "attentions", "positions", "reparameterisation")  # by `describe`, where not the default
 _NO_ATTENTION: Final = tuple(("attentions", site) for site in FEED_FORWARD)
 _LAYERS: Final = re.compile(r"all|top [1-9]\d*|\d+(,\d+)*")
 
@@ -126,6 +126,8 @@ class Modification(Settings):
     form: Form
 
     def __post_init__(self) -> None:
+        for name in _DEFAULTS:
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name, kind in _ENUMS.items():
             object.__setattr__(self, name, _enum(kind, name, getattr(self, name)))
         object.__setattr__(self, "scale", float(self.scale))
@@ -359,8 +361,13 @@ def _describe(group: Sequence[Modification]) -> str:
         words.append("x learned")
     if Composition.GATE in m.rule.compositions and m.composition is not Composition.GATE:
         words.append("ungated")
-    words += [f"{name} {value}" for name in _SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
+    words += [f"{name} {value}" for name in SAID if (value := getattr(m, name)) != _DEFAULTS[name]]
     return " ".join(words)
+
+
+def plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, which JSON does not take; any other value as it is."""
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
 
 
 def _numbers(layers: str, depth: int) -> tuple[int, ...]:

@@ -3,9 +3,9 @@
 Places, norms and first values are those of `parts`, which follow the code of He et al. (ICLR 2022).
 
     >>> parse("mam:length=16,size=64").describe()
-    'ffn parallel 64 x4 + prefix 16'
+    'prefix 16 + ffn parallel 64 x4'
     >>> parse("lora:rank=4,layers=top 2 + bitfit").describe()
-    'bias; lora query,value 4 x2, top 2'
+    'lora query,value 4 x2, top 2; bias'
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from petl import parts
-from petl.design import Composition, Design, DesignError, Init, Insertion, Modification, Positions, Site
+from petl.design import SAID, Composition, Design, DesignError, Init, Insertion, Modification, Positions, Site
 from petl.forms.table import FORMS, Form
 from petl.forms.vocabulary import LOCATIONS
 
@@ -147,8 +147,13 @@ def parse(text: str) -> Design:
     `layers` ("top 4", or a list: `lora:layers=0,2,5`), `stacks`, `attentions` and `head=false`, which
     freezes the task head (in a union: if all its parts say so).
 
+    What tables print of a design is read too, its parts in any order: norms, first values and dropout, which they do
+    not show, are then as in `petl.parts`. A learned scale is not, since they do not show where it starts.
+
     Raises DesignError, listing the names, arguments or choices there are.
     """
+    if printed := _printed(text.strip()):
+        return printed
     first, *others = (_parse_one(part.strip()) for part in text.split("+"))
     for other in others:
         first = first | other
@@ -203,3 +208,70 @@ def _sub_layers(where: str) -> tuple[str, ...]:
     if where not in choices:
         raise DesignError(f"where is one of {', '.join(choices)}; received {where!r}")
     return choices[where]
+
+
+_WORD: Final = r"[a-z_]+"
+_LAYERS: Final = re.compile(r"(.+?)(?:, (?:layers )?(top \d+|\d+(?:,\d+)*))?")
+_TAIL: Final = r"(?: (?P<size>\d+))?(?: x(?P<scale>[\d.e+-]+))?(?P<ungated> ungated)?" + "".join(
+    rf"(?: {name} (?P<{name}>\S+))?" for name in SAID
+)
+_PHRASES: Final[Mapping[str, re.Pattern[str]]] = {
+    form: re.compile(
+        re.escape(rule.phrase)
+        .replace(r"\{form\}", re.escape(form))
+        .replace(r"\{sites\}", rf"(?P<sites>{_WORD}(?:,{_WORD})*)")
+        .replace(r"\{insertion\}", rf"(?P<insertion>{'|'.join(Insertion)})")
+        + _TAIL
+    )
+    for form, rule in FORMS.items()
+}
+
+
+def _printed(text: str) -> Design | None:
+    """Return the design that `Design.describe` prints so, or None where it prints none so."""
+    if text == Design().describe():
+        return Design()
+    pieces = _pieces(text)
+    try:
+        found = [replace(m, layers=layers) for part, layers in pieces for m in _part(part)]
+        design = Design(tuple(found)) if found else None
+    except (DesignError, ValueError):
+        return None
+    return design if design and _pieces(design.describe()) == pieces else None
+
+
+def _pieces(text: str) -> list[tuple[str, str]]:
+    """Return the parts of a design with their layers, whatever their order."""
+    groups = [match for group in text.split("; ") if (match := _LAYERS.fullmatch(group))]
+    return sorted((part, match[2] or "all") for match in groups for part in match[1].split(" + "))
+
+
+def _part(text: str) -> list[Modification]:
+    for form, phrase in _PHRASES.items():
+        if match := phrase.fullmatch(text):
+            found = match.groupdict()
+            sites = (found.get("sites") or FORMS[form].sites[0]).split(",")
+            return [_modification(form, Site(site), found) for site in sites]
+    return []
+
+
+def _modification(form: str, site: Site, found: Mapping[str, Any]) -> Modification:
+    size, scale = int(found["size"] or 0), float(found["scale"] or 1)
+    said = {name: found[name] for name in SAID if found[name]}
+    if "reparameterisation" in said:
+        said["reparameterisation"] = int(said["reparameterisation"])
+    match form:
+        case Form.BOTTLENECK:
+            m = parts.bottleneck(site, Insertion(found["insertion"]), size, scale=scale)
+        case Form.LOW_RANK:
+            m = parts.low_rank(site, size, scale)
+        case Form.RESCALE:
+            m = parts.rescale(site)
+        case Form.PREFIX:
+            m = parts.prefix(size, gated=not found["ungated"])
+            if found["ungated"] and scale != 1:
+                m = replace(m, composition=Composition.SCALE, scale=scale)
+        case _:
+            composition = Composition.SCALE if found["scale"] else Composition.ADD
+            m = Modification(form=Form(form), site=site, size=size, composition=composition, scale=scale)
+    return replace(m, **said)

@@ -15,6 +15,7 @@ from petl.design import Insertion
 from petl.errors import UserError
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
     from petl.backbones.model import Backbone
@@ -31,6 +32,18 @@ _Name = TypeVar("_Name", bound=str)
 
 class SpaceError(UserError, ValueError):
     """A space that does not exist, or limits that leave nothing of it."""
+
+
+class PointError(SpaceError):
+    """A point that a space does not have: the space, the design or the model refuses it. Another one may be there."""
+
+    def __init__(self, why: str, coordinates: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
+        super().__init__(f"the space does not have {dict(coordinates)}: {why}")
+        self.coordinates, self.distributions = coordinates, distributions
+
+
+class BrokenSpaceError(UserError, RuntimeError):
+    """A space that fails at a point, which is another thing than not having it."""
 
 
 @dataclass(frozen=True)

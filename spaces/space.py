@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from optuna.exceptions import TrialPruned
 from optuna.trial import FixedTrial
 
 from petl.configuration import Configuration, Training
-from petl.design import Design
+from petl.design import Design, DesignError, plain
+from petl.errors import UserError
 from spaces import adapter, lora, prefix, unified
-from spaces.dimensions import SpaceError, locate, suggest
+from spaces.dimensions import BrokenSpaceError, PointError, SpaceError, locate, suggest
 from spaces.shipped import LEARNING_RATE, ShippedSpace
 
 if TYPE_CHECKING:
@@ -78,17 +80,40 @@ def resolve(
     def space(trial: BaseTrial, backbone: Backbone, /) -> Configuration:
         configuration = function(trial, backbone, **options)
         if not isinstance(configuration, Configuration):
-            raise SpaceError(f"space {name} returns a petl Configuration; it returned {configuration!r}")
+            raise BrokenSpaceError(f"space {name} returns a petl Configuration; it returned {configuration!r}")
         # A space of the user's own need not spell designs canonically for a twin to be recognised.
         return replace(configuration, design=configuration.design.canonical(backbone.layout), seed=seed)
 
     return space
 
 
+def attempt(space: Space, trial: BaseTrial, backbone: Backbone) -> Point:
+    """Return the point of a space that the trial suggests.
+
+    Raises PointError where there is none: the space prunes the trial, as Optuna's users do, or the design is none.
+    Raises BrokenSpaceError, naming the point, for whatever else a user's function raises.
+    """
+    try:
+        return point(trial, space(trial, backbone))
+    except (TrialPruned, DesignError, SpaceError) as error:
+        why = str(error) or "the space pruned the trial"
+        raise PointError(why, dict(trial.params), dict(trial.distributions)) from error
+    except BrokenSpaceError as error:
+        raise BrokenSpaceError(f"{error}, at {dict(trial.params)}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise BrokenSpaceError(
+            f"the space is broken at {dict(trial.params)}: {type(error).__name__}: {error}. A space may raise "
+            "optuna.TrialPruned or SpaceError for points that it does not have; a categorical has the same choices "
+            "at every point"
+        ) from error
+
+
 def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> Point:
     """Return the point of a space at these coordinates.
 
-    Raises SpaceError where the space has no such coordinates.
+    Raises SpaceError where the space has no such coordinates, and BrokenSpaceError where it fails there.
     """
     trial = FixedTrial(dict(coordinates))
     with warnings.catch_warnings():
@@ -96,8 +121,14 @@ def decode(space: Space, coordinates: Mapping[str, Any], backbone: Backbone) -> 
         warnings.filterwarnings("error", message=r"(?s)The value .* is out of")  # optuna has no more for that
         try:
             configuration = space(trial, backbone)
-        except (ValueError, Warning) as error:
+        except (ValueError, Warning, TrialPruned) as error:
             raise SpaceError(f"the space does not hold {dict(coordinates)}: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            raise BrokenSpaceError(
+                f"the space is broken at {dict(coordinates)}: {type(error).__name__}: {error}"
+            ) from error
     return point(trial, configuration)
 
 
@@ -106,9 +137,14 @@ def point(trial: BaseTrial, configuration: Configuration) -> Point:
     return Point(
         coordinates=dict(trial.params),
         distributions=dict(trial.distributions),
-        params={**trial.params, **trial.user_attrs},
+        params={name: _shown(value) for name, value in {**trial.params, **trial.user_attrs}.items()},
         configuration=configuration,
     )
+
+
+def _shown(value: Any) -> float | int | str:
+    value = plain(value)
+    return value if isinstance(value, float | int | str) else str(value)
 
 
 def encode(

@@ -3,6 +3,7 @@
     vocabulary  sites, insertions, compositions ...; `Settings` of one Δh, `Delta`: one Δh at one place
     exchange    what a form needs to write and read adapters of Hugging Face PEFT
     peft_fields  fields of PEFT's configurations, and what they may be
+    virtual     the rows of prompts and prefixes in such adapters
     patterns    patterns of paths in such adapters' configurations
     form        `FunctionalForm`: what a form consists of
     table       `Form` and `FORMS`: all of them by name

@@ -91,13 +91,6 @@ class PeftLayout:
 PATHS: Final = "base_model.model."
 
 
-def matrix(rows: Tensor) -> Tensor:
-    """Return the rows of a prompt or prefix. Raises ValueError for a tensor that has none."""
-    if rows.ndim != 2 or not rows.numel():
-        raise ValueError(f"{PROMPT_EMBEDDINGS} has rows and columns; received the shape {tuple(rows.shape)}")
-    return rows
-
-
 def by_linear(target: Target, deltas: Iterable[Delta]) -> dict[str, list[Delta]]:
     """Return path of a linear -> its deltas."""
     linears: dict[str, list[Delta]] = {}

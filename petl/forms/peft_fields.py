@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from typing import Any, Final
 
 
 @dataclass(frozen=True)
@@ -43,30 +40,3 @@ COMMON_FIELDS: Final[dict[str, tuple[Any, ...] | Value]] = dict.fromkeys(
     ("auto_mapping", "base_model_name_or_path", "inference_mode", "modules_to_save", "peft_type", "peft_version",
      "revision", "task_type", "target_modules", "exclude_modules", "fan_in_fan_out"), ()
 )  # fmt: skip
-VIRTUAL_FIELDS: Final = COMMON_FIELDS | dict.fromkeys(
-    ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
-     "encoder_hidden_size", "prefix_projection", "init_weights"), ()
-) | dict.fromkeys(
-    ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
-    WHOLE_OR_NONE,
-)  # fmt: skip
-
-
-def virtual_tokens(model: PreTrainedModel, depth: int, length: int, width: int) -> dict[str, Any]:
-    """Return the fields that PEFT's prompts and prefixes share."""
-    config = model.config
-    return {
-        "num_virtual_tokens": length,
-        "token_dim": width,
-        "num_layers": depth,
-        "num_attention_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        "num_transformer_submodules": 1,
-    }
-
-
-def require_same(config: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise ValueError where the configuration says otherwise than what its tensors and the model have."""
-    wrong = [name for name, value in found.items() if config.get(name) not in (None, value)]
-    if wrong:
-        said = ", ".join(f"{name} {config[name]}, not {found[name]}" for name in wrong)
-        raise ValueError(f"the adapter's configuration does not fit its tensors and the model: it has {said}")

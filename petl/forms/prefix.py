@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors, matrix
+from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors
 from petl.forms.form import IN_LAYERS, FunctionalForm
-from petl.forms.peft_fields import VIRTUAL_FIELDS, require_same, virtual_tokens
+from petl.forms.virtual import VIRTUAL_FIELDS, matrix, require_same, virtual_tokens
 from petl.forms.vocabulary import SCALED, Composition, Delta, LayerNorm, Settings, Shapes, Site
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
     length = len(keys[0])
     pairs = [(_turned(key, length, target), value) for key, value in zip(keys, values, strict=True)]
     rows = torch.cat([row for pair in pairs for row in pair], 1)
-    return virtual_tokens(target.model, target.depth, length, keys[0].shape[1]), {PROMPT_EMBEDDINGS: rows}
+    return virtual_tokens(target, length, keys[0].shape[1]), {PROMPT_EMBEDDINGS: rows}
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
@@ -212,7 +212,7 @@ def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:
     deltas = target.deltas(m)
     if rows.shape[1] != sum(delta.reads + delta.adds for delta in deltas):
         raise ValueError(f"the prefix of shape {tuple(rows.shape)} does not fit the model's {len(deltas)} layers")
-    said = virtual_tokens(target.model, target.depth, length, deltas[0].reads)
+    said = virtual_tokens(target, length, deltas[0].reads)
     require_same(config, {name: value for name, value in said.items() if name != "num_transformer_submodules"})
     changes: Found = {}
     for delta, pair in zip(deltas, rows.chunk(len(deltas), 1), strict=True):

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors, matrix
+from petl.forms.exchange import PROMPT_EMBEDDINGS, Found, PeftLayout, Target, Tensors
 from petl.forms.form import FunctionalForm
-from petl.forms.peft_fields import VIRTUAL_FIELDS, require_same, virtual_tokens
+from petl.forms.virtual import VIRTUAL_FIELDS, matrix, require_same, virtual_tokens
 from petl.forms.vocabulary import Delta, Positions, Settings, Shapes, Site
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _write(target: Target, deltas: Sequence[Delta], stored: Mapping[str, Tensor]
     import torch
 
     rows = torch.cat([stored[f"{delta.name}.weight"] for delta in deltas])
-    return virtual_tokens(target.model, target.depth, len(rows), rows.shape[1]), {PROMPT_EMBEDDINGS: rows}
+    return virtual_tokens(target, len(rows), rows.shape[1]), {PROMPT_EMBEDDINGS: rows}
 
 
 def _read(target: Target, config: Mapping[str, Any], tensors: Tensors) -> Found:

@@ -155,6 +155,12 @@ class StudyFields(Section):
     @field_validator("enqueue")
     @classmethod
     def _enqueue(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = []
         for text in value:
-            presets.parse(text)
+            try:
+                presets.parse(text)
+            except DesignError as error:
+                wrong.append(f"{text!r}: {error}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return value

@@ -22,7 +22,8 @@ from search.trials.objectives import Objectives
 from search.trials.quiet import quiet
 from search.trials.record import Proposal, TrialRecord
 from search.trials.records import Records
-from spaces.space import Point, Space, point
+from spaces.dimensions import PointError, SpaceError
+from spaces.space import Point, Space, attempt
 
 if TYPE_CHECKING:
     from petl.backbones.model import Backbone
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 POPULATION: Final = 16  # of NSGA-II: several generations within a study of a hundred trials
+MOST_LACKING: Final = 1_000  # random points that a space does not have, among those that are drawn
 GP_TRIALS: Final = 300  # beyond, a GP takes seconds a proposal and TPE has enough to learn from
 
 SAMPLERS: Final[Mapping[str, Callable[[int, int], BaseSampler]]] = {  # (seed, number of observations)
@@ -72,7 +74,10 @@ class Proposer:
         require_fit(self.sampler, len(self.objectives), self.unfinished)
 
     def ask(self, records: Records, proposal: Proposal) -> Point:
-        """Return the sampler's next point, after the records and what was rejected on the way to this trial."""
+        """Return the sampler's next point, after the records and what was rejected on the way to this trial.
+
+        Raises PointError for one that the space does not have, SpaceError where points at random are all such.
+        """
         seed = self._seed(records, proposal)
         if self._front:
             return self._front.ask(records, proposal, seed)
@@ -86,10 +91,13 @@ class Proposer:
             )
             study.add_trials([_frozen(each, index) for index, each in enumerate(observed)])
             trial = study.ask()
-            return point(trial, self.space(trial, self.backbone))
+            return attempt(self.space, trial, self.backbone)
 
     def draw(self, records: Records, proposal: Proposal, count: int) -> Iterator[Point]:
-        """Yield `count` random points: what remains where the sampler finds nothing that is allowed."""
+        """Yield `count` random points: what remains where the sampler finds nothing that is allowed.
+
+        Those that the space does not have are left out. Raises SpaceError where all are such.
+        """
         return self._drawn(self._seed(records, proposal), count)
 
     def most_promising(
@@ -120,11 +128,20 @@ class Proposer:
     def _drawn(self, seed: int, count: int) -> Iterator[Point]:
         with quiet():
             study = optuna.create_study(sampler=RandomSampler(seed=seed))
-        for _ in range(count):
-            with quiet():
-                trial = study.ask()
-                drawn = point(trial, self.space(trial, self.backbone))
+        found, lacking = 0, None
+        for _ in range(count + MOST_LACKING):
+            try:
+                with quiet():
+                    drawn = attempt(self.space, study.ask(), self.backbone)
+            except PointError as error:
+                lacking = error
+                continue
             yield drawn
+            found += 1
+            if found == count:
+                return
+        if not found:
+            raise SpaceError(f"the space has none of {count + MOST_LACKING:,} points at random; the last: {lacking}")
 
     def _seed(self, records: Records, proposal: Proposal) -> int:
         """Return another seed for every proposal: a sampler with the same one proposes the same points again."""

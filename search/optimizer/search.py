@@ -14,6 +14,7 @@ come back as Resume, each once, and the sampler proposes what it would have.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict, deque
@@ -22,8 +23,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from optuna.distributions import check_distribution_compatibility, distribution_to_json
+
 from petl.configuration import Configuration
-from petl.design import Design
+from petl.design import Design, DesignError
 from petl.errors import UserError
 from petl.measurements import Measurements
 from search.optimizer.budget import Budget, Meter
@@ -36,12 +39,17 @@ from search.trials.objectives import ruling
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
+from spaces.dimensions import BrokenSpaceError, PointError, SpaceError
 from spaces.space import Point, Space, decode
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
     from petl.backbones.model import Backbone
 
 
+TRAINED: Final = "trained_parameters"  # among the counts
 PROPOSALS: Final = 20  # asked of the sampler for one trial, before points are drawn at random
 DRAWS: Final = 1_000  # drawn at random for one trial, before the search gives up
 
@@ -107,8 +115,9 @@ class Search:
         self.meter = Meter(plan.budget, records, clock)
         self._score, self._cost = records.objectives[0], ruling(records.objectives)
         self._counts: dict[str, Mapping[str, float]] = {}  # by design key
+        self._distributions: dict[str, BaseDistribution] = {}  # of the points that trials have
         self._proposer = Proposer(
-            space=plan.space,
+            space=self._space,
             backbone=plan.backbone,
             objectives=records.objectives,
             count=self._count,
@@ -136,6 +145,7 @@ class Search:
         self._exhausted = False
         for record in records.all():
             self._know(record)
+            self._distributions |= records.proposal(record.number).distributions
         for record in records.all():
             if record.state is State.RUNNING:
                 if records.stopped_at(record.number) is None:
@@ -400,8 +410,13 @@ class Search:
         """Return a point that is new and within the limits, or None where the space has no more of them."""
         rejected: list[Rejected] = []
         for _ in range(PROPOSALS):
-            point = self._proposer.ask(self.records, Proposal(rejected=rejected))
-            refused = self._rejected(point)
+            try:
+                point = self._proposer.ask(self.records, Proposal(rejected=rejected))
+                refused = self._rejected(point)
+            except PointError as error:
+                refused = Rejected(
+                    coordinates=error.coordinates, distributions=error.distributions, counts={}, twin=None
+                )
             if refused is None:
                 return self._proposal(point, rejected)
             rejected.append(refused)
@@ -415,6 +430,8 @@ class Search:
         tried = f"{PROPOSALS} proposals and {DRAWS:,} random draws"
         within = ", ".join(f"{name} <= {limit:g}" for name, limit in self.plan.limits.items())
         if all(each.twin is None for each in rejected + drawn) and not self._known_within():
+            if not within:
+                raise SearchError(f"the space has no point that can be trained: {tried} held none")
             raise SearchError(
                 f"no point of the space was within {within} after {tried}; raise the limit, or lower the space's sizes"
             )
@@ -424,7 +441,29 @@ class Search:
         )
         return None
 
+    def _space(self, trial: BaseTrial, backbone: Backbone, /) -> Configuration:
+        """Return the configuration at a trial's point. Raises SpaceError for one that trains nothing of the model."""
+        configuration = self.plan.space(trial, backbone)
+        if not self._count(configuration).get(TRAINED, 1):
+            raise SpaceError(f"{configuration.design.describe()} trains nothing of {backbone.model}")
+        return configuration
+
+    def _require_recordable(self, point: Point) -> None:
+        """Raise BrokenSpaceError for a point that Optuna's storage would refuse."""
+        for name, distribution in point.distributions.items():
+            known = self._distributions.setdefault(name, distribution)
+            try:
+                check_distribution_compatibility(known, distribution)
+                json.dumps([point.coordinates[name], distribution_to_json(distribution)])
+            except (ValueError, TypeError) as error:
+                raise BrokenSpaceError(
+                    f"the space is broken at {dict(point.coordinates)}: {name} is {distribution}"
+                    + (f", and elsewhere {known}" if known != distribution else "")
+                    + f": {error} A dimension has the same kind and the same choices at every point"
+                ) from error
+
     def _proposal(self, point: Point, rejected: Sequence[Rejected]) -> _Proposed:
+        self._require_recordable(point)
         proposal = _proposal_of(point, self._count(point.configuration), rejected)
         return _Proposed(point.configuration, partial(self.records.create, point.configuration, point.params, proposal))
 
@@ -478,18 +517,29 @@ class Search:
         checked: list[tuple[Enqueued, Point | None]] = []
         faults: list[str] = []
         for design in enqueued:
-            item = replace(design, configuration=self._canonical(design.configuration))
-            faults += [
-                f"{item.name}: {fault}" for fault in limits.broken(self._count(item.configuration), self.plan.limits)
-            ]
             point = None
+            try:
+                item = replace(design, configuration=self._canonical(design.configuration))
+                counts = self._count(item.configuration)
+            except DesignError as error:
+                faults.append(f"{design.name}: {error}")
+                continue
+            faults += [f"{item.name}: {fault}" for fault in limits.broken(counts, self.plan.limits)]
+            if not counts.get(TRAINED, 1):
+                faults.append(f"{item.name}: it trains nothing of {self.plan.backbone.model}")
+                continue
             if item.coordinates is not None:
-                point = decode(self.plan.space, item.coordinates, self.plan.backbone)
+                try:
+                    point = decode(self._space, item.coordinates, self.plan.backbone)
+                except SpaceError as error:
+                    faults.append(f"{item.name}: {error}")
+                    continue
                 if point.configuration.key != item.configuration.key:
                     faults.append(f"{item.name}: its coordinates are those of another configuration")
             checked.append((item, point))
         if faults:
-            raise SearchError(f"enqueued designs lie within the limits, at their coordinates; {'; '.join(faults)}")
+            rule = "enqueued designs can be trained, within the limits and at their coordinates:"
+            raise SearchError("\n  ".join([rule, *faults]))
         return checked
 
 

@@ -234,13 +234,18 @@ class MlflowTracker:
     def facts(self, number: int, facts: Mapping[str, Any], *, at: float | None = None) -> None:
         """Publish facts of a published trial, JSON values by the names of FACTS: as tags, and their numbers as metrics.
 
+        A number that changes, such as what is believed after another replicate, is at the step after the last.
         `at` is when they were made known, by default now; seconds since the epoch.
         """
         child = self._child(number)
         for name, value in facts.items():
             text = json.dumps(value, sort_keys=True)
             if child.facts.get(name) != text:
-                metrics = self._new(child, FACTS[name].metrics(value), 0, at)
+                metrics = []
+                for key, measured in FACTS[name].metrics(value).items():
+                    step, known = self._last(child, key)
+                    if step < 0 or known != measured:
+                        metrics += self._new(child, {key: measured}, step + 1, at)
                 log(self._client, child.run_id, metrics=metrics, tags=split_text(name, text))
                 child.facts[name] = text
 

@@ -16,8 +16,13 @@ def faults(limits: Mapping[str, float], known: Mapping[str, float]) -> list[str]
 
 
 def excess(counts: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
-    """Return how far each value lies above its limit, as a difference of logarithms; at most 0 within it."""
-    return {name: math.log1p(counts[name]) - math.log1p(limit) for name, limit in limits.items()}
+    """Return how far each value lies above its limit, as a difference of logarithms; at most 0 within it.
+
+    What could not be counted, since it is no point of the space, lies above by a factor e.
+    """
+    return {
+        name: math.log1p(counts[name]) - math.log1p(limit) if name in counts else 1.0 for name, limit in limits.items()
+    }
 
 
 def over(counts: Mapping[str, float], limits: Mapping[str, float]) -> float:

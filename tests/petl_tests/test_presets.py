@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from designs import random_design
 
 from petl import presets
 from petl.design import Composition, Design, DesignError, Form, Init, Insertion, LayerNorm, Modification, Site
@@ -103,3 +104,55 @@ def test_values_follow_the_papers_code() -> None:
 def test_designs_need_no_torch() -> None:
     code = "import sys, petl.presets, petl.configuration, petl.backbones.count; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "text"),
+    [
+        ("head only", "head_only"),
+        ("full", "full"),
+        ("bias", "bitfit"),
+        ("prefix 4 + lora ffn_down,ffn_up 16 x2", "prefix:length=4 + lora:where=ffn,rank=16"),
+        ("prefix 16 + ffn parallel 64 x4", "mam:length=16,size=64"),
+        ("lora query,value 4 x2, top 2; bias", "lora:rank=4,layers=top 2 + bitfit"),
+        ("lora query,value 8 x2, layers 0,2,5", "lora:layers=0,2,5"),
+        ("attention sequential 64 + ffn sequential 64", "houlsby"),
+        ("ffn after_residual 64", "pfeiffer"),
+        ("multi-head 30", "multihead_parallel"),
+        ("rescale ffn_hidden,key,value", "ia3"),
+        ("prefix 30 ungated", "prefix:gated=false"),
+        ("prefix 30 reparameterisation 800", "prefix:reparameterisation=800"),
+        ("prompt 20 positions shifted", "prompt:positions=shifted"),
+        ("lora query,value 8 x2 stacks decoder attentions cross", "lora:stacks=decoder,attentions=cross"),
+    ],
+)
+def test_what_tables_print_is_read(printed: str, text: str) -> None:
+    assert parse(text).describe() == printed
+    assert parse(printed) == parse(text)
+
+
+def test_the_order_of_the_parts_is_free() -> None:
+    assert parse("bias; lora query,value 4 x2, top 2") == parse("lora:rank=4,layers=top 2 + bitfit")
+
+
+HIDDEN = ("init", "layer_norm", "dropout")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_printed_of_any_design_is_printed_again(seed: int) -> None:
+    design = random_design(seed)
+    printed = design.describe()
+    try:
+        again = parse(printed)
+    except DesignError:  # a scale whose start is not printed, or parts that differ in what is not
+        shown = [replace(Design((m,)).modifications[0], dropout=0.0).to_dict() for m in design.modifications]
+        hidden = {str({name: value for name, value in m.items() if name not in HIDDEN}) for m in shown}
+        assert "x learned" in printed or len(hidden) < len(shown)
+    else:
+        assert again.describe() == printed
+
+
+@pytest.mark.parametrize("text", ["lora 8", "prefix 4 +", "lora query 0", "ffn beside 4", "head  only", "bias 3"])
+def test_what_no_table_prints_is_refused(text: str) -> None:
+    with pytest.raises(DesignError):
+        parse(text)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.trials.pareto import Floats
+
+_CATEGORIES: Final = 16  # of a dimension that are looked at in one go: each costs a call of the space
 
 _Number: TypeAlias = IntDistribution | FloatDistribution
 
@@ -60,10 +62,14 @@ class Encoding:
         return self._snapped(np.where(moved, np.where(self._categorical, category, step), table))
 
     def along(self, row: Floats, column: int) -> Floats:
-        """Return rows that differ from this one in one dimension: at its ends and its thirds, or all its categories."""
+        """Return rows that differ from this one in one dimension: at its ends and its thirds, or at its categories.
+
+        Of many categories those are taken that are spread evenly over the list.
+        """
         distribution = list(self.distributions.values())[column]
         categories = isinstance(distribution, CategoricalDistribution)
-        places = np.arange(self._ends[column]) if categories else np.linspace(0.0, 1.0, 4)
+        few = min(_CATEGORIES, int(self._ends[column]))
+        places = np.linspace(0.0, self._ends[column] - 1, few).round() if categories else np.linspace(0.0, 1.0, 4)
         table = np.repeat(row[None], len(places), axis=0)
         table[:, column] = places
         return self._snapped(table)

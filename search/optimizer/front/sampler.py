@@ -89,7 +89,7 @@ class FrontSampler:
             if best is not None:
                 return decode(self.space, best, self.backbone)
         points = chain(self._first(records, proposal, seed, random), self.draw(seed, _DRAWN))
-        first = next(points)
+        first = next(points)  # there is one: what is drawn is either something or an error
         return next((each for each in chain([first], points) if count(each.coordinates).allowed), first)
 
     def most_promising(

@@ -56,7 +56,7 @@ def test_enqueued_designs_come_before_sampled_ones_and_count() -> None:
 
 def test_enqueued_designs_outside_the_limits_are_refused_all_at_once() -> None:
     items = [Enqueued(text, Configuration(parse(text), TRAINING)) for text in ("houlsby:size=64", "mam", "bitfit")]
-    with pytest.raises(SearchError, match=r"houlsby:size=64: stored_percent 5.12 > 5; mam: stored_percent"):
+    with pytest.raises(SearchError, match=r"houlsby:size=64: stored_percent 5.12 > 5\n  mam: stored_percent"):
         Search(Records.in_memory(), plan(enqueued=items, limits={"stored_percent": 5.0}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -45,6 +46,36 @@ def test_a_damaged_part_does_not_exist(tmp_path: Path, damage: str) -> None:
         manifest = folder / "manifest.json"
         manifest.write_text(manifest.read_text()[:-5])
     assert trial.find("result") is None
+
+
+def test_each_file_of_a_part_counts(tmp_path: Path) -> None:
+    for damaged in ("a.txt", "b.txt", "inner/c.txt"):
+        trial = TrialFolder(tmp_path, 0)
+        folder = trial.begin("result")
+        (folder / "inner").mkdir()
+        for name in ("a.txt", "b.txt", "inner/c.txt"):
+            (folder / name).write_text(name)
+        trial.commit("result")
+        assert trial.find("result")
+        (folder / damaged).write_text("another")
+        assert trial.find("result") is None
+
+
+def test_a_part_that_is_being_dropped_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it the killed process had not removed yet."""
+    trial = TrialFolder(tmp_path, 0)
+    folder = write(trial, "result")
+    trial.commit("result")
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trial.drop("result")
+    assert (folder / "inner" / "a.txt").exists()
+    assert trial.find("result") is None
+    assert not trial.files().has("result")
 
 
 def test_latest_state_is_the_newest_whole_one(tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_a_restart_makes_no_second_run(tracker: MlflowTracker, uri: str, tmp_pat
     assert history(second, 3, "accuracy") == [(90, 2 / 3)]
 
 
+def test_of_two_runs_of_a_trial_the_fuller_one_stays(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
+    """A request that was given up, and sent again, may have made two."""
+    for record in (COMPLETE, replace(COMPLETE, number=4), replace(COMPLETE, number=5)):
+        empty = tracker._create(record).run_id if record.number != 4 else ""
+        full = tracker.publish(record)
+        empty = empty or tracker._create(record).run_id
+        second = again(tracker, uri, tmp_path)
+        assert second.run_of(record.number) == full
+        assert empty not in {run.info.run_id for run in runs(second)}
+
+
 def test_a_run_whose_record_was_never_written_is_completed(tracker: MlflowTracker, uri: str, tmp_path: Path) -> None:
     tracker._create(RUNNING)  # killed before the first batch
     assert reader.records(uri, tracker.study) == []
@@ -232,7 +243,8 @@ def test_what_is_believed_comes_back(tracker: MlflowTracker, uri: str, study: st
         again(tracker, uri, tmp_path).facts(3, {"believed": asdict(belief)})
         [row] = reader.records(uri, study)
         assert row.seed_summary == belief
-    assert history(tracker, 3, "believed_mean") == [(0, 0.62), (0, 0.63)]
+    assert history(tracker, 3, "believed_mean") == [(0, 0.62), (1, 0.63)]  # one value a step
+    assert history(tracker, 3, "believed_spread") == [(0, 0.02)]
     assert history(tracker, 3, "believed_probability") == [(0, 0.875)]
 
 
@@ -269,6 +281,9 @@ def test_no_step_is_written_twice(tracker: MlflowTracker, uri: str, tmp_path: Pa
     second = again(tracker, uri, tmp_path)
     second.progress(3, [*points, {"step": 50, "accuracy": 0.5}])
     assert history(second, 3, "train_loss") == [(p["step"], p["train_loss"]) for p in points]
+    assert history(second, 3, "accuracy") == [(50, 0.5)]
+    second.progress(3, [{"step": 50, "accuracy": 0.75}])  # repeated after a restart, on other hardware
+    again(tracker, uri, tmp_path).progress(3, [{"step": 50, "accuracy": 0.75}])
     assert history(second, 3, "accuracy") == [(50, 0.5)]
 
 
