@@ -256,8 +256,8 @@ def _require_memory(design: Design, planned: Iterable[Delta]) -> None:
     total = virtual_memory().total
     if size > total:
         raise DesignError(
-            f"the tensors of a design fit into memory, {total / 1e9:.3g} GB here; {design.describe()} has "
-            f"{size / 1e9:.3g} GB of them"
+            f"not enough memory for {design.describe()}: its tensors have {size / 1e9:.3g} GB, this machine has "
+            f"{total / 1e9:.3g} GB; take a smaller size"
         )
 
 

@@ -97,6 +97,6 @@ def test_what_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setattr(attachments, "virtual_memory", lambda: SimpleNamespace(total=stored - 1))
     monkeypatch.setattr(attachments, "_build", lambda *_: pytest.fail("it was made"))
     before = attached.look(model)
-    with pytest.raises(DesignError, match="fit into memory"):
+    with pytest.raises(DesignError, match="not enough memory for"):
         attach(model, parse(design))
     assert attached.look(model) == before
