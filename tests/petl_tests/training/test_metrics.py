@@ -19,6 +19,8 @@ import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ import sacrebleu
 
 from petl.measurements import SCORES
 from petl.tasks import SCRIPTS, Task, TaskError
-from petl.training import metrics
+from petl.training import evaluation, metrics
 from petl.training.scripts import rouge_tokenizer, script_of
 
 DATA = Path(os.environ.get("PETL_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -369,3 +371,16 @@ def test_a_score_that_is_blind_to_its_answers_is_refused(
     for name in blind:
         with pytest.raises(TaskError, match=name):
             metrics.require_telling(Task(kind=kind), answers, [name])
+
+
+@pytest.mark.parametrize(("script", "rouge"), [("latin", 0.0), ("han", 1.0), (None, 1.0)])
+def test_generated_text_is_scored_by_the_script_of_its_task(
+    script: str | None, rouge: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["委员会星期一开会"]
+    task = Task(kind="summarization", script=script)
+    data: Any = SimpleNamespace(labels=(), task=task, references=lambda split: texts)
+    monkeypatch.setattr(evaluation, "mean_loss", lambda *arguments: 1.0)
+    monkeypatch.setattr(evaluation, "generate_split", lambda *arguments: texts)
+    model: Any = None
+    assert evaluation.evaluate(model, data, "test").scores["rouge1"] == rouge
