@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import prod
+from typing import Final
 
 from petl.backbones.families import Attention, Family, FeedForward, LinearRow
 from petl.backbones.layout import full_name, layout, most_tokens
 from petl.design import LINEARS, Design, DesignError, Insertion, LayerNorm, Layout, Modification, Positions, Site
 from petl.forms.table import Form, stored_shapes
 from petl.forms.vocabulary import Block, Delta, Shapes
+
+_BEYOND: Final = 16  # sides: on a small model people try the ranks of large ones
 
 
 def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
@@ -42,7 +44,7 @@ def deltas(design: Design, family: Family, shapes: Shapes) -> tuple[Delta, ...]:
             _require_fit(delta)
             seen[delta.name] += 1
             result.append(_numbered(delta, seen[delta.name]))
-        _require_rank(m, result[before:], shapes)
+        _require_rank(m, result[before:])
         if len(result) == before:
             has = "; ".join(f"{name} with attentions {', '.join(s.attentions)}" for name, s in stacks.items())
             raise DesignError(f"nothing to change for {m.to_dict()}: this {family.name} model has {has}")
@@ -57,17 +59,15 @@ def _require_fit(delta: Delta) -> None:
         raise DesignError(str(error)) from error
 
 
-def _require_rank(m: Modification, added: Sequence[Delta], shapes: Shapes) -> None:
-    """Raise DesignError for ranks above all that a matrix can have, with more than twice the model's parameters."""
+def _require_rank(m: Modification, added: Sequence[Delta]) -> None:
+    """Raise DesignError for ranks far above all that a matrix can have."""
     if m.form is not Form.LOW_RANK or not added:
         return
     longest = max(max(delta.reads, delta.adds) for delta in added)
-    size = sum(prod(shape) for delta in added for shape in stored_shapes(delta).values())
-    model = sum(map(prod, shapes.values()))
-    if m.size > longest and size > 2 * model:
+    if m.size > _BEYOND * longest:
         raise DesignError(
-            f"a change of low rank is smaller than what it changes: the longest side of a matrix here is {longest:,}, "
-            f"and the model has {model:,} parameters; received rank {m.size:,}, which has {size:,}"
+            f"a rank beyond the sides of a matrix adds nothing: the longest side here is {longest:,}; received rank "
+            f"{m.size:,}"
         )
 
 

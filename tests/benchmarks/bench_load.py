@@ -128,7 +128,7 @@ def measure(workers: int, seconds: float, trials: int, sampler: str) -> dict[str
         os.environ |= {"PETL_SEARCH_HOME": f"{folder}/home", "RAY_worker_niceness": "0"}
         content = study(Path(folder), study="load", references=[], sampler={"name": sampler, "seed": 0})
         rows = content["task"]["paths"]["train"]
-        content["task"] = {"name": "words", "paths": {"train": rows, "validation": rows}, "max_length": 32}
+        content["task"] = {"name": "words", "paths": {"train": rows}, "max_length": 32}
         content["space"] = {"name": "unified", "max_size": 64, "lengths": [0, 1, 2, 4, 8, 16]}
         content["budget"] = {"trials": trials, "epochs": float(MILESTONES)}
         content["scheduler"] = {"name": "none"}

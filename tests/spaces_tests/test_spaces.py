@@ -18,7 +18,7 @@ from petl.backbones.model import Backbone
 from petl.configuration import Configuration, Training
 from petl.design import Composition, Design, Form, Init, Insertion, LayerNorm, Modification, Site
 from petl.presets import parse
-from spaces.dimensions import SpaceError
+from spaces.dimensions import BrokenSpaceError, SpaceError
 from spaces.space import SPACES, decode, encode, point, resolve
 from spaces.unified import METHODS
 
@@ -338,7 +338,7 @@ def test_spaces_that_cannot_be_had(own: types.ModuleType, name: str, message: st
 
 def test_a_space_that_returns_something_else_is_named(own: types.ModuleType) -> None:
     own.space = lambda trial, backbone: {"ffn": 4}  # type: ignore[attr-defined]
-    with pytest.raises(SpaceError, match="own_spaces:space returns a petl Configuration; it returned"):
+    with pytest.raises(BrokenSpaceError, match="own_spaces:space returns a petl Configuration; it returned"):
         resolve("own_spaces:space")(FixedTrial({}), BERT)
 
 

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from scope import sampled
 
+from petl.configuration import BEFORE, Configuration
 from search.results.query import Study, Trial, load_study
 from search.study.run import resume
 
@@ -43,6 +44,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
+def as_it_was(configuration: Configuration) -> dict[str, Any]:
+    """A configuration as that commit wrote it, before a training had the fields that do here what was done there."""
+    data = configuration.to_dict()
+    later = {name for name, value in BEFORE.items() if data["training"][name] == value}
+    return {**data, "training": {name: value for name, value in data["training"].items() if name not in later}}
+
+
 def facts(trial: Trial) -> dict[str, Any]:
     """What a trial is and came to, but for times and memory."""
     record, seeds = trial.record, trial.seed_summary
@@ -52,7 +60,7 @@ def facts(trial: Trial) -> dict[str, Any]:
         "name": record.name,
         "reference": record.reference,
         "state": str(record.state),
-        "configuration": record.configuration and record.configuration.to_dict(),
+        "configuration": record.configuration and as_it_was(record.configuration),
         "params": dict(record.params),
         "rungs": [[epoch, score] for epoch, score in sorted(record.rungs.items())],
         "failure": record.failure,

@@ -126,7 +126,10 @@ def test_what_a_study_fixed_is_not_looked_for_again(tmp_path: Path, monkeypatch:
 
 
 def test_predictions_are_kept_where_there_is_no_test_split(tmp_path: Path) -> None:
-    splits = {name: str(texts.write_rows(tmp_path / f"{name}.jsonl", rows=30)) for name in ("train", "validation")}
+    splits = {
+        name: str(texts.write_rows(tmp_path / f"{name}.jsonl", rows=30, seed=seed))
+        for seed, name in enumerate(("train", "validation"))
+    }
     content = {
         "study": "two",
         "backbone": {"model": str(texts.write_backbone("bart", tmp_path)), "precision": "fp32"},
