@@ -482,7 +482,7 @@ def count(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Where to listen.")] = 5000,
+    port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65_535)] = 5000,
     host: Annotated[
         str, typer.Option(help="The address to listen on; another one asks for accounts.", metavar="ADDRESS")
     ] = "127.0.0.1",

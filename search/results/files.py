@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from petl.errors import UserError
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study
 
+FORMATS: Final = (".png", ".pdf", ".svg")
+
+
+class PictureError(UserError):
+    """A picture cannot be written where it was asked for."""
+
 
 def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Path:
-    """Draw the study and its front into the file `path`, whose ending says the format (PNG, PDF, SVG)."""
+    """Draw the study and its front into the file `path`, whose ending says the format (PNG, PDF, SVG).
+
+    Raises PictureError for another ending, and where the file cannot be written.
+    """
     from search.results.plot import draw  # matplotlib is slow to import
 
-    return draw(study, study.front() if front is None else front, path)
+    file = Path(path)
+    if file.suffix.lower() not in FORMATS:
+        raise PictureError(f"a picture is a file that ends in {', '.join(FORMATS)}; received {file}")
+    try:
+        return draw(study, study.front() if front is None else front, file)
+    except OSError as error:
+        raise PictureError(f"the picture cannot be written to {file}: {error.strerror or error}") from error
 
 
 def write_front(study: Study, folder: Path) -> list[Path]:

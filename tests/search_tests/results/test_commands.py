@@ -18,6 +18,7 @@ from petl.configuration import Configuration
 from petl.design import Design, Form, Modification, Site
 from petl.measurements import Measurements
 from search import cli
+from search.results.files import PictureError
 from search.results.query import ROW
 from search.storage.errors import StoreError
 from search.tracking import server as ui
@@ -122,6 +123,29 @@ def test_front_as_csv_and_table() -> None:
     assert lines[0] == ",".join(ROW)
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "1"]
     assert "1,000" in call("front", "demo").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.foo", "ends in .png, .pdf, .svg; received"),
+        ("plot", "ends in .png, .pdf, .svg; received"),
+        ("folder.png", "cannot be written to"),
+        ("file/a.png", "cannot be written to"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(PictureError, match=message):
+        call("front", "demo", "--plot", str(tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_port_is_one_that_there_is() -> None:
+    result = call("ui", "--port", "99999")
+    assert result.exit_code == 2
+    assert "65535" in result.output
 
 
 def test_the_plot_leaves_stdout_alone(tmp_path: Path) -> None:
