@@ -5,6 +5,7 @@ Where pytest-xdist shares the files out (`make test`), those that need the secon
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ LONG = (
     "test_spaces_built.py",
     "test_search.py",
 )
+
+
+# Ray's workers give way to all others; beside the tests that run on the other core they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def alone(path: str) -> bool:

@@ -333,6 +333,7 @@ def test_a_job_that_is_still_ending_is_not_said_to_have_failed() -> None:
     assert code == 1
 
 
+@pytest.mark.full("a job of minutes where others run")
 def test_ctrl_c_leaves_the_job_running(head: Head, tmp_path: Path) -> None:
     path = write(tmp_path, study="left", budget={"trials": 2, "epochs": 1})
     follower = head.begin("submit", str(path), "--follow", cwd=tmp_path)
