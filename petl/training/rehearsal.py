@@ -28,8 +28,8 @@ def rehearse(model: PreTrainedModel, data: TaskData, name: str) -> None:
     _require_embeddings(model, data, name)
     row = [int(np.argmax(data.splits["train"].lengths))]
     place(model, training=False)
+    inputs, labels = data.batch("train", row)
     with library(f"{name}: a row of task {data.task.name} does not pass through the model", BackboneError):
-        inputs, labels = data.batch("train", row)
         loss = summed_loss(model, model, inputs, labels)
         loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad()
