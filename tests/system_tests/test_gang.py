@@ -171,6 +171,7 @@ def test_node_without_the_studys_folder_trains_nothing(context: StudyContext, tm
     assert not folder.exists()
 
 
+@pytest.mark.full("half a minute")
 def test_error_of_the_training_is_the_trials_failure_and_ends_the_gang(context: StudyContext) -> None:
     gang = Gang(context, 2, EACH)
     broken = assignment()

@@ -79,6 +79,7 @@ def test_rungs_are_filled_as_the_quotas_say(paused: tuple[Study, str]) -> None:
     assert said.count(") resumes") == said.count(") waits") - 4  # those that were stopped waited too
 
 
+@pytest.mark.full("a search of its own; test_run has what is resumed")
 def test_a_promoted_trial_is_trained_as_if_it_had_never_waited(
     paused: tuple[Study, str], home: Path, content: dict[str, Any]
 ) -> None:

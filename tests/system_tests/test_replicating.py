@@ -176,6 +176,7 @@ def plain(home: Path, content: dict[str, Any]) -> Study:
     return run(write(home, content, "plain", seed=1, replicates={}), console=Console(quiet=True))
 
 
+@pytest.mark.full("a search of its own; test_training has a replicate")
 def test_a_replicate_trains_as_a_study_of_its_seed_does(replicated: tuple[Study, str], plain: Study) -> None:
     again = {number: score for (number, seed), score in scores("replicated").items() if seed == 1}
     assert again == {number: plain.trial(number).score for number in again}

@@ -330,12 +330,12 @@ def test_exported_adapter_loads(finished: tuple[Study, str], tmp_path: Path) -> 
     assert set(model.predict(["great lovely word1", "awful grim"])) <= set(studies.WORDS)
 
 
-def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def devil(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A study of four points, of which one diverges and one needs more memory than there is."""
     (tmp_path / "devil.py").write_text(DEVIL)
     monkeypatch.syspath_prepend(tmp_path)
-    content = studies.study(
+    return studies.study(
         tmp_path / "inputs",
         study="devil",
         space={"name": "devil:space"},
@@ -344,7 +344,10 @@ def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
         scheduler={"name": "none"},
         budget={"trials": 4, "epochs": 1},
     )
-    study = run(content, console=Console(quiet=True))
+
+
+def test_failures_are_kept_with_their_reason_and_the_search_goes_on(devil: dict[str, Any]) -> None:
+    study = run(devil, console=Console(quiet=True))
     outcome = {trial.record.params["index"]: trial for trial in study.trials}
     assert sorted(outcome) == [0, 1, 2, 3]  # every point once
     assert {index: trial.state for index, trial in outcome.items()} == {
@@ -353,12 +356,16 @@ def test_failures_are_kept_with_their_reason_and_the_search_goes_on(
     assert (outcome[1].record.failure or "").startswith("diverged")
     assert (outcome[3].record.failure or "").startswith("out of memory")
     assert {trial.number for trial in study.front()} <= {outcome[0].number, outcome[2].number}
-    # --fresh starts over
-    again = run(content, fresh=True, console=Console(quiet=True))
+
+
+@pytest.mark.full("two searches")
+def test_fresh_starts_over(devil: dict[str, Any]) -> None:
+    study, again = (run(devil, fresh=True, console=Console(quiet=True)) for _ in range(2))
     assert [trial.score for trial in again.trials] == [trial.score for trial in study.trials]
     assert {trial.run_id for trial in again.trials}.isdisjoint(trial.run_id for trial in study.trials)
 
 
+@pytest.mark.full("a search of its own; test_search has what is decided")
 def test_a_space_that_raises_in_the_middle_ends_the_search_and_keeps_what_was_trained(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,20 +109,18 @@ def test_kills(home: Path, kind: str, number: int) -> None:
 
     for kill in kills:
         print(f"{kill.who} after {kill.after:.1f} s, {len(kill.finished)} trials finished by then")
-    assert left_running([*victims, last]) == []
     after = finished(home, "victim")
     for kill in kills:  # nothing finished was lost or trained again: the very files are there
         assert kill.finished.items() <= after.items()
     check_consistent(home)
-
-    if kind == "clever":
-        return
-    # What came out is what an undisturbed search gives, bit for bit.
-    disturbed = load_study("victim")
-    subprocess.run([sys.executable, "-m", "search.cli", "run", str(path), "--fresh"], check=True, capture_output=True)
-    calm = load_study("victim")
-    assert [trial.design_text for trial in disturbed.trials] == [trial.design_text for trial in calm.trials]
-    assert [trial.score for trial in disturbed.trials] == [trial.score for trial in calm.trials]
+    if kind == "plain":  # what came out is what an undisturbed search gives, bit for bit
+        disturbed = load_study("victim")
+        command = [sys.executable, "-m", "search.cli", "run", str(path), "--fresh"]
+        subprocess.run(command, check=True, capture_output=True)
+        calm = load_study("victim")
+        assert [trial.design_text for trial in disturbed.trials] == [trial.design_text for trial in calm.trials]
+        assert [trial.score for trial in disturbed.trials] == [trial.score for trial in calm.trials]
+    assert left_running([*victims, last]) == []  # last, since Ray's agents take a minute to see that a driver is gone
 
 
 def test_ctrl_c_and_resume(home: Path) -> None:

@@ -22,7 +22,9 @@ from petl.presets import parse
 DESIGNS = ("mam:length=2,size=3", "lora:where=both", "bitfit", "full", "head_only")
 # Where a file is missing or damaged: it is read before anything that families differ in.
 EVERY_KIND = pytest.mark.parametrize(
-    "home", sampled("damaged adapters on families", tiny.FAMILIES, lambda name: name in tiny.KINDS), indirect=True
+    "home",
+    sampled("damaged adapters on families", tiny.FAMILIES, lambda name: name in ("bert", "llama")),
+    indirect=True,
 )
 TEXTS = ["a good day", "what a very very bad night it was", "day", ""]
 

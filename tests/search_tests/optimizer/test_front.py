@@ -12,6 +12,7 @@ import pytest
 from loop import BACKBONE, OPTIONS, TRAINING, count, measured, plan, score, searched
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.optimize import approx_fprime
+from scope import sampled
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -269,7 +270,14 @@ def test_more_is_looked_for_beyond_the_dearest_trial() -> None:
         assert gain > -math.inf
 
 
-@pytest.mark.parametrize("limits", [{"stored_parameters": 600.0}, {"stored_percent": 0.6}], ids=["cost", "percent"])
+@pytest.mark.parametrize(
+    "limits",
+    sampled(
+        "limits that are learned",
+        [{"stored_parameters": 600.0}, {"stored_percent": 0.6}],
+        lambda limits: "stored_percent" in limits,
+    ),
+)
 def test_a_limit_is_learned(limits: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a limit that most points break, proposals are the model's: few come to nothing."""
     proposed: list[Any] = []
@@ -389,7 +397,9 @@ def test_a_search_learns_from_the_rungs_of_its_rule(sampler: str, monkeypatch: p
     assert all(rungs == (1.0,) for rungs in given)
 
 
-@pytest.mark.parametrize("limits", [{}, {"stored_percent": 0.05}])
+@pytest.mark.parametrize(
+    "limits", sampled("limits on measured costs", [{}, {"stored_percent": 0.05}], lambda limits: not limits)
+)
 def test_costs_that_are_measured_are_modelled_in_any_unit(limits: dict[str, float]) -> None:
     """Milliseconds or hours: what is proposed is the same."""
 

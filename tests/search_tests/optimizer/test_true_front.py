@@ -102,6 +102,7 @@ def test_the_best_of_many_is_corrected_as_for_normal_means() -> None:
     assert np.mean(corrected) == pytest.approx(np.mean(seen) / 2, abs=0.4 * abs(np.mean(seen) / 2))
 
 
+@pytest.mark.full("many searches")
 def test_what_is_believed_of_many_searches_is_so() -> None:
     """No more is claimed than is so, few that are named are not on the true front, and their scores are fair."""
     expected, members, false, named, bias, raw = 0.0, 0, 0, 0, list[float](), list[float]()
