@@ -5,6 +5,7 @@ From the ground up; what imports torch does so from `backbones` on, inside funct
     forms           the functional forms of a change, one a file, and the words for it
     design          Modification, Design: what a method is
     parts, presets  the parts by the paper's conventions; named designs, and their text form
+    head            Head: what a classifier's head reads, and how it starts
     configuration   Training, Configuration: what one trial trains
     measurements    what one training produced
     tasks           what is trained on

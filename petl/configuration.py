@@ -1,4 +1,4 @@
-"""What one trial trains: a design, its training hyperparameters, and a seed."""
+"""What one trial trains: a design, a head, its training hyperparameters, and a seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from petl.design import Design, plain
+from petl.head import OWN_HEAD, Head
 from petl.measurements import SCORES
 
 SCHEDULES: Final = ("linear", "cosine", "constant")
@@ -115,16 +116,23 @@ class Configuration:
     design: Design
     training: Training = Training()
     seed: int = 0
+    head: Head = OWN_HEAD
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, which `from_dict` reads."""
-        return {"design": self.design.to_dict(), "training": asdict(self.training), "seed": self.seed}
+        return {
+            "design": self.design.to_dict(),
+            "training": asdict(self.training),
+            "seed": self.seed,
+            "head": self.head.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Configuration:
         """Read what `to_dict` writes, and what it wrote before a training had all of its fields."""
         training = Training(**{**BEFORE, **data["training"]})
-        return cls(Design.from_dict(data["design"]), training, int(data["seed"]))
+        head = Head.from_dict(data.get("head", {}))
+        return cls(Design.from_dict(data["design"]), training, int(data["seed"]), head)
 
     @cached_property
     def key(self) -> str:
@@ -137,5 +145,7 @@ class Configuration:
             values["training"]["loss_over"] = MICRO_BATCH  # which is the step
         later = [name for name, before in BEFORE.items() if values["training"][name] == before]
         values["training"] = {name: value for name, value in values["training"].items() if name not in later}
+        if self.head == OWN_HEAD:
+            del values["head"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -56,6 +56,7 @@ class Measurements:
     not measured. BLEU is on its usual scale, 0 to 100: `sacrebleu` as sacreBLEU has it by default,
     `paper_bleu` tokenised, without Romanian diacritics, as He et al. (2022) have it.
 
+    `head_parameters` are those of a task head that is trained, which belong to no adapter.
     `stored_percent` and `trained_percent` are relative to `base_parameters`: the pretrained model
     without task head. `seconds` is the time spent training and validating, over all attempts.
     `tokens_per_second` counts real tokens (padding left out) in training, of a source and its target the
@@ -78,6 +79,7 @@ class Measurements:
     stored_parameters: int = _parameters("stored parameters")
     trained_parameters: int = _parameters("trained parameters")
     paper_parameters: int = _parameters("parameters as the paper counts them")
+    head_parameters: int | None = None
     base_parameters: int = 0
     stored_percent: float = _row(0.0, role="limit", counted=True)
     trained_percent: float = _row(0.0, role="limit", counted=True)

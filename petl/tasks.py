@@ -196,6 +196,11 @@ class Task:
         return tuple(name for name in KINDS[self.kind].scores if name != "paper_bleu" or romanian)
 
     @property
+    def labelled(self) -> bool:
+        """Return whether an answer is one of a few labels, so that the model has a task head."""
+        return KINDS[self.kind].labelled
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Return what a trained model has to know of the task to predict, JSON-ready; `from_stored` takes it."""
         return {name: value for name, value in self.to_stored().items() if name in FACTS}

@@ -28,7 +28,7 @@ from torch import Tensor
 from petl.adapters import storage
 from petl.adapters.peft_target import TargetModel, united
 from petl.adapters.storage import StorageError
-from petl.attach.attachment import Attachment, StateError, attach
+from petl.attach.attachment import Attachment, StateError, attach, require_own_head
 from petl.backbones.locate import locate
 from petl.backbones.model import parameters_of
 from petl.design import Design, DesignError, Modification, Site
@@ -61,6 +61,7 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     name that PEFT notes, by default where the model came from. Raises DesignError, listing the rules,
     for a design that PEFT cannot express; PeftMissingError where the library is not installed.
     """
+    require_own_head(attachment.pooling, "a PEFT adapter")
     peft, target = _library(), TargetModel(attachment.model)
     method = _method(attachment.design, target)
     stored, path = attachment.state_dict(), Path(folder)
@@ -140,6 +141,7 @@ def convert(folder: str | Path, destination: str | Path, *, backbone: str = "") 
 
     `backbone` names another place of the model, as for `storage.load_pretrained`. Raises as that and `to_peft` do.
     """
+    require_own_head(storage.read_head(Path(folder)).pooling, "a PEFT adapter")
     _, attachment = storage.load_pretrained(folder, backbone=backbone)
     named = backbone or str(storage.read_json(Path(folder) / storage.MODEL)["backbone"]["model"])
     # PEFT knows the hub and folders.

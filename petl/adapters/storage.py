@@ -3,7 +3,8 @@
     design.json           the design
     adapter.safetensors   its tensors: `count`'s `stored`
     head.safetensors      the rest of the task head, frozen or trained (a frozen one was drawn at random)
-    model.json            the backbone's identity, the task (kind, labels, lengths, decoding), library versions
+    model.json            the backbone's identity, the task (kind, labels, lengths, decoding), what the head reads,
+                          library versions
     tokenizer/            as transformers saves it, where the adapter was saved with one
 
 Safetensors and JSON only: reading one runs no code.
@@ -32,6 +33,7 @@ from petl.backbones.locate import BackboneError
 from petl.backbones.model import Backbone, describe, parameters_of
 from petl.design import Design, DesignError
 from petl.errors import UserError
+from petl.head import OWN_HEAD, RANDOM, Head
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
 if TYPE_CHECKING:
@@ -56,19 +58,24 @@ def save(
     backbone: Backbone,
     task: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    start: str = RANDOM,
 ) -> Path:
     """Write the adapter directory, and return it.
 
-    `task` is JSON-ready; without `labels` in it, the model keeps the head that its checkpoint has.
+    `task` is JSON-ready; without `labels` in it, the model keeps the head that its checkpoint has. `start` is how the
+    head began.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     save_file(_on_disk(attachment.state_dict()), path / ADAPTER)
-    if head := attachment.head_state_dict():
-        save_file(_on_disk(head), path / HEAD)
+    if tensors := attachment.head_state_dict():
+        save_file(_on_disk(tensors), path / HEAD)
     _write(path / DESIGN, attachment.design.to_dict())
     versions = {name: _version(name) for name in _VERSIONS}
-    _write(path / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
+    described = {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions}
+    head = Head(pooling=attachment.pooling, start=start)
+    _write(path / MODEL, described | ({} if head == OWN_HEAD else {"head": head.to_dict()}))
     if tokenizer is not None:
         tokenizer.save_pretrained(path / TOKENIZER)
     return path
@@ -86,6 +93,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     except (DesignError, TypeError, AttributeError) as error:
         raise StorageError(f"{path / DESIGN} holds no design: {error}") from error
     described, _ = _described(path)
+    pooling = read_head(path).pooling
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters_of(model).base.items()}
     misfits = sorted(name for name, shape in described.shapes.items() if shapes.get(name) != shape)
     if misfits:
@@ -100,7 +108,7 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
         required = sum(math.prod(shape) for shape in stored_shapes(design, described).values())
         if required > size:  # before so many are made: design.json may ask for any number
             raise StorageError(f"the design in {path} has {required:,} parameters or more, its {ADAPTER} {size:,}")
-        attachment = attach(model, design)
+        attachment = attach(model, design, pooling=pooling)
     except (DesignError, BackboneError) as error:
         raise StorageError(f"the adapter in {path} cannot be attached to this model: {error}") from error
     try:
@@ -187,6 +195,14 @@ def _described(path: Path) -> tuple[Backbone, Mapping[str, Any]]:
         return backbone, task
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StorageError(f"{path / MODEL} does not describe a model: {error!r}") from error
+
+
+def read_head(path: Path) -> Head:
+    """Return what the head of a stored adapter is. Raises StorageError where that cannot be read."""
+    try:
+        return Head.from_dict(read_json(path / MODEL).get("head", {}))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"{path / MODEL} describes no head: {error}") from error
 
 
 def _labels(task: Mapping[str, Any]) -> tuple[str, ...] | None:

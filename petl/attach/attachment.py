@@ -16,7 +16,7 @@ the model uses the clone of the latest one that is there and trains it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Final, cast
 
@@ -29,15 +29,17 @@ from petl.attach import attention
 from petl.attach.build import build, build_mlp
 from petl.attach.hook_points import HookPoints
 from petl.attach.merge import fold
-from petl.backbones.families import family_of
+from petl.backbones.families import Family, family_of
 from petl.backbones.model import ModelParameters, parameters_of
 from petl.backbones.plan import deltas, unfrozen
+from petl.backbones.pooling import pool, unpool
 from petl.design import Design, DesignError
 from petl.errors import UserError
 from petl.forms.modules import Change, Heads
 from petl.forms.prefix import STORED, reparameterisations
 from petl.forms.table import stored_shapes
 from petl.forms.vocabulary import Delta
+from petl.head import MODEL
 
 HOLDER: Final = "petl"
 _FLOAT: Final = 4  # bytes
@@ -65,13 +67,16 @@ class AttachmentHolder(nn.Module):
     """All that is attached to a model: a `ModuleTree` for each attachment, and what they share.
 
     A model has one from the first attachment to the end of the last. `replaced` holds, for the path of
-    each parameter of the model that attachments own, the original and then their clones in order.
+    each parameter of the model that attachments own, the original and then their clones in order. `own_head` is what a
+    pooled head stands in place of.
     """
 
-    def __init__(self, points: HookPoints) -> None:
+    def __init__(self, points: HookPoints, pooling: str, own_head: dict[str, nn.Module]) -> None:
         super().__init__()
         self.count = 0
         self.points = points
+        self.pooling = pooling
+        self.own_head = own_head
         self.replaced: dict[str, list[tuple[int, nn.Parameter]]] = {}
         self.trained = {name: parameter.requires_grad for name, parameter in points.model.named_parameters()}
         self.attention = ""
@@ -83,11 +88,12 @@ class Attachment:
     The tensors of the adapter are those of `count`'s `stored`. Names are stable: a delta's own name
     (`encoder.0.ffn.bottleneck.down.weight`), and for what was the model's its name from the base model
     (`encoder.layer.0.output.dense.bias`). The head is the attachment's own copy, and trains if the
-    design says so.
+    design says so; `pooling` is what it reads.
     """
 
-    def __init__(self, model: PreTrainedModel, design: Design, number: int) -> None:
+    def __init__(self, model: PreTrainedModel, design: Design, number: int, pooling: str = MODEL) -> None:
         self.model = model
+        self.pooling = pooling
         self.design = design
         self.deltas: tuple[Delta, ...] = ()
         self.changes: dict[str, Change] = {}
@@ -165,6 +171,7 @@ class Attachment:
             delattr(self.model, HOLDER)
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(holder.trained[name])
+            unpool(self.model, holder.own_head)
 
     def merge(self) -> PreTrainedModel:
         """Fold the design into the model's weights and take it off: a plain model with other parameters.
@@ -179,6 +186,7 @@ class Attachment:
         holder = self._holder()
         if holder is None:
             raise DesignError(f"{self.design.describe()} is not on the model any more: there is nothing to merge")
+        require_own_head(holder.pooling, "a merged model")
         claimed = {p for p, clones in holder.replaced.items() if {owner for owner, _ in clones} - {0, self._number}}
         changed = fold(self.design, self.deltas, self.changes, holder.points, claimed)
         for clones in holder.replaced.values():
@@ -209,30 +217,34 @@ class Attachment:
         self.detach()
 
 
-def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachment:
+def attach(model: PreTrainedModel, design: Design, *, seed: int = 0, pooling: str = MODEL) -> Attachment:
     """Freeze `model` and attach `design`; new tensors are drawn from `seed` alone.
 
-    Other attachments of the model stay, and continue to train. Raises DesignError for a design
-    that does not fit the model, BackboneError for a family without a row; the model is then as it was.
-    """
-    family, frozen = family_of(model), parameters_of(model)
-    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in frozen.base.items()})
-    owned = unfrozen(design, family, frozen.base, frozen.head)
-    if not (planned or owned or (design.head and frozen.head)):
-        raise DesignError(
-            f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
-        )
-    like = next(iter(frozen.base.values()))
-    _require_memory(design, planned)
+    `pooling` other than "model" gives a classifier a linear head of zeros in place of its own, until the last
+    attachment is gone: see `petl.head.Head`.
 
+    Other attachments of the model stay, and continue to train. Raises DesignError for a design that does not fit the
+    model, and for another pooling than theirs; BackboneError for a family without a row; the model is then as it was.
+    """
     holder = getattr(model, HOLDER, None)
+    if holder is not None and holder.pooling != pooling:
+        raise DesignError(
+            f"attachments share the head of their model, with pooling {holder.pooling}; received {pooling}"
+        )
+    own_head = pool(model, pooling) if holder is None else {}
+    try:
+        family, frozen, planned, owned = _planned(model, design)
+    except BaseException:
+        unpool(model, own_head)
+        raise
+    like = next(iter(frozen.base.values()))
     if holder is None:
-        holder = AttachmentHolder(HookPoints(model, family, frozen.prefix))
+        holder = AttachmentHolder(HookPoints(model, family, frozen.prefix), pooling, own_head)
         model.add_module(HOLDER, holder)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     holder.count += 1
-    attachment = Attachment(model, design, holder.count)
+    attachment = Attachment(model, design, holder.count, pooling)
     tree = attachment._tree
     holder.add_module(_child(holder.count), tree)
     try:
@@ -248,6 +260,30 @@ def attach(model: PreTrainedModel, design: Design, *, seed: int = 0) -> Attachme
         raise
     tree.train(model.training)
     return attachment
+
+
+def _planned(
+    model: PreTrainedModel, design: Design
+) -> tuple[Family, ModelParameters, tuple[Delta, ...], Sequence[str]]:
+    """Return the family, the frozen parameters, the deltas, and the names of those that the adapter owns."""
+    family, frozen = family_of(model), parameters_of(model)
+    planned = deltas(design, family, {name: tuple(parameter.shape) for name, parameter in frozen.base.items()})
+    owned = unfrozen(design, family, frozen.base, frozen.head)
+    if not (planned or owned or (design.head and frozen.head)):
+        raise DesignError(
+            f"nothing to change: this {type(model).__name__} has no task head; received {design.describe()}"
+        )
+    _require_memory(design, planned)
+    return family, frozen, planned, owned
+
+
+def require_own_head(pooling: str, what: str) -> None:
+    """Raise DesignError where a head of ours cannot leave with the model."""
+    if pooling != MODEL:
+        raise DesignError(
+            f"{what} has the head that transformers gives the architecture, so head.pooling is model; received "
+            f"{pooling}: export in the format petl, which load_model reads"
+        )
 
 
 def _require_memory(design: Design, planned: Iterable[Delta]) -> None:

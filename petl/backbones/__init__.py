@@ -9,6 +9,7 @@ weights     whether the files of weights are whole
 layout      its stacks, and the linears in them that a design may change
 plan        the deltas of a design on a model
 count       exact numbers of parameters
+pooling     a linear head on pooled hidden states
 generation  the text that a model generates
 quiet       transformers without its progress bar and its reports
 """

@@ -14,6 +14,7 @@ from petl.design import Design, Modification
 from petl.forms import table
 from petl.forms.prefix import STORED, reparameterisations
 from petl.forms.vocabulary import Delta, Settings, Shapes
+from petl.head import MODEL
 
 # Denominators that the paper's percentages fit, where it printed any: (family, base) -> its size. It is
 # BART-large's even for mBART; that model has 406.29 M, yet l = 200 at 3.6 % needs 409.6 M.
@@ -42,7 +43,8 @@ class Counts:
     has a gradient during training, with the head if it trains, and the prefix's MLP. `paper`: the
     convention of He et al. (ICLR 2022): matrices only, except for BitFit, (IA)³ and full fine-tuning,
     and `paper_base` the denominator of its percentages, `base` where it printed none. `head`: the task
-    head, trained or not. `parts`: the shares of the modifications, without the head.
+    head, trained or not, and `trained_head` what of it trains. `parts`: the shares of the modifications,
+    without the head.
     """
 
     base: int
@@ -50,6 +52,7 @@ class Counts:
     stored: int
     paper: int
     head: int
+    trained_head: int
     paper_base: int
     parts: tuple[ModificationCounts, ...]
 
@@ -91,34 +94,40 @@ class Counts:
         return 100 * self.paper / self.paper_base
 
 
-def stored_shapes(design: Design, backbone: Backbone, labels: int = 0) -> dict[str, tuple[int, ...]]:
+def stored_shapes(
+    design: Design, backbone: Backbone, labels: int = 0, pooling: str = MODEL
+) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every tensor that an adapter file of `design` holds.
 
     With `labels` 0 the head is left out. Raises DesignError where `attach` would.
     """
     added = deltas(design, backbone.row, backbone.shapes)
-    return _added_shapes(added) | _owned(design, backbone, labels)
+    return _added_shapes(added) | _owned(design, backbone, _head_shapes(backbone, labels, pooling))
 
 
-def count(design: Design, backbone: Backbone, labels: int = 0) -> Counts:
+def count(design: Design, backbone: Backbone, labels: int = 0, pooling: str = MODEL) -> Counts:
     """Return the counts of `design` on `backbone` with a head for that many labels; with 0 the head counts 0.
+
+    `pooling` is the head's, as `petl.head.Head` has it.
 
     Raises DesignError where `attach` would.
     """
     canonical = design.canonical(backbone.layout)
     added = deltas(canonical, backbone.row, backbone.shapes)
-    owned = _owned(canonical, backbone, labels)
+    head_shapes = _head_shapes(backbone, labels, pooling)
+    owned = _owned(canonical, backbone, head_shapes)
     by_part: defaultdict[Settings, list[Delta]] = defaultdict(list)
     for delta in added:
         by_part[delta.modification].append(delta)
     parts = tuple(_part(m, by_part[m], owned) for m in canonical.modifications)
-    base, head = _size(backbone.shapes.values()), _size(backbone.head_shapes(labels).values()) if labels else 0
+    base, head = _size(backbone.shapes.values()), _size(head_shapes.values())
     return Counts(
         base=base,
         trained=sum(part.trained for part in parts) + (head if design.head else 0),
         stored=sum(part.stored for part in parts),
         paper=sum(part.paper for part in parts),
         head=head,
+        trained_head=head if design.head else 0,
         paper_base=PAPER_BASE.get((backbone.family, base), base),
         parts=parts,
     )
@@ -144,8 +153,11 @@ def _added_shapes(added: Iterable[Delta]) -> dict[str, tuple[int, ...]]:
     return {f"{delta.name}.{name}": shape for delta in added for name, shape in table.stored_shapes(delta).items()}
 
 
-def _owned(design: Design, backbone: Backbone, labels: int) -> dict[str, tuple[int, ...]]:
-    head = backbone.head_shapes(labels) if labels else {}
+def _head_shapes(backbone: Backbone, labels: int, pooling: str) -> dict[str, tuple[int, ...]]:
+    return backbone.head_shapes(labels, pooling) if labels else {}
+
+
+def _owned(design: Design, backbone: Backbone, head: Shapes) -> dict[str, tuple[int, ...]]:
     whole = {**backbone.shapes, **head}
     return {name: whole[name] for name in unfrozen(design, backbone.row, backbone.shapes, head)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -157,23 +157,9 @@ def _first(token: int | Sequence[int] | None) -> int | None:
     return token[0] if isinstance(token, Sequence) else token
 
 
-def draw_head(model: PreTrainedModel, seed: int) -> Callable[[], None]:
-    """Draw a new task head: matrices from N(0, initializer_range) by `seed` alone, biases zero.
-
-    The result called brings back the one before.
-    """
-    import torch
-
-    head = parameters_of(model).head
-    before = [(parameter, parameter.detach().clone()) for parameter in head.values()]
-    _draw(head, model.config, seed)
-
-    def restore() -> None:
-        with torch.no_grad():
-            for parameter, value in before:
-                parameter.copy_(value)
-
-    return restore
+def draw_head(model: PreTrainedModel, seed: int) -> None:
+    """Draw a new task head in place: matrices from N(0, initializer_range) by `seed` alone, biases zero."""
+    _draw(parameters_of(model).head, model.config, seed)
 
 
 def _draw(parameters: Mapping[str, torch.nn.Parameter], config: Any, seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from petl.backbones.locate import CONFIG, BackboneError, fetch, fingerprint, loc
 from petl.design import Layout, Site
 from petl.errors import library
 from petl.forms.bias import is_bias
+from petl.head import MODEL
 from petl.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+POOLED_HEAD: Final = "pooled_head"  # the module of a head that is not the model's own
 # A width that no model has: where it shows up in a shape, the number of labels stands.
 _LABELS: Final = 1009
 PEFT_CONFIG: Final = "adapter_config.json"
@@ -79,8 +81,11 @@ class Backbone:
         """Return the longest input that has learned positions; None where positions are not a table."""
         return most_tokens(self.row, self.shapes, self.padding)
 
-    def head_shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the parameters of a head for that many labels."""
+    def head_shapes(self, labels: int, pooling: str = MODEL) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of the parameters of a head for that many labels: see `petl.head.Head`."""
+        if pooling != MODEL:
+            width = next(shape[-1] for shape in self.head.values() if len(shape) > 1)
+            return {f"{POOLED_HEAD}.weight": (labels, width), f"{POOLED_HEAD}.bias": (labels,)}
         return {name: tuple(size or labels for size in shape) for name, shape in self.head.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,9 +34,11 @@ from petl.backbones.loading import draw_head
 from petl.configuration import LAST, STEP, Configuration
 from petl.data.batches import batches_per_epoch, epoch_batches
 from petl.data.tokens import TaskData
+from petl.head import PROBE
 from petl.measurements import SCORES, Measurements
 from petl.training.engine import MOMENTS, autocast, open_engine, place
 from petl.training.evaluation import DivergedError, Progress, evaluate, latency, silent, summed_loss
+from petl.training.probe import start_head
 from petl.training.processes import device, rank, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
@@ -108,15 +110,16 @@ class Position:
 class TrainingRun:
     """One configuration being trained on a resident backbone.
 
-    Draws a new head by the configuration's seed, where the task has labels, attaches the design, and
-    restores the model on `close`. `state()` and `restore()` carry a run over to another process, which may be one of a
+    Attaches the design, draws a new head by the configuration's seed where the task has labels, and
+    restores the model on `close`. `start` is what a head that starts from a probe starts from: see
+    `petl.training.probe.start`. `state()` and `restore()` carry a run over to another process, which may be one of a
     group of another size, at another ZeRO stage: the tensors that train, AdamW's moments of each, and the position.
 
     `generates`: whether validations also score generated text, where the task has such scores. `progress`
     hears of steps and validations. `zero`, `offload` and `persistent` are `open_engine`'s. At stage 3 the model's
     tensors are empty while the run is open: the attachment's are read inside `gathered`.
 
-    Raises ValueError where a step's micro-batches cannot be dealt out evenly to the ranks, and
+    Raises ValueError where a step's micro-batches cannot be dealt out evenly to the ranks or a `start` is missing, and
     DivergedError from `advance`.
     """
 
@@ -132,6 +135,7 @@ class TrainingRun:
         zero: int = 0,
         offload: Collection[str] = (),
         persistent: int = 100_000,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.configuration, self.data, self.precision = configuration, data, precision
         self.generates, self.progress = generates, progress
@@ -141,6 +145,8 @@ class TrainingRun:
                 "the micro-batches of a step are dealt out evenly: accumulation is a multiple of the "
                 f"{world_size()} workers; received {training.accumulation}"
             )
+        if configuration.head.start == PROBE and start is None:
+            raise ValueError("a head that starts from a probe needs what petl.training.probe.start returns")
         self._lengths = data.splits["train"].lengths
         self.batches_per_epoch = batches_per_epoch(self._lengths, training.batch_size, training.batch_tokens)
         self.steps = max(1, round(training.epochs * self.batches_per_epoch / training.accumulation))
@@ -149,8 +155,12 @@ class TrainingRun:
         place(model, training=True)
         self.model = model
         self._restore_dropout = set_dropout(model, training.dropout)
-        self._restore_head = draw_head(model, configuration.seed) if data.labels else lambda: None
-        self.attachment = attach(model, configuration.design, seed=configuration.seed)
+        head = configuration.head
+        self.attachment = attach(model, configuration.design, seed=configuration.seed, pooling=head.pooling)
+        if data.labels:
+            draw_head(model, configuration.seed)
+        if start is not None:
+            start_head(model, start)
         self._engine = open_engine(
             model, training, self.steps, precision, zero=zero, offload=offload, persistent=persistent
         )
@@ -260,6 +270,7 @@ class TrainingRun:
             **position.validations[kept].scores,  # type: ignore[arg-type]
             **counts.values(),
             base_parameters=counts.base,
+            head_parameters=counts.trained_head,
             epochs=self.configuration.training.epochs if self.finished else self.epoch,
             steps=position.step,
             seconds=position.seconds,
@@ -272,7 +283,6 @@ class TrainingRun:
         """Detach the design: the model's outputs are bit-equal to before."""
         self._engine.close()
         self.attachment.detach()
-        self._restore_head()
         self._restore_dropout()
 
     def _keep(self, validation: Validation) -> None:

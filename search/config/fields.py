@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from pydantic import NonNegativeInt, PositiveFloat, field_validator
 
-from petl import presets, tasks
+from petl import presets
 from petl.configuration import EPOCHS, Training
 from petl.design import DesignError
+from petl.head import LINEAR_HEAD
+from search.config.references import BASELINES, REFERENCES, training_of
 from search.config.sections import (
     BackboneConfig,
     BudgetConfig,
@@ -32,16 +34,6 @@ from search.storage.locations import STUDY_NAME
 from search.trials.objectives import COUNTS
 from spaces.space import resolve as resolve_space
 
-CLASSIFICATION: Final = tuple(name for name, kind in tasks.KINDS.items() if kind.labelled)
-REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {  # with the kinds of tasks that they are for; by default all these
-    "majority": CLASSIFICATION,
-    "probe": CLASSIFICATION,
-    "head_only": CLASSIFICATION,
-    "untuned": tuple(kind for kind in tasks.KINDS if kind not in CLASSIFICATION),
-    "full": tuple(tasks.KINDS),
-}
-BASELINES: Final = ("majority", "probe", "untuned")  # as petl.training.baselines has them, which needs torch
-
 
 class StudyFields(Section):
     """The fields of a study file, of which none knows another one. What holds between them is search.config.rules."""
@@ -50,6 +42,7 @@ class StudyFields(Section):
     backbone: BackboneConfig
     task: dict[str, Any]
     training: dict[str, Any] = {}
+    head: dict[str, Any] = {}
     designs: dict[str, DesignConfig] = {}
     seed: NonNegativeInt = 0
     seeds: Seeds = ()
@@ -94,6 +87,12 @@ class StudyFields(Section):
         typed = typed_training(value)
         Training(**typed)
         return typed
+
+    @field_validator("head")
+    @classmethod
+    def _head(cls, value: dict[str, Any]) -> dict[str, Any]:
+        LINEAR_HEAD.changed(value)
+        return value
 
     @field_validator("designs", mode="before")
     @classmethod
@@ -150,7 +149,7 @@ class StudyFields(Section):
             except DesignError as error:
                 names = ", ".join(REFERENCES)
                 raise ValueError(f"a reference is one of {names}, or a design; received {name!r}: {error}") from None
-        return {name: typed_training(training) for name, training in value.items()}
+        return {name: _typed(settings) for name, settings in value.items()}
 
     @field_validator("enqueue")
     @classmethod
@@ -164,3 +163,11 @@ class StudyFields(Section):
         if wrong:
             raise ValueError("; ".join(wrong))
         return value
+
+
+def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a reference: those of training with their types, and its `head` if it has one."""
+    head = settings.get("head", {})
+    if not isinstance(head, Mapping):
+        raise ValueError(f"head is a section with pooling and start; received {head!r}")
+    return typed_training(training_of(settings)) | ({"head": dict(head)} if head else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final
 
 from search.config.study import StudyConfig
@@ -21,7 +22,7 @@ CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {  # sections, with those of 
 def as_begun(config: StudyConfig, before: StudyConfig) -> StudyConfig:
     """Return `config` with what its study began with, where it leaves the default and that has changed since."""
     kept: dict[str, dict[str, Any]] = {}
-    for place in DEFAULTS:
+    for place in chain(*DEFAULTS.values()):
         section, key = place.split(".")
         settings, stored = getattr(config, section), getattr(before, section)
         if key in stored and key not in settings:

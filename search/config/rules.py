@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from petl.configuration import LAST, Training
+from petl.head import LINEAR_HEAD, OWN_HEAD
 from petl.paper.results import TABLES, results
 from petl.tasks import Task
-from search.config.fields import REFERENCES, StudyFields
+from search.config.fields import StudyFields
+from search.config.references import REFERENCES, training_of
 from search.optimizer.samplers import require_fit
 
 _STEP: Final = ("batch_size", "batch_tokens", "accumulation")  # what a step of training consists of
@@ -35,7 +37,7 @@ def _trained_alone(config: StudyFields, task: Task) -> None:
 def _references_trained(config: StudyFields, task: Task) -> None:
     for name, settings in config.references.items():
         if settings:
-            _require_training(name, {**config.training, **settings})
+            _require_training(name, {**config.training, **training_of(settings)})
 
 
 def _require_training(name: str, settings: Mapping[str, Any]) -> None:
@@ -43,6 +45,35 @@ def _require_training(name: str, settings: Mapping[str, Any]) -> None:
         Training(**settings)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _head(config: StudyFields, task: Task) -> None:
+    if not task.labelled:
+        _require_no_head("", config.head, task)
+
+
+def _designs_head(config: StudyFields, task: Task) -> None:
+    for name, row in config.designs.items():
+        _require_head(name, config, row.head, task)
+
+
+def _references_head(config: StudyFields, task: Task) -> None:
+    for name, settings in config.references.items():
+        _require_head(name, config, settings.get("head", {}), task)
+
+
+def _require_head(name: str, config: StudyFields, settings: Mapping[str, Any], task: Task) -> None:
+    if not task.labelled:
+        return _require_no_head(f"{name}: ", settings, task)
+    try:
+        LINEAR_HEAD.changed(config.head).changed(settings)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _require_no_head(name: str, settings: Mapping[str, Any], task: Task) -> None:
+    if OWN_HEAD.changed(settings) != OWN_HEAD:
+        raise ValueError(f"{name}head is for classification; {task.kind} has none, received {dict(settings)!r}")
 
 
 def _keep(config: StudyFields, task: Task) -> None:
@@ -166,6 +197,9 @@ def _replicates(config: StudyFields, task: Task) -> None:
 
 RULES: Final = (
     Rule("training", ("task",), _keep),
+    Rule("head", ("task",), _head),
+    Rule("designs", ("head", "task"), _designs_head),
+    Rule("references", ("head", "task"), _references_head),
     Rule("designs", ("training",), _trained_alone),
     Rule("designs", ("task",), _designs_keep),
     Rule("seeds", ("designs",), _seeds),

@@ -190,10 +190,11 @@ class BudgetConfig(Section):
 
 
 class DesignConfig(Section):
-    """One row of a list. `training` goes over the study's, `seeds` replace the study's."""
+    """One row of a list. `training` and `head` go over the study's, `seeds` replace the study's."""
 
     design: str
     training: dict[str, Any] = {}
+    head: dict[str, Any] = {}
     seeds: Seeds = ()
 
     @field_validator("design")

@@ -15,8 +15,10 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from petl import presets, tasks
 from petl.configuration import Configuration, Training
+from petl.head import LINEAR_HEAD, OWN_HEAD, Head
 from petl.tasks import Task
-from search.config.fields import BASELINES, REFERENCES, StudyFields
+from search.config.fields import StudyFields
+from search.config.references import BASELINES, REFERENCES, training_of
 from search.config.rules import RULES
 from search.optimizer.rungs import Rule
 from search.trials.upgrade import KEYS, renamed, versioned
@@ -100,7 +102,12 @@ class StudyConfig(StudyFields):
         seeds = self.design_seeds
         rounds = range(max(map(len, seeds.values()), default=0))
         return tuple(
-            (name, Configuration(presets.parse(row.design), self._trained(row.training), seeds[name][index]))
+            (
+                name,
+                Configuration(
+                    presets.parse(row.design), self._trained(row.training), seeds[name][index], self.head_of(row.head)
+                ),
+            )
             for index in rounds
             for name, row in self.designs.items()
             if index < len(seeds[name])
@@ -111,13 +118,21 @@ class StudyConfig(StudyFields):
         """The training settings that every trial starts from; a step's micro-batches are those of all workers."""
         return self._trained({})
 
+    def head_of(self, settings: Mapping[str, Any] = {}) -> Head:
+        """Return the head of a design, with the `settings` of its reference or row over the study's."""
+        default = LINEAR_HEAD if tasks.resolve(self.task).labelled else OWN_HEAD
+        return default.changed(self.head).changed(settings)
+
     def reference_configurations(self) -> dict[str, Configuration | None]:
         """Return the references by name; None for those that train nothing of the network."""
         return {
             name: None
             if name in BASELINES
             else Configuration(
-                presets.parse(name), self._trained({**_REFERENCE_TRAINING.get(name, {}), **settings}), self.seed
+                presets.parse(name),
+                self._trained({**_REFERENCE_TRAINING.get(name, {}), **training_of(settings)}),
+                self.seed,
+                self.head_of(settings.get("head", {})),
             )
             for name, settings in self.references.items()
         }

@@ -36,6 +36,7 @@ _SMALL: Final = 7.5
 _ROOM: Final = 1.6  # free space at the ends of a logarithmic axis, as a factor
 _LINE: Final = 28  # characters in a line of a label
 _SENTENCE: Final = 70  # in a line of a sentence
+_FOOT: Final = 130  # in a line across the picture
 _LONGEST: Final = 80  # of a name anywhere else; a $ in one is no formula
 
 
@@ -54,6 +55,7 @@ def draw(study: Study, front: ParetoFront, path: str | Path) -> Path:
     _front(axes, view)
     _points(axes, view)
     _references(axes, view)
+    _say_what_is_beaten(figure, view)
     if axes.collections:
         figure.legend(
             loc="outside lower center", ncols=4, fontsize=_SMALL, frameon=False, handletextpad=0.2, columnspacing=1.4
@@ -251,6 +253,13 @@ def _references(axes: Axes, view: _View) -> None:
             annotation_clip=False,
             parse_math=False,
         )
+
+
+def _say_what_is_beaten(figure: Figure, view: _View) -> None:
+    """Say below the axis which references dominate members."""
+    if lines := view.front.beaten:
+        text = "\n".join(fill(line, _FOOT) for line in lines)
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=_SMALL, color=_REFERENCE, parse_math=False)
 
 
 def _labels(axes: Axes, view: _View) -> None:

@@ -24,7 +24,7 @@ from search.storage.locations import store_uri
 from search.tracking import reader, schema
 from search.tracking.schema import StudySummary, TrialRow
 from search.trials import pareto
-from search.trials.front import front_of
+from search.trials.front import beaten_lines, candidates, dominating, non_dominated_of
 from search.trials.naming import flat_parameters, label
 from search.trials.objectives import Objectives, objectives, reference_point
 from search.trials.record import SeedSummary, State, TrialRecord, discoveries
@@ -206,6 +206,7 @@ class ParetoFront:
 
     `base_parameters` is the size of the pretrained model, 0 while nothing was measured. `limits` are the upper limits
     that members keep, by the names of Measurements, and `fdr` is the expected share of false members, if one was asked.
+    `references` are the complete ones beside it.
     """
 
     trials: tuple[Trial, ...]
@@ -213,6 +214,7 @@ class ParetoFront:
     base_parameters: int = 0
     limits: Sequence[tuple[str, float]] = ()
     fdr: float | None = None
+    references: tuple[Trial, ...] = ()
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)
@@ -251,16 +253,26 @@ class ParetoFront:
         return pareto.hypervolume(points, reference, [objective.direction for objective in self.objectives])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return the members as JSON-ready rows: see `Trial.to_row`."""
-        return [trial.to_row() for trial in self.trials]
+        """Return the members as JSON-ready rows: `Trial.to_row`, and the references that dominate each."""
+        return [trial.to_row() | {"dominated_by": self.dominating(trial)} for trial in self.trials]
+
+    def dominating(self, member: Trial) -> list[str]:
+        """Return the names of the references that are at least as good as a member at no greater cost."""
+        records = [reference.record for reference in self.references if reference.number != member.number]
+        return [label(record) for record in dominating(member.record, records, self.objectives)]
+
+    @property
+    def beaten(self) -> list[str]:
+        """Return a sentence for each reference that dominates members, and what follows."""
+        return beaten_lines(self.to_rows(), [replace(t, objectives=self.objectives).to_row() for t in self.references])
 
     def to_frame(self) -> pd.DataFrame:
         """Return a frame of the rows of `to_rows`, with their columns also where there are none."""
         import pandas as pd
 
-        rows = self.to_rows()
+        rows = [row | {"dominated_by": ", ".join(row["dominated_by"])} for row in self.to_rows()]
         costs = [objective.name for objective in self.objectives[1:]]
-        columns = dict.fromkeys([*ROW, *costs, *(key for row in rows for key in row)])
+        columns = dict.fromkeys([*ROW, *costs, *(key for row in rows for key in row), "dominated_by"])
         return pd.DataFrame(rows, columns=list(columns))
 
 
@@ -309,6 +321,9 @@ class Study:
     ) -> ParetoFront:
         """Return the front among trials that are complete and within the study's limits; references stay outside.
 
+        Where heads start from a linear probe, the probe is a candidate: the design that changes nothing but the head,
+        before its first step.
+
         `max_parameters` limits the stored parameters further: a number, or a share of the pretrained model such as
         "1%". With `cost`, a name of `objectives.COSTS`, it is the front of the score and this cost alone.
 
@@ -322,20 +337,22 @@ class Study:
         share = None if fdr is None else _share(fdr)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.constraints.items(), *_limit(max_parameters)]
-        candidates = [
+        complete = {record.number for record in candidates([trial.record for trial in self._all])}
+        within = [
             replace(trial, objectives=searched)
-            for trial in self.trials
-            if trial.state is State.COMPLETE
+            for trial in self._all
+            if trial.number in complete
             and trial.measurements
             and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
         ]
         if share is None:
-            numbers = {record.number for record in front_of((trial.record for trial in candidates), searched)}
+            numbers = {record.number for record in non_dominated_of([trial.record for trial in within], searched)}
         else:
             numbers = self._discoveries(share, cost)
-        members = [trial for trial in candidates if trial.number in numbers]
+        members = [trial for trial in within if trial.number in numbers]
         members.sort(key=lambda trial: _values(trial)[1:])
-        return ParetoFront(tuple(members), searched, self.base_parameters, limits, share)
+        beside = self.complete_references
+        return ParetoFront(tuple(members), searched, self.base_parameters, limits, share, beside)
 
     def _discoveries(self, fdr: float, cost: str | None) -> set[int]:
         summaries = {trial.number: trial.seed_summary for trial in self.trials if trial.seed_summary}

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from petl.head import PROBE
 from petl.measurements import SHARES
 from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
 from search.results.lists import print_list
@@ -29,7 +30,7 @@ from search.trials.formats import (
     spread_text,
     value_text,
 )
-from search.trials.naming import flat_parameters
+from search.trials.naming import different_settings, flat_parameters, setting_text
 from search.trials.record import State
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
 
     `first` is the heading of the first column and the key of `query.ROW` that fills it: "trial", or "name" for
     references. Further columns are scores on the whole validation split, where the search used a sample of it; the
-    task's usual score on the test split, where the search used another one; costs other than stored parameters and
-    seconds; published facts that have a heading.
+    task's usual score on the test split, where the search used another one; the parameters of trained heads; costs
+    other than stored parameters and seconds; published facts that have a heading; settings of training and head that
+    differ.
     """
     score, *costs = objectives
     table = new_table(title)
@@ -65,13 +67,17 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
     usual = next((name for name in _USUAL if name != score.name and any(name in t.row.test for t in trials)), "")
     facts = [fact for name, fact in FACTS.items() if fact.heading and any(name in t.row.facts for t in trials)]
     scores = (score.name, "whole\nvalidation" if whole else "", "test", usual and f"test\n{usual}")
+    heads = any(trial.values.get("head_parameters") for trial in trials)
+    settings = _settings(trials)
     headings = [heading(name).replace(" ", "\n") for name in further] + [fact.heading for fact in facts]
-    for column in (*scores, "parameters", "%", "seconds", *headings):
+    size = ("parameters", "%", "head" if heads else "")
+    for column in (*scores, *size, "seconds", *headings, *(name.replace("_", "\n") for name in settings)):
         if column:
             table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         row = replace(trial, objectives=objectives).to_row()
-        design = row["design"] if row["name"] in (row["design"], row[first]) else f"{row['name']}: {row['design']}"
+        named = row["name"] in (row["design"], row[first])
+        design = row["design"] if named else ": ".join(filter(None, (row["name"], row["design"])))
         add(
             table,
             str(row[first]),
@@ -82,11 +88,18 @@ def front_table(trials: Sequence[Trial], objectives: Objectives, title: str = ""
             *([score_text(trial.row.test.get(usual))] if usual else []),
             count_text(row["stored_parameters"]),
             percent_text(row["stored_percent"]),
+            *([count_text(trial.values.get("head_parameters"))] if heads else []),
             seconds_text(row["seconds"]),
             *(amount_text(row[name]) for name in further),
             *(fact.text(trial.row.facts[fact.name]) if fact.name in trial.row.facts else "" for fact in facts),
+            *(setting_text(trial.configuration, name) for name in settings),
         )
     return table
+
+
+def _settings(trials: Sequence[Trial]) -> list[str]:
+    """Return the settings of training and head that tell trials apart."""
+    return different_settings([trial.configuration for trial in trials if trial.configuration])
 
 
 def seeds_table(trials: Sequence[Trial], title: str = "") -> Table:
@@ -105,6 +118,8 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
     out = out or console()
     if len(front):
         out.print(front_table(front.trials, front.objectives, f"front of {study.name}"))
+        for line in front.beaten:
+            say(out, line, "bold")
         if any(trial.seed_summary for trial in front):
             out.print(seeds_table(front.trials, f"{front.objectives[0].name} over all seeds"))
     else:
@@ -126,7 +141,8 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         say(out, f"plot: {plot_file}")
     if len(front):
         share = study.objectives[0].name in SHARES
-        smallest = front.best(within=0.01 if share else 0.0).number
+        best = front.best(within=0.01 if share else 0.0)
+        smallest = best.number
         compared = study.summary.info.paper
         where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
         commands = {
@@ -138,7 +154,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
                 if front[0].seed_summary
                 else {}
             ),
-            f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
+            **_export(study, front, best),
         }
         if not study.uri.startswith(("http://", "https://")):
             commands["ui"] = "every run side by side, in MLflow"
@@ -146,6 +162,15 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         say(out, "next:")
         for command, what in commands.items():
             say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
+
+
+def _export(study: Study, front: ParetoFront, best: Trial) -> dict[str, str]:
+    """Return what is offered to load: the best, unless a baseline is at least as good; then the probe, if it is."""
+    better = set(front.dominating(best)) & {"majority", PROBE}
+    if not better:
+        return {f"export {study.name} {best.number} my-adapter": "its adapter, ready to load"}
+    probes = [t for t in front.references if t.name in better and t.measurements and t.measurements.head_parameters]
+    return {f"export {study.name} {probe.number} my-probe": "the probe, ready to load" for probe in probes}
 
 
 def print_study(study: Study, out: Console | None = None) -> None:

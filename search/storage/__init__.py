@@ -7,6 +7,7 @@ remote     RemoteStore: a study's trials in an object store, or in another folde
 database   PostgreSQL behind the records: options, outages, repetitions
 locks      one driver a study, and no workers of an earlier one
 folder     TrialFolder: the files of a trial, and when they are valid
+starts     what the heads of a study start from
 listing    the files of all trials, listed once
 studies    the studies of a database: created, opened, listed, deleted
 quota      the limit on a study's bytes: usage, estimates, eviction

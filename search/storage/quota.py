@@ -73,13 +73,13 @@ class Result:
 def estimate(configuration: Configuration | None, resolved: Resolved) -> Estimate:
     """Return the bytes that a trial of this study takes at most; without a configuration, those of a baseline."""
     backbone, labels = resolved.backbone, len(resolved.labels)
-    design = configuration.design if configuration else Design()
-    counted = count(design, backbone, labels)
-    tensors = 2 * len(stored_shapes(design, backbone, labels)) + 64  # a reparameterised prefix has some more
+    design, pooling = (configuration.design, configuration.head.pooling) if configuration else (Design(), "mean")
+    counted = count(design, backbone, labels, pooling)
+    tensors = 2 * len(stored_shapes(design, backbone, labels, pooling)) + 64  # a reparameterised prefix has some more
     curves, validations = _curves(configuration, resolved)
     adapter = 4 * (counted.stored + counted.head) + _HEADER * tensors + resolved.written.fixed
-    if configuration is None:  # a linear probe, at most, which may be larger than a head
-        adapter, state = 8 * max(map(math.prod, backbone.head_shapes(labels).values()), default=0), 0
+    if configuration is None:  # a linear probe, at most: as a baseline and as an adapter
+        adapter, state = adapter + 8 * counted.head, 0
     else:
         copies = 3 + (configuration.training.keep != LAST)  # the weights, AdamW's two moments, the best weights
         state = copies * (4 * counted.trained + _HEADER * tensors) + curves

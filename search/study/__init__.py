@@ -6,6 +6,7 @@ fit           whether its backbone can do its task
 plan          what the search works through
 warm_start    designs from the fronts of earlier studies
 runner        all that happens to a study that is on record
+heads         what the heads of all trials start from
 final_scores  who sees the test split
 places        where the study lies, and its one driver
 leftovers     what an earlier study of that name left: refused or deleted

@@ -86,7 +86,9 @@ def require_room(config: StudyConfig, resolved: Resolved) -> None:
     """Raises DiskError where the references and one trial cannot be within storage.max_gb."""
     if (limit := disk_limit(config)) is None:
         return
-    known = [configuration for _, configuration in config.listed] or [Configuration(Design(), config.fixed_training)]
+    known = [configuration for _, configuration in config.listed] or [
+        Configuration(Design(), config.fixed_training, head=config.head_of())
+    ]
     smallest = min(known, key=lambda configuration: estimate(configuration, resolved).peak)
     require_fit(limit, config.reference_configurations(), smallest, resolved)
 
@@ -98,7 +100,7 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
 
     def counts(configuration: Configuration) -> dict[str, float]:
         require_positions(configuration.design, resolved.task, backbone)
-        return count(configuration.design, backbone, labels).values()
+        return count(configuration.design, backbone, labels, configuration.head.pooling).values()
 
     return Plan(
         space=space,
@@ -125,18 +127,19 @@ def search_plan(config: StudyConfig, resolved: Resolved) -> Plan:
 
 def _searched(config: StudyConfig, backbone: Backbone) -> tuple[Space, list[Enqueued]]:
     """Return the space, and the designs to try before it is sampled."""
-    options, training = dict(config.space), config.fixed_training
+    options, training, head = dict(config.space), config.fixed_training, config.head_of()
     name = options.pop("name", "unified")
     bound = resolve_space(name, options, training, config.seed)
 
     def space(trial: Any, backbone: Backbone, /) -> Configuration:
         configuration = bound(trial, backbone)
-        return replace(configuration, training=replace(configuration.training, epochs=training.epochs))
+        trained = replace(configuration.training, epochs=training.epochs)
+        return replace(configuration, training=trained, head=head)
 
     def enqueued(text: str) -> Enqueued:
         design = presets.parse(text).canonical(backbone.layout)
         coordinates = encode(name, design, training.learning_rate, backbone, options)
-        return Enqueued(text, Configuration(design, training, config.seed), coordinates)
+        return Enqueued(text, Configuration(design, training, config.seed, head), coordinates)
 
     return space, [enqueued(text) for text in config.enqueue]
 
@@ -150,8 +153,7 @@ def warm_start(config: StudyConfig, resolved: Resolved) -> tuple[Enqueued, ...]:
         [load_study(name, config.tracking.uri) for name in config.warm_start],
         space=config.space,
         backbone=plan.backbone,
-        training=config.fixed_training,
-        seed=config.seed,
+        base=Configuration(Design(), config.fixed_training, config.seed, config.head_of()),
         trials=config.trials,
         allowed=lambda configuration: over(plan.count(configuration), plan.limits) <= 0,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 
 from petl.data.report import DataReport
+from petl.head import MODEL, OWN_HEAD
 from search.config.study import StudyConfig
 from search.optimizer.budget import Meter
 from search.optimizer.search import Search
@@ -26,6 +27,7 @@ from search.storage.locks import run_token
 from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store
 from search.study.final_scores import eligible, unscored
+from search.study.heads import head_starts
 from search.study.places import (
     InterruptedStudy,
     UndeliveredStudy,
@@ -139,7 +141,7 @@ class Runner:
         """Train the search's trials, then the replicates, both on one clock."""
         self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
-        for line in data_lines(self.resolved):
+        for line in (*head_lines(self.config), *data_lines(self.resolved)):
             self.display.say(line)
         search = Search(self.records, self.plan, lacking=self.quota.refusal)
         try:
@@ -300,7 +302,7 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
     if resolved.precision == "auto":
         records.resolved = replace(resolved, precision=scoring.fastest_precision(context, config.resources))
         context = replace(context, resolved=records.resolved)
-    return context
+    return replace(context, starts=head_starts(config, records, context))
 
 
 def published(config: StudyConfig, resolved: Resolved) -> dict[str, Any]:
@@ -321,6 +323,15 @@ def headline(config: StudyConfig, resolved: Resolved, at_once: int) -> str:
         f"{resolved.precision}, {config.trials} trials of {config.budget.epochs:.3g} epochs{rule}, "
         f"{at_once}{fewer} at once"
     )
+
+
+def head_lines(config: StudyConfig) -> list[str]:
+    """Return what the study's head costs, below the headline; nothing of the model's own head."""
+    head = config.head_of()
+    if head == OWN_HEAD:
+        return []
+    cost = "an adapter with it leaves in our own format, for PEFT or a merged model set head.pooling: model"
+    return [f"head: {head.describe()}" + (f"; {cost}" if head.pooling != MODEL else "")]
 
 
 def data_lines(resolved: Resolved) -> list[str]:

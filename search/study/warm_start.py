@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from petl.backbones.model import Backbone
-from petl.configuration import Configuration, Training
+from petl.configuration import Configuration
 from petl.design import DesignError
 from search.optimizer.rungs import Standing, best
 from search.trials.objectives import ruling
@@ -32,12 +32,13 @@ def prior(
     *,
     space: Mapping[str, Any],
     backbone: Backbone,
-    training: Training,
-    seed: int,
+    base: Configuration,
     trials: int,
     allowed: Callable[[Configuration], bool],
 ) -> tuple[Enqueued, ...]:
     """Return the designs to begin with, each with its coordinates in the space.
+
+    `base` is what their configurations have beside a design and a learning rate.
 
     The members of each front by turns, those first that cover it best: the best score, the smallest, what lies
     between. Left out is what this model or the space does not have, and what is not `allowed`.
@@ -54,7 +55,7 @@ def prior(
             design = before.design.canonical(backbone.layout)
             rate = before.training.learning_rate
             coordinates = encode(str(space.get("name", "unified")), design, rate, backbone, options)
-            configuration = Configuration(design, replace(training, learning_rate=rate), seed)
+            configuration = replace(base, design=design, training=replace(base.training, learning_rate=rate))
             if coordinates is None or not allowed(configuration):
                 continue
         except (DesignError, SpaceError):

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from search.tracking.schema import KIND, ON_FRONT, REFERENCE_KIND, REPLICATE_KIND, STATE, TRIAL_KIND
 from search.trials.formats import amount_text, heading, spread_text
+from search.trials.front import beaten_lines
 from search.trials.objectives import SCORES
 
 LIMIT: Final = 7_500  # characters; MLflow keeps a note in a tag of at most 8,000
@@ -48,6 +49,7 @@ def note(
 
     def cut(shown: int) -> str:
         parts = ["### Front", *top, *lines[:shown]]
+        parts += [f"\n**{_plain(line)}**" for line in beaten_lines(front, references)]
         if shown < len(lines):
             parts.append(f"\n{len(lines) - shown} more are in the artifact front.csv.")
         if references:

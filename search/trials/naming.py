@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from petl.configuration import Configuration
 from petl.design import Composition, Modification
+from petl.head import OWN_HEAD
 from search.trials.record import TrialRecord
 
 
@@ -44,8 +46,27 @@ def flat_parameters(configuration: Configuration) -> dict[str, str]:
             if not (name == "layers" and "layers" in flat):
                 flat[f"{prefix}.{name}" if name else prefix] = _word(value)
     flat["head"] = _word(design.head)
+    if configuration.head != OWN_HEAD:
+        flat |= {f"head.{name}": value for name, value in configuration.head.to_dict().items()}
     training = asdict(configuration.training) | {"seed": configuration.seed}
     return flat | {name: _word(value) for name, value in training.items() if value is not None}
+
+
+def different_settings(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the settings of training and head that differ among configurations, by their names in a study file."""
+    found = [_settings(configuration) for configuration in configurations]
+    return [name for name in (found[0] if found else ()) if len({settings[name] for settings in found}) > 1]
+
+
+def setting_text(configuration: Configuration | None, name: str) -> str:
+    """Return a setting's value for people, "" for a baseline."""
+    value = _settings(configuration)[name] if configuration else ""
+    return f"{value:.3g}" if isinstance(value, float) else _word(value)
+
+
+def _settings(configuration: Configuration) -> dict[str, Any]:
+    head = {f"head.{name}": value for name, value in configuration.head.to_dict().items()}
+    return asdict(configuration.training) | head
 
 
 def _part(modification: Modification) -> str:

@@ -47,10 +47,11 @@ class Resolved:
     `task` is located and `backbone` has its revision, so that a resume reads the same files. `labels` are the task's,
     in the order of the head's rows; `rows` counts the texts of each split, and `digest` is the hash of their tokens.
     `epochs` is a trial's budget where the study file gives it in steps, else None. `precision` is "auto" until it has
-    been measured. `uri` is the MLflow store without its password, None for the home's own. `generates` says whether
-    the score that decides about trials needs generated text. `final` are the splits that finished trials are scored
-    on. `signatures` name how each score of text was computed. `warm` are designs from earlier studies. `data` is the
-    JSON value of what was understood of the rows, empty in a study of version 0.1.0.
+    been measured. `uri` is the MLflow store without its password, None for the home's own. `generates` says whether the
+    score that decides about trials needs generated text. `final` are the splits that finished trials are scored on.
+    `starts` are the hashes of what heads start from, by what they read. `signatures` name how each score of text was
+    computed. `warm` are designs from earlier studies. `data` is the JSON value of what was understood of the rows,
+    empty in a study of version 0.1.0.
     """
 
     backbone: Backbone
@@ -67,6 +68,7 @@ class Resolved:
     signatures: Mapping[str, str] = field(default_factory=dict)
     warm: tuple[Enqueued, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    starts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -91,6 +93,7 @@ class Resolved:
             "signatures": dict(self.signatures),
             "warm": [item.to_dict() for item in self.warm],
             **({"data": dict(self.data)} if self.data else {}),
+            **({"starts": dict(self.starts)} if self.starts else {}),
         }
 
     @classmethod

@@ -6,10 +6,12 @@ A stored configuration has a `version`; what has none is of version 0, as commit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from petl.configuration import BEFORE
 from petl.errors import UserError
+from petl.head import OWN_HEAD
 
 KEYS: Final[Mapping[str, str]] = {  # of a study file
     "sampler.teaching": "sampler.unfinished",
@@ -20,8 +22,10 @@ KEYS: Final[Mapping[str, str]] = {  # of a study file
 VALUES: Final[Mapping[str, Mapping[str, str]]] = {  # of a key that has its new name
     "sampler.unfinished": {"raw": "last", "corrected": "extrapolated", "pruned": "ignored", "model": "predicted"},
 }
-DEFAULTS: Final[Mapping[str, Any]] = {  # of version 1, where version 2 has others: a study keeps those it began with
-    **{f"training.{name}": value for name, value in BEFORE.items()},
+# Of a version, where the next one has others: a study keeps those that it began with.
+DEFAULTS: Final[Mapping[int, Mapping[str, Any]]] = {
+    1: {f"training.{name}": value for name, value in BEFORE.items()},
+    2: {f"head.{name}": value for name, value in OWN_HEAD.to_dict().items()},
 }
 OPTIONS: Final[Mapping[str, str]] = {  # of commands
     "--most-false": "--fdr",
@@ -56,10 +60,10 @@ def _names_of_version_1(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _defaults_of_version_2(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration of version 1 that says what was the default then, where it is another one now."""
+def _with_defaults(version: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of a version that says what was the default then, where it is another one now."""
     config = dict(config)
-    for place, value in DEFAULTS.items():
+    for place, value in DEFAULTS[version].items():
         section, key = place.split(".")
         config[section] = {key: value, **(config.get(section) or {})}
     return config
@@ -67,7 +71,8 @@ def _defaults_of_version_2(config: dict[str, Any]) -> dict[str, Any]:
 
 _UPGRADES: Final[tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = (  # from 0 to 1, from 1 to 2, ...
     _names_of_version_1,
-    _defaults_of_version_2,
+    partial(_with_defaults, 1),
+    partial(_with_defaults, 2),
 )
 VERSION: Final = len(_UPGRADES)
 

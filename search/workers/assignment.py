@@ -6,8 +6,8 @@ import json
 import math
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from petl.configuration import Configuration
@@ -25,7 +25,8 @@ class StudyContext:
     `resolved` is what the study fixed when it began, with a precision that has been measured. `seed`, the study's,
     draws the untrained head. `zero_stage` and `offload` change where tensors lie while a trial trains, not what it
     comes to. `store` is where trials are kept, None in `folder`. `run` is the token of the driver's
-    run, by which a node recognises the shared folder.
+    run, by which a node recognises the shared folder. `starts` are the tensors that heads start from, as safetensors,
+    by what the heads read.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class StudyContext:
     offload: tuple[str, ...] = ()
     store: str | None = None
     run: str = ""
+    starts: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:

@@ -1,10 +1,10 @@
-"""What Ray runs before and after the trials: the precision measured, and finished trials scored on whole splits."""
+"""What Ray runs before and after the trials: what all of them need is found, and finished ones are scored."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -18,6 +18,7 @@ from search.workers.training import WarmModel
 if TYPE_CHECKING:
     from search.config.sections import ResourcesConfig
 
+T = TypeVar("T")
 _ATTEMPTS: Final = 3  # at scoring a trial, where the process dies
 
 
@@ -36,7 +37,27 @@ def fastest_precision(context: StudyContext, resources: ResourcesConfig) -> str:
         rehearsal.rehearse(warm.model, warm.data, warm.backbone.model)
         return train.fastest_precision(warm.model)
 
-    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(measure)
+    return _on_a_worker(measure, resources)
+
+
+def head_start(context: StudyContext, resources: ResourcesConfig, pooling: str) -> bytes:
+    """Return what heads of this pooling start from, as safetensors, fitted where a trial would run."""
+
+    def fit() -> bytes:
+        from safetensors.torch import save
+
+        from petl.training import probe, processes
+
+        processes.prepare_process()
+        warm = WarmModel(context)
+        return save(probe.start(warm.model, warm.data, pooling, context.resolved.precision))
+
+    return _on_a_worker(fit, resources)
+
+
+def _on_a_worker(work: Callable[[], T], resources: ResourcesConfig) -> T:
+    """Return what `work` does in a process with a worker's resources. Raises the UserError that it raised."""
+    task = ray.remote(num_cpus=resources.each["CPU"], num_gpus=resources.each["GPU"], max_calls=1)(work)
     try:
         return ray.get(task.remote())
     except RayTaskError as error:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from petl.backbones.model import Backbone
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.errors import UserNotice
+from petl.head import PROBE
 from petl.measurements import Measurements
 from search.storage.errors import is_full
 from search.storage.folder import RESULT, SCORED, ResultPart, ScoredPart, TrialFolder, read_json, state_part, write_json
@@ -96,7 +97,16 @@ class WarmModel:
         """Write the adapter directory of a run whose tensors are gathered, with all that it needs to predict."""
         from petl.adapters import storage
 
-        storage.save(folder, run.attachment, self.backbone, self.data.facts(), self.data.tokenizer)
+        start = run.configuration.head.start
+        storage.save(folder, run.attachment, self.backbone, self.data.facts(), self.data.tokenizer, start=start)
+
+    def save_probe(self, tensors: Mapping[str, Any], folder: Path) -> None:
+        """Write a linear probe as the adapter directory of a design that changes the head alone."""
+        from petl.adapters import storage
+        from petl.training import baselines
+
+        with baselines.attach_probe(self.model, tensors) as attachment:
+            storage.save(folder, attachment, self.backbone, self.data.facts(), self.data.tokenizer, start=PROBE)
 
     def discard_model(self) -> None:
         """Forget the backbone, after a failure that may have left something on it."""
@@ -212,6 +222,7 @@ class TrialTraining:
                 progress=self._progress(),
                 zero=context.zero_stage,
                 offload=context.offload,
+                start=self._start(configuration),
             )
             self._began = time.time()
             if state := self.folder.latest_state():
@@ -225,11 +236,19 @@ class TrialTraining:
                 run.save(folder)
             return self._report()
         run.finish()
-        measured = run.measurements(count(configuration.design, warm.backbone, len(warm.data.labels)))
+        labels, pooling = len(warm.data.labels), configuration.head.pooling
+        measured = run.measurements(count(configuration.design, warm.backbone, labels, pooling))
         with run.gathered():
             report = self._finish(measured, partial(self._save, run))
         self.close()
         return report
+
+    def _start(self, configuration: Configuration) -> dict[str, Any] | None:
+        """Return what the head starts from; None for one that is drawn."""
+        from safetensors.torch import load
+
+        head = configuration.head
+        return load(self.warm.context.starts[head.pooling]) if head.start == PROBE else None
 
     def _save(self, run: TrainingRun, folder: Path) -> None:
         """Save what is kept of a training beside its report: of a replicate nothing."""
@@ -259,9 +278,16 @@ class TrialTraining:
             base_parameters=base,
             trained_parameters=trained,
             trained_percent=100 * trained / base,
+            head_parameters=trained,
             seconds=time.time() - self._began,
         )
-        return self._finish(measured, lambda folder: baselines.save(fitted, folder))
+
+        def save(folder: Path) -> None:
+            baselines.save(fitted, folder)
+            if name == "probe":
+                self.warm.save_probe(fitted, ResultPart(folder).adapter)
+
+        return self._finish(measured, save)
 
     def _finish(self, measured: Measurements, save: Callable[[Path], object]) -> Report:
         """Commit the result, of which `save` writes what was trained, and return the last report."""

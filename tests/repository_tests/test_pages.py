@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 from petl.configuration import Training
 from petl.design import LINEARS, PLACES
+from petl.head import LINEAR_HEAD
 from petl.presets import EVERYWHERE, PRESETS, parse
 from petl.tasks import KINDS, TASKS, Decoding, Task
 from search.cli import app
@@ -402,6 +403,8 @@ def _fields_of(section: str) -> Mapping[str, Any]:
     kind = {"task": Task, "training": Training, "decoding": Decoding}.get(section)
     if section == "constraints":
         return dict.fromkeys(COUNTS)
+    if section == "head":
+        return LINEAR_HEAD.to_dict()
     if section == "space":
         return {"name": "unified", **{name: None for row in SPACES.values() for name in _options(row)}}
     if kind is not None:

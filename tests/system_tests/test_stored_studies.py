@@ -18,6 +18,7 @@ from rich.console import Console
 from scope import sampled
 
 from petl.configuration import BEFORE, Configuration
+from petl.head import OWN_HEAD
 from search.results.query import Study, Trial, load_study
 from search.study.run import resume
 
@@ -25,6 +26,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/store-ba3158e"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
 WHERE = "/tmp/store"  # the studies were made there
 CLOCKED = ("seconds", "tokens_per_second", "peak_memory_mb", "latency_ms")
+LATER = ("head_parameters",)  # that the commit did not measure
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def as_it_was(configuration: Configuration) -> dict[str, Any]:
     """A configuration as that commit wrote it, before a training had the fields that do here what was done there."""
     data = configuration.to_dict()
     later = {name for name, value in BEFORE.items() if data["training"][name] == value}
+    assert data.pop("head") == OWN_HEAD.to_dict()
     return {**data, "training": {name: value for name, value in data["training"].items() if name not in later}}
 
 
@@ -64,7 +67,8 @@ def facts(trial: Trial) -> dict[str, Any]:
         "params": dict(record.params),
         "rungs": [[epoch, score] for epoch, score in sorted(record.rungs.items())],
         "failure": record.failure,
-        "measurements": measured and {name: value for name, value in measured.items() if name not in CLOCKED},
+        "measurements": measured
+        and {name: value for name, value in measured.items() if name not in (*CLOCKED, *LATER)},
         "seeds": seeds
         and {
             "mean": seeds.mean,

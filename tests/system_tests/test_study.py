@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from published import published_info
 from rich.console import Console
 
 from petl.adapters import storage
+from petl.head import LINEAR_HEAD
 from search.config.loading import load_config
 from search.config.sections import ResourcesConfig
 from search.config.text import ConfigError
@@ -141,6 +143,25 @@ def test_a_resume_that_no_cluster_takes_leaves_the_study_as_it_was(
     with pytest.raises(cluster.ClusterError):
         resume("tiny", overrides=["budget.trials=7", "resources.gpus_per_trial=1"])
     assert open_study(database_url(), "tiny", writes=False).config == before
+
+
+def test_heads_start_from_the_probe_that_is_kept(finished: tuple[Study, str], home: Path, tmp_path: Path) -> None:
+    study, _ = finished
+    resolved = open_study(database_url(), "tiny", writes=False).resolved
+    kept = home / "studies" / "tiny" / "starts" / "mean.safetensors"
+    assert resolved.starts == {"mean": hashlib.sha256(kept.read_bytes()).hexdigest()}
+    assert {trial.configuration.head for trial in study.trials if trial.configuration} == {LINEAR_HEAD}
+    assert storage.read_head(study.trials[0].export(tmp_path / "first")) == LINEAR_HEAD
+
+
+def test_no_front_is_below_the_probe_and_it_can_be_loaded(finished: tuple[Study, str]) -> None:
+    study, _ = finished
+    probe = next(trial for trial in study.references if trial.name == "probe")
+    front = study.front()
+    assert max(member.score or 0.0 for member in front) >= (probe.score or 0.0)
+    assert not any("probe" in front.dominating(member) for member in front)
+    model = probe.load_model()
+    assert set(model.predict(["great lovely table", "awful grim road"])) <= set(model.labels)
 
 
 def test_measured_counts_equal_the_saved_tensors(finished: tuple[Study, str], home: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from petl.training import baselines
+from petl.training import baselines, probe
 
 
 @dataclass
@@ -36,7 +36,7 @@ def data_of(monkeypatch: pytest.MonkeyPatch, train: list[int], sample: list[int]
         split: np.stack([corners[label] + draw.normal(size=4) for label in own]).astype(np.float32)
         for split, own in truth.items()
     }
-    monkeypatch.setattr(baselines, "_features", lambda model, data, split, precision: features[split])
+    monkeypatch.setattr(probe, "features", lambda model, data, split, precision: features[split])
     splits = {split: Part(torch.tensor(own)) for split, own in truth.items()}
     return SimpleNamespace(splits=splits, labels=labels, features=features)
 

@@ -115,12 +115,12 @@ def test_show_a_trial_as_json() -> None:
 def test_front_as_json(bound: tuple[str, ...], trials: list[int]) -> None:
     rows = json.loads(call("front", "demo", "--format", "json", *bound).stdout)
     assert [row["trial"] for row in rows] == trials
-    assert all(tuple(row) == ROW for row in rows)
+    assert all(tuple(row) == (*ROW, "dominated_by") for row in rows)
 
 
 def test_front_as_csv_and_table() -> None:
     lines = call("front", "demo", "--format", "csv").stdout.splitlines()
-    assert lines[0] == ",".join(ROW)
+    assert lines[0] == ",".join((*ROW, "dominated_by"))
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "1"]
     assert "1,000" in call("front", "demo").stdout
 

@@ -97,7 +97,7 @@ def test_rows_have_exactly_these_keys(study: Study) -> None:
     assert [list(row) for row in rows] == [
         [
             "trial", "name", "design", "score", "metric", "stored_parameters", "stored_percent",
-            "trained_parameters", "test_score", "seconds", "run_id",
+            "trained_parameters", "test_score", "seconds", "run_id", "dominated_by",
         ]
     ] * 4  # fmt: skip
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
@@ -113,6 +113,7 @@ def test_rows_have_exactly_these_keys(study: Study) -> None:
         "test_score": 0.58,
         "seconds": 99.0,
         "run_id": "",
+        "dominated_by": [],
     }
     assert rows[0]["test_score"] is None
 
@@ -130,7 +131,7 @@ def test_references_have_rows(study: Study) -> None:
 
 def test_frames(study: Study) -> None:
     frame = study.front().to_frame()
-    assert list(frame.columns) == list(ROW)
+    assert list(frame.columns) == [*ROW, "dominated_by"]
     assert list(frame.trial) == [0, 1, 3, 11]
     everything = study.to_frame().set_index("trial")
     assert len(everything) == len(RECORDS)
@@ -300,9 +301,9 @@ def test_one_cost_of_two_can_be_asked_for() -> None:
 
 def test_a_second_cost_has_a_column() -> None:
     front = drawn(20, 0).front()
-    assert [list(row) for row in front.to_rows()] == [[*ROW, "latency_ms"]] * len(front)
+    assert [list(row) for row in front.to_rows()] == [[*ROW, "latency_ms", "dominated_by"]] * len(front)
     assert [row["latency_ms"] for row in front.to_rows()] == [trial.second_cost for trial in front]
-    assert list(front.to_frame().columns) == [*ROW, "latency_ms"]
+    assert list(front.to_frame().columns) == [*ROW, "latency_ms", "dominated_by"]
     assert "latency_ms" in drawn(20, 0).to_frame().columns
-    assert list(drawn(20, 0, second_cost="seconds").front().to_frame().columns) == list(ROW)
-    assert list(ParetoFront((), front.objectives).to_frame().columns) == [*ROW, "latency_ms"]
+    assert list(drawn(20, 0, second_cost="seconds").front().to_frame().columns) == [*ROW, "dominated_by"]
+    assert list(ParetoFront((), front.objectives).to_frame().columns) == [*ROW, "latency_ms", "dominated_by"]

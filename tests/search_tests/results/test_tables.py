@@ -195,7 +195,7 @@ def test_files_of_a_front(tmp_path: Path) -> None:
     rows = json.loads(files[0].read_text())
     assert [row["trial"] for row in rows] == list(range(8))
     assert list(csv.DictReader(files[1].open()))[3]["trial"] == "3"
-    assert files[1].read_text().splitlines()[0].split(",") == list(ROW)
+    assert files[1].read_text().splitlines()[0].split(",") == [*ROW, "dominated_by"]
     assert size_of_png(files[2])[0] >= 1200
 
 

@@ -12,6 +12,7 @@ import pytest
 from loop import BACKBONE, OPTIONS, TRAINING, count, plan, run
 
 from petl.configuration import Configuration, Training
+from petl.design import Design
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.config.loading import load_config
@@ -56,8 +57,7 @@ def begun(*studies: Study, trials: int = 30, **changes: Any) -> list[str]:
     settings: dict[str, Any] = {
         "space": SPACE,
         "backbone": BACKBONE,
-        "training": TRAINING,
-        "seed": 7,
+        "base": Configuration(Design(), TRAINING, 7),
         "allowed": lambda configuration: True,
     }
     found = prior(studies, trials=trials, **{**settings, **changes})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from studies import study
 
+from petl.head import OWN_HEAD
 from search import cli
 from search.config.loading import load_config, load_stored
 from search.config.resuming import as_begun, refusal
@@ -30,6 +31,7 @@ NEW = {
 def test_a_configuration_without_a_version_has_the_names_of_ba3158e() -> None:
     assert upgraded({**OLD, "study": "old", "constraints": {"stored_percent": 1.0}}) == {
         **NEW, "study": "old", "constraints": {"stored_percent": 1.0}, "training": {"loss_over": "micro-batch"},
+        "head": {"pooling": "model", "start": "random"},
     }  # fmt: skip
     assert OLD["sampler"]["teaching"] == "raw"  # what was given is left alone
 
@@ -43,9 +45,11 @@ def test_every_score_of_unfinished_trials_has_its_new_name(old: str, new: str) -
 
 def test_what_is_stored_is_read_back_the_same(tmp_path: Path) -> None:
     config = load_config(study(tmp_path, **NEW))
-    assert config.to_dict()["version"] == VERSION == 2
+    assert config.to_dict()["version"] == VERSION == 3
     assert load_stored(config.to_dict()) == config
-    before = load_config(study(tmp_path, **NEW, training={"batch_size": 16, "loss_over": "micro-batch"}))
+    before = load_config(
+        study(tmp_path, **NEW, training={"batch_size": 16, "loss_over": "micro-batch"}, head=OWN_HEAD.to_dict())
+    )
     stored = config.model_dump(mode="json")
     assert load_stored({**stored, **OLD}) == before  # as ba3158e has it
     assert load_stored({**stored, "version": 1}) == before
