@@ -23,8 +23,9 @@ def eligible(config: StudyConfig, records: Records) -> list[TrialRecord]:
     if config.designs:
         return complete
     front = front_of(records.all(), records.objectives)
-    credible = discoveries(records.summaries) - {record.number for record in front}
-    return [*front, *(record for record in complete if record.reference or record.number in credible)]
+    members, credible = {record.number for record in front}, discoveries(records.summaries)
+    beside = [record for record in complete if record.reference or record.number in credible]
+    return [*front, *(record for record in beside if record.number not in members)]
 
 
 def unscored(config: StudyConfig, records: Records, folder: Path) -> list[TrialRecord]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from petl import backbones, tasks
 from petl.backbones.generation import checkpoint_settings
 from petl.backbones.model import Backbone
+from petl.backbones.pooling import require_pooling
 from petl.errors import UserNotice
 from search.config.study import StudyConfig
 from search.storage.address import without_password
@@ -82,6 +83,8 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     epochs = _epochs(config, data)
     known = config if epochs is None else config.with_epochs(epochs)
     trained = [*known.reference_configurations().values(), *(configuration for _, configuration in known.listed)]
+    for head in {config.head_of(), *(configuration.head for configuration in trained if configuration)}:
+        require_pooling(backbone.row, head.pooling)
     keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
     deciding = {config.objectives.score, *keeps}
     if located is None:

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import studies
 import texts
+import tiny
 
+from petl.backbones.locate import BackboneError
 from petl.tasks import TaskError
 from search.config.loading import load_config
 from search.config.study import StudyConfig
@@ -120,3 +122,18 @@ def test_validation_rows_of_one_label_are_refused(tmp_path: Path, score: str) ->
     with pytest.raises(TaskError, match=rf"all 2 validation rows have the label 'good'.* a better {score} than"):
         resolve(load_config(content))
     assert resolve(load_config({**content, "objectives": {"score": "loss"}})).generates is False
+
+
+def test_the_first_token_of_a_decoder_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    content = studies.study(tmp_path)
+    model = Path(content["backbone"]["model"])
+    decoder = tiny.model("gpt2", vocab_size=len(json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]))
+    (model / "model.safetensors").unlink()
+    decoder.save_pretrained(model)
+    length = {"task": {**content["task"], "max_length": 16}}
+    with pytest.raises(BackboneError, match=r"head.pooling first is for encoders.*take last or mean"):
+        resolve(load_config({**content, **length, "head": {"pooling": "first"}}))
+    full = {"full": {"head": {"pooling": "first"}}}
+    with pytest.raises(BackboneError, match=r"head.pooling first is for encoders"):
+        resolve(load_config({**content, **length, "references": full}))
+    resolve(load_config({**content, **length, "head": {"pooling": "last"}}))
