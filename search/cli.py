@@ -270,6 +270,7 @@ def ls(
     """
     from search.results import console, tables
     from search.results.query import load_study
+    from search.storage.commands import command
     from search.storage.locations import store_uri
     from search.tracking.reader import studies
 
@@ -279,7 +280,7 @@ def ls(
     elif found:
         console.console().print(tables.studies_table(found))
     else:
-        typer.echo("no studies yet; petl-search run STUDY.yaml starts one")
+        typer.echo(f"no studies yet; `{command('run', 'STUDY.yaml')}` starts one")
 
 
 @app.command()

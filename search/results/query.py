@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
+from search.storage.commands import resume_command
 from search.storage.errors import StoreError
 from search.storage.locations import store_uri
 from search.tracking import reader, schema
@@ -342,7 +343,7 @@ class Study:
         if not summaries:
             raise StoreError(
                 f"fdr needs replicates, and study {self.name!r} has none; train some by "
-                f"`petl-search resume {self.name} --set replicates.per_trial=5`"
+                f"`{resume_command(self.name, options='--set replicates.per_trial=5')}`"
             )
         costs = [objective.name for objective in self.objectives[1:]]
         if cost is not None and [cost] != costs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from petl.measurements import SHARES
 from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
 from search.results.lists import print_list
 from search.storage.address import without_password
+from search.storage.commands import command
 from search.storage.locations import StudyHome, store_uri
 from search.tracking.schema import FACTS, DiskUse
 from search.trials.formats import (
@@ -128,24 +128,25 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         share = study.objectives[0].name in SHARES
         smallest = front.best(within=0.01 if share else 0.0).number
         compared = study.summary.info.paper
-        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
-        commands = {
-            f"front {study.name} --max-parameters 1%": "the front under a limit",
-            **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
-            f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
+        where = () if study.uri == store_uri() else ("--uri", without_password(study.uri))
+        rows = {
+            ("front", study.name, "--max-parameters", "1%"): "the front under a limit",
+            **({("show", study.name, "--against", "paper"): "beside what the paper prints"} if compared else {}),
+            ("show", study.name, str(smallest)): f"all about the {'smallest within a point of the ' * share}best",
             **(
-                {f"front {study.name} --fdr 5%": "what replicates have shown to be on it"}
+                {("front", study.name, "--fdr", "5%"): "what replicates have shown to be on it"}
                 if front[0].seed_summary
                 else {}
             ),
-            f"export {study.name} {smallest} my-adapter": "its adapter, ready to load",
+            ("export", study.name, str(smallest), "my-adapter"): "its adapter, ready to load",
         }
         if not study.uri.startswith(("http://", "https://")):
-            commands["ui"] = "every run side by side, in MLflow"
+            rows[("ui",)] = "every run side by side, in MLflow"
+        commands = {command(*words, *where): what for words, what in rows.items()}
         width = max(map(len, commands))
         say(out, "next:")
-        for command, what in commands.items():
-            say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
+        for text, what in commands.items():
+            say(out, f"  {text.ljust(width)}   {what}")
 
 
 def print_study(study: Study, out: Console | None = None) -> None:

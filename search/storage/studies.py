@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.storage.address import one_line, redacted, sqlite_file
+from search.storage.commands import resume_command
 from search.storage.database import (
     ConnectionLostError,
     DatabaseError,
@@ -19,7 +20,6 @@ from search.storage.database import (
     is_postgresql,
     notice_losses,
 )
-from search.storage.locations import resume_command
 from search.trials import records
 from search.trials.quiet import quiet
 from search.trials.records import Records, RecordsError

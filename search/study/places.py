@@ -11,6 +11,7 @@ from rich.console import Console
 from petl.errors import UserError
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
+from search.storage.commands import resume_command
 from search.storage.database import is_postgresql
 from search.storage.errors import FullDiskError, StoreError, is_full
 from search.storage.locations import StudyHome, home
@@ -64,13 +65,18 @@ def store_of(config: StudyConfig, records: Records) -> str:
     return restore_password(recorded, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
+def how_to_resume(places: StudyHome, options: str = "") -> str:
+    """Return the command that resumes the study from this folder and environment."""
+    return resume_command(places.name, database=places.database, options=options)
+
+
 def interrupted(places: StudyHome) -> InterruptedStudy:
     """Return what to raise where a study was interrupted: it says how to resume the study, if it had begun."""
     begun = True
     with suppress(StoreError):  # of a database that is away
         begun = study_begun(places.database, places.name)
     return InterruptedStudy(
-        f"interrupted; nothing that was finished is lost. Resume with: {places.resume_command}"
+        f"interrupted; nothing that was finished is lost. Resume with: {how_to_resume(places)}"
         if begun
         else f"interrupted before the study {places.name!r} began"
     )
@@ -94,7 +100,7 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
             raise
         raise FullDiskError(
             f"a disk is full ({one_line(error)}); nothing that was finished is lost. Make room, "
-            f"perhaps by storage.max_gb, and resume with: {places.resume_command}"
+            f"perhaps by storage.max_gb, and resume with: {how_to_resume(places)}"
         ) from None
     finally:
         lock.release()

@@ -27,7 +27,7 @@ from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
 from search.study.leftovers import delete, require_new
-from search.study.places import StudyError, driving, home_of
+from search.study.places import StudyError, driving, home_of, how_to_resume
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
 from search.study.runner import Runner, published
@@ -68,7 +68,7 @@ def run(
             return _resume(config, open_study(places.database, config.study, guard), address, console)
         if begun and not fresh:
             raise StudyError(
-                f"there is a study {config.study!r} already; resume it by `{places.resume_command}`, or replace it by "
+                f"there is a study {config.study!r} already; resume it by `{how_to_resume(places)}`, or replace it by "
                 "--fresh, which deletes its trials and adapters"
             )
         resolved = resolve(config)

@@ -30,6 +30,7 @@ from search.study.places import (
     InterruptedStudy,
     UndeliveredStudy,
     home_of,
+    how_to_resume,
     interrupted,
     store_of,
 )
@@ -201,7 +202,7 @@ class Runner:
             self.display.say(
                 "no trial has a second seed: nothing is contested, all failed, or one training is more than "
                 f"replicates.extra {self.config.replicates.extra:g} of the search's epochs; "
-                f"`{self.places.resume_command} --set replicates.extra=1` allows more"
+                f"`{how_to_resume(self.places, '--set replicates.extra=1')}` allows more"
             )
 
     def _say_device_hours(self, meter: Meter) -> None:
@@ -252,7 +253,7 @@ class Runner:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but MLflow does not answer "
                 f"({self.delivery.trouble}). {self.delivery.waiting} for it wait in {self.delivery.journal.folder}: "
-                f"`{self.places.resume_command}` delivers them when it is back, and trains nothing again"
+                f"`{how_to_resume(self.places)}` delivers them when it is back, and trains nothing again"
             )
 
     def _read(self) -> Study:
@@ -262,7 +263,7 @@ class Runner:
         except StoreError as error:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
-                f"({error}); `{self.places.resume_command}` ends the study when it is back"
+                f"({error}); `{how_to_resume(self.places)}` ends the study when it is back"
             ) from error
 
 

@@ -21,6 +21,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl.errors import UserError
+from search.storage.commands import command
 from search.storage.locks import run_token
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def _join(address: str, **options: Any) -> None:
             "--address auto there"
         )
     if address.startswith(("http://", "https://")):
-        raise ClusterError(f"an http address takes jobs: `petl-search submit STUDY.yaml --address {address}`")
+        submit = command("submit", "STUDY.yaml", "--address", address, remote=True)
+        raise ClusterError(f"an http address takes jobs: `{submit}`")
     dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
     if address != "local":
         use_token()

@@ -1,4 +1,4 @@
-"""Where studies live, and what resumes them."""
+"""Where studies live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.storage.locations import StudyHome, resume_command
+from search.storage.locations import StudyHome
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,6 @@ def test_every_place_of_a_study(tmp_path: Path) -> None:
     assert home.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert home.artifacts == tmp_path / "artifacts/demo"
     assert home.shared_folder == home.folder
-    assert home.resume_command == "petl-search resume demo"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -38,18 +37,5 @@ def test_what_a_study_file_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert home.uri == "http://host"
     assert home.artifacts is None
     assert home.shared_folder is None
-    assert home.resume_command == "PETL_SEARCH_DATABASE='postgresql+psycopg://me@host/a b' petl-search resume demo"
     assert "pw" not in repr(home)
     assert StudyHome("demo").uri == "http://other"
-    assert StudyHome("demo").resume_command == "petl-search resume demo"
-
-
-def test_a_resume_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resume_command("demo", address="http://head:8265") == "petl-search resume demo --address http://head:8265"
-    assert resume_command("demo", address="http://head", options="--code") == (
-        "petl-search resume demo --address http://head --code"
-    )
-    monkeypatch.setenv("PETL_SEARCH_DATABASE", "mysql://host/db")  # no such database can have records
-    assert resume_command("demo", database="sqlite:////x.db") == (
-        "PETL_SEARCH_DATABASE=sqlite:////x.db petl-search resume demo"
-    )
