@@ -7,7 +7,7 @@ import warnings
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -71,6 +71,8 @@ class AdapterFormat(StrEnum):
     PEFT = "peft"
 
 
+_LOADING: Final = "loading Ray, Optuna and MLflow"
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
 Uri = Annotated[
     str | None,
@@ -125,11 +127,19 @@ def run(
 
     Example, on a node of a Ray cluster: petl-search run study.yaml --or-resume --address auto
     """
+    from search.config.text import read
     from search.storage.address import require_no_password
-    from search.study.run import run as run_study
 
     require_no_password(overrides or ())
-    _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
+    read(study)  # a file that cannot be read is said before all that takes seconds to import
+    typer.echo(f"reading {study}")
+    from search.config.loading import load_config
+
+    config = load_config(study, overrides or ())
+    typer.echo(_LOADING)
+    from search.study.run import run as run_study
+
+    _end(run_study(config, fresh=fresh, or_resume=or_resume, address=address))
 
 
 @app.command()
@@ -161,9 +171,11 @@ def resume(
     if env or follow or code or python != "python":
         raise typer.BadParameter("--env, --python, --code and --follow are for --address http://HEAD:8265")
     from search.storage.address import require_no_password
-    from search.study.run import resume as resume_study
 
     require_no_password(overrides or ())
+    typer.echo(_LOADING)
+    from search.study.run import resume as resume_study
+
     _end(resume_study(name, overrides=overrides or (), address=address))
 
 
@@ -193,6 +205,10 @@ def submit(
 
     Example: petl-search submit study.yaml --address http://head:8265 --env PETL_SEARCH_HOME=/shared/petl --follow
     """
+    from search.config.text import read
+
+    read(study)
+    typer.echo(_LOADING)
     from search.jobs import client as jobs
 
     if fresh and or_resume:

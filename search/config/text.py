@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from ruamel.yaml import YAML
@@ -23,6 +24,16 @@ class _Constructor(SafeConstructor):
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 _DUPLICATE: Final = "found duplicate key "
+
+
+def read(path: str | Path) -> str:
+    """Return the text of a study file. Raises ConfigError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the study file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no YAML: byte {error.start + 1} is not UTF-8") from None
 
 
 def parse(text: str, name: str) -> Any:

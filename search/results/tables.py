@@ -129,7 +129,7 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         smallest = front.best(within=0.01 if share else 0.0).number
         compared = study.summary.info.paper
         where = () if study.uri == store_uri() else ("--uri", without_password(study.uri))
-        rows = {
+        rows: dict[tuple[str, ...], str] = {
             ("front", study.name, "--max-parameters", "1%"): "the front under a limit",
             **({("show", study.name, "--against", "paper"): "beside what the paper prints"} if compared else {}),
             ("show", study.name, str(smallest)): f"all about the {'smallest within a point of the ' * share}best",

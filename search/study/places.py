@@ -10,7 +10,7 @@ from rich.console import Console
 
 from petl.errors import UserError
 from search.config.study import StudyConfig
-from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
+from search.storage.address import expand_env, one_line, redacted, restore_password, without_password
 from search.storage.commands import resume_command
 from search.storage.database import is_postgresql
 from search.storage.errors import FullDiskError, StoreError, is_full
@@ -38,13 +38,8 @@ class UndeliveredStudy(UserError):  # noqa: N818 (no error of the study's: it is
 
 
 def home_of(config: StudyConfig) -> StudyHome:
-    """Return the places of a study; the folder of its database exists then.
-
-    Raises StudyError where MLflow has that database.
-    """
+    """Return the places of a study. Raises StudyError where MLflow has the database of its records."""
     places = StudyHome(config.study, config.storage.database, config.tracking.uri, config.storage.path)
-    if file := sqlite_file(places.database):
-        file.parent.mkdir(parents=True, exist_ok=True)
     published = without_password(expand_env(places.uri))
     if is_postgresql(places.database) and without_password(places.database) == published:
         raise StudyError(
@@ -89,8 +84,8 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
     What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
     """
     lock = StudyLock(places.folder)
-    lock.drive(say=console.print)
     try:
+        lock.drive(say=console.print)
         with holding(places.database, places.name) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -67,8 +67,8 @@ class Runner:
         self.places = replace(home_of(config), tracking=store_of(config, records))
         self.folder = self.places.folder
         set_store(self.folder, config.storage.path)
-        self.context = study_context(config, records)
         self.resolved = records.resolved
+        self.context = study_context(config, self.resolved)
         self.plan = search_plan(config, self.resolved)
         self.display = Display(
             config.study,
@@ -218,6 +218,8 @@ class Runner:
             self.display.say(
                 f"scoring {len(untested)} trials on the {' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"
             )
+            for record in untested:
+                TrialFolder(self.folder, record.number).note("")  # the last one is of its training
             with self.display.scoring([record.number for record in untested]) as done:
 
                 def scored(number: int, reason: str) -> None:
@@ -286,10 +288,20 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def study_context(config: StudyConfig, records: Records) -> StudyContext:
-    """Return what the workers are given; the precision is measured once a study, where it would train."""
-    resolved = records.resolved
-    context = StudyContext(
+def with_precision(config: StudyConfig, resolved: Resolved, say: Callable[[str], object]) -> Resolved:
+    """Return what is resolved with a precision, which is measured where the study would train, once a study.
+
+    Raises BackboneError where a row of the data does not pass through the model there.
+    """
+    if resolved.precision != "auto":
+        return resolved
+    say("measuring in which precision the model trains faster: fp32 or bf16")
+    return replace(resolved, precision=scoring.fastest_precision(study_context(config, resolved), config.resources))
+
+
+def study_context(config: StudyConfig, resolved: Resolved) -> StudyContext:
+    """Return what the workers are given."""
+    return StudyContext(
         str(StudyHome(config.study).folder),
         resolved,
         seed=config.seed,
@@ -298,10 +310,6 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
         store=config.storage.path,
         run=run_token(home_of(config).folder),
     )
-    if resolved.precision == "auto":
-        records.resolved = replace(resolved, precision=scoring.fastest_precision(context, config.resources))
-        context = replace(context, resolved=records.resolved)
-    return context
 
 
 def published(config: StudyConfig, resolved: Resolved) -> dict[str, Any]:

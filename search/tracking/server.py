@@ -12,7 +12,7 @@ from typing import Final
 
 from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
-from search.storage.errors import StoreError
+from search.storage.errors import StoreError, writing
 from search.storage.locations import artifact_root, home, require_store, store_uri
 
 _SHIPPED: Final = "password1234"  # MLflow's
@@ -66,18 +66,19 @@ def _accounts() -> dict[str, str]:
     if importlib.util.find_spec("flask_wtf") is None:
         raise StoreError("accounts need MLflow's extra: pip install 'petl-search[cluster]'")
     folder = home() / "accounts"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
     key, settings = folder / "key", folder / "auth.ini"
-    if not key.exists():
-        key.write_text(secrets.token_hex(32))
-    settings.write_text(
-        "[mlflow]\n"
-        "default_permission = READ\n"
-        f"database_uri = {_quoted(folder / 'accounts.db')}\n"
-        "admin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if not key.exists():
+            key.write_text(secrets.token_hex(32))
+        settings.write_text(
+            "[mlflow]\n"
+            "default_permission = READ\n"
+            f"database_uri = {_quoted(folder / 'accounts.db')}\n"
+            "admin_username = admin\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
     return {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text()}
 
 

@@ -259,7 +259,7 @@ def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
     numbers = [int(folder.parent.name) for folder in (first, second)]
     database = f"sqlite:///{home}/optuna.db"
     records = open_study(database, "tiny")
-    context = study_context(load_config(home / "study.yaml"), records)
+    context = study_context(load_config(home / "study.yaml"), records.resolved)
     for folder in (first, second):
         shutil.rmtree(folder)
     heard: dict[int, str] = {}
