@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -71,8 +73,6 @@ class AdapterFormat(StrEnum):
     PEFT = "peft"
 
 
-_LOADING: Final = "loading Ray, Optuna and MLflow"
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
 Uri = Annotated[
     str | None,
@@ -129,16 +129,19 @@ def run(
     """
     from search.config.text import read
     from search.storage.address import require_no_password
+    from search.study.interrupts import ending_at_once
 
     require_no_password(overrides or ())
     read(study)  # a file that cannot be read is said before all that takes seconds to import
     typer.echo(f"reading {study}")
-    from search.config.loading import load_config
-
+    with ending_at_once():
+        from search.config.loading import load_config
     config = load_config(study, overrides or ())
-    typer.echo(_LOADING)
-    from search.study.run import run as run_study
+    with _loading():
+        from search.study.resolve import load_libraries
+        from search.study.run import run as run_study
 
+        load_libraries()
     _end(run_study(config, fresh=fresh, or_resume=or_resume, address=address))
 
 
@@ -173,9 +176,11 @@ def resume(
     from search.storage.address import require_no_password
 
     require_no_password(overrides or ())
-    typer.echo(_LOADING)
-    from search.study.run import resume as resume_study
+    with _loading():
+        from search.study.resolve import load_libraries
+        from search.study.run import resume as resume_study
 
+        load_libraries()
     _end(resume_study(name, overrides=overrides or (), address=address))
 
 
@@ -208,8 +213,8 @@ def submit(
     from search.config.text import read
 
     read(study)
-    typer.echo(_LOADING)
-    from search.jobs import client as jobs
+    with _loading():
+        from search.jobs import client as jobs
 
     if fresh and or_resume:
         raise jobs.JobError("--fresh and --or-resume contradict each other; give one")
@@ -515,6 +520,16 @@ def ui(
     from search.tracking.server import serve
 
     serve(uri, port, host)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say that libraries are imported within the context, which Ctrl-C ends at once."""
+    typer.echo("loading libraries")
+    from search.study.interrupts import ending_at_once
+
+    with ending_at_once():
+        yield
 
 
 def _end(study: Study) -> None:

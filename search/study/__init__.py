@@ -8,5 +8,6 @@ warm_start    designs from the fronts of earlier studies
 runner        all that happens to a study that is on record
 final_scores  who sees the test split
 places        where the study lies, and its one driver
+interrupts    what Ctrl-C and SIGTERM end, and how soon
 leftovers     what an earlier study of that name left: refused or deleted
 """

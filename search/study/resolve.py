@@ -56,6 +56,16 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
     return config.budget.steps * training.accumulation / batches
 
 
+def load_libraries() -> None:
+    """Import what `resolve` needs, which takes seconds the first time."""
+    from petl.training.processes import prepare_process
+
+    prepare_process()
+    import petl.data.tokens
+    import petl.training.metrics
+    import petl.training.rehearsal  # noqa: F401
+
+
 def resolve(
     config: StudyConfig,
     revision: str = "",
@@ -67,10 +77,7 @@ def resolve(
     `say` is given a line before each step that may take seconds. Raises BackboneError and TaskError where something is
     not there, or where the score could not tell trials apart.
     """
-    say("loading torch and transformers")
-    from petl.training.processes import prepare_process
-
-    prepare_process()
+    load_libraries()
     from petl.data.sources import locate_data
     from petl.data.tokens import load_data
     from petl.training.metrics import GENERATED, signatures

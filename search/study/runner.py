@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -26,6 +23,7 @@ from search.storage.locks import run_token
 from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store
 from search.study.final_scores import eligible, unscored
+from search.study.interrupts import terminated_as_interrupted
 from search.study.places import (
     InterruptedStudy,
     UndeliveredStudy,
@@ -48,9 +46,6 @@ from search.trials.resolved import Resolved
 from search.workers import cluster, scoring
 from search.workers.assignment import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 _PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
 _BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
@@ -267,25 +262,6 @@ class Runner:
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
                 f"({error}); `{how_to_resume(self.places)}` ends the study when it is back"
             ) from error
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM, which schedulers and clouds send before they kill, do what Ctrl-C does at that moment."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
-        handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def with_precision(config: StudyConfig, resolved: Resolved, say: Callable[[str], object]) -> Resolved:

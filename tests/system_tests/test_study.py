@@ -30,9 +30,10 @@ from search.storage.errors import StoreError
 from search.storage.folder import read_json
 from search.storage.locations import StudyHome, database_url
 from search.storage.studies import open_study
+from search.study.interrupts import terminated_as_interrupted
 from search.study.places import InterruptedStudy, StudyError, driving
 from search.study.run import resume, run
-from search.study.runner import headline, study_context, terminated_as_interrupted
+from search.study.runner import headline, study_context
 from search.trials.record import State
 from search.workers import cluster, scoring
 
