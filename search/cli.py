@@ -6,15 +6,16 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 from typer.core import TyperGroup
 
 from petl.errors import UserError, UserNotice
+from search.results.choices import AdapterFormat, Against, Report, Rows
 
 if TYPE_CHECKING:
     from search.results.query import Study
@@ -45,40 +46,16 @@ app = typer.Typer(
 )
 
 
-class Rows(StrEnum):
-    """How the rows of a front are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
-class Report(StrEnum):
-    """How everything else is written, which has no rows of one kind."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class Against(StrEnum):
-    """What a list of designs is put beside."""
-
-    PAPER = "paper"
-
-
-class AdapterFormat(StrEnum):
-    """How an adapter is written."""
-
-    PETL = "petl"
-    PEFT = "peft"
-
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A study; `petl-search ls` lists them.", callback=lambda name: normalize("NFC", name)
+    ),
+]
 Uri = Annotated[
     str | None,
     typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
 ]
-
 
 Overrides = Annotated[
     list[str] | None,
@@ -129,15 +106,13 @@ def run(
     """
     from search.config.text import read
     from search.storage.address import require_no_password
-    from search.study.interrupts import ending_at_once
 
     require_no_password(overrides or ())
     read(study)  # a file that cannot be read is said before all that takes seconds to import
-    typer.echo(f"reading {study}")
-    with ending_at_once():
+    with _loading(f"reading {study}"):
         from search.config.loading import load_config
     config = load_config(study, overrides or ())
-    with _loading():
+    with _loading("loading libraries"):
         from search.study.resolve import load_libraries
         from search.study.run import run as run_study
 
@@ -176,7 +151,7 @@ def resume(
     from search.storage.address import require_no_password
 
     require_no_password(overrides or ())
-    with _loading():
+    with _loading("loading libraries"):
         from search.study.resolve import load_libraries
         from search.study.run import resume as resume_study
 
@@ -213,7 +188,7 @@ def submit(
     from search.config.text import read
 
     read(study)
-    with _loading():
+    with _loading("loading libraries"):
         from search.jobs import client as jobs
 
     if fresh and or_resume:
@@ -311,6 +286,7 @@ def show(
     against: Annotated[
         Against | None, typer.Option(help="Put a list of designs beside the paper's table that its file names.")
     ] = None,
+    trials: Annotated[bool, typer.Option("--trials", help="List all trials, in every state.")] = False,
     format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
     uri: Uri = None,
 ) -> None:
@@ -318,15 +294,21 @@ def show(
 
     Example: petl-search show demo 12
 
+    Example: petl-search show demo --trials
+
     Example: petl-search show table12-xsum-small --against paper
     """
     from search.results import console, tables
     from search.results.query import load_study
 
-    if against and trial is not None:
-        raise typer.BadParameter("--against compares a whole list: leave the trial's number out")
+    if (against or trials) and trial is not None:
+        raise typer.BadParameter("--against and --trials are of a whole study: leave the trial's number out")
     study = load_study(name, uri)
-    if against:
+    if trials and format is Report.JSON:
+        _print_json(study.trial_rows())
+    elif trials:
+        tables.print_trials(study)
+    elif against:
         from search.results.lists import compare, print_against
 
         if format is Report.JSON:
@@ -400,9 +382,11 @@ def export(
     """
     from search.results.query import load_study
 
-    folder = load_study(name, uri).trial(trial).export(directory, format)
+    study = load_study(name, uri)
+    folder = study.trial(trial).export(directory, format)
     if format is AdapterFormat.PEFT:
         typer.echo(f"{folder}: load it in Python by peft.PeftModel.from_pretrained(base_model, {str(folder)!r})")
+        typer.echo(f"base_model is {study.summary.info.backbone.model}, loaded by transformers for the study's task")
     else:
         typer.echo(f"{folder}: load it in Python by petl.load_model({str(folder)!r})")
 
@@ -523,9 +507,9 @@ def ui(
 
 
 @contextmanager
-def _loading() -> Iterator[None]:
-    """Say that libraries are imported within the context, which Ctrl-C ends at once."""
-    typer.echo("loading libraries")
+def _loading(what: str) -> Iterator[None]:
+    """Say `what` is done within the context, which imports, and which Ctrl-C ends at once."""
+    typer.echo(what)
     from search.study.interrupts import ending_at_once
 
     with ending_at_once():

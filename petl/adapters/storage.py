@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +68,8 @@ def save(
     if head := attachment.head_state_dict():
         save_file(_on_disk(head), path / HEAD)
     _write(path / DESIGN, attachment.design.to_dict())
+    for tensors in path.glob("*.safetensors"):
+        shutil.copymode(path / DESIGN, tensors)  # safetensors lets nobody else read what it writes
     versions = {name: _version(name) for name in _VERSIONS}
     _write(path / MODEL, {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions})
     if tokenizer is not None:

@@ -15,7 +15,7 @@ from search.config.sections import (
     STORED,
 )
 from search.config.study import StudyConfig, long_form
-from search.config.text import ConfigError, parse, read
+from search.config.text import NAMES, ConfigError, parse, read
 from search.storage import address
 from search.trials.upgrade import upgraded
 
@@ -68,7 +68,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(value, dict):
             raise ConfigError(f"--set {address.redacted(override)}: {section} is a value, not a section")
         data[section] = data = value
-    data[key] = parse(text, f"--set {override}")
+    named = f"--set {override}"
+    data[key] = parse(f"{key}: {text}", named)[key] if path in NAMES else parse(text, named)
 
 
 def _deep_copy(value: Any) -> Any:

@@ -204,6 +204,29 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
                 say(out, f"  {name:<{width}}  {value}")
 
 
+def print_trials(study: Study, out: Console | None = None) -> None:
+    """Print a line for each trial and reference of a study, in every state."""
+    score = study.objectives[0].name
+    table = new_table(f"trials of {study.name}")
+    for column in ("trial", "state", "design", score, "epochs", "parameters", "%"):
+        left = column in ("state", "design")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "design", overflow="fold")
+    for trial in study.all_trials:
+        record = trial.record
+        last = record.rungs[max(record.rungs)] if record.rungs else None
+        add(
+            table,
+            str(trial.number),
+            state_text(trial.state, study.summary.status),
+            f"reference {trial.name}" if record.reference else trial.name,
+            score_text(last if trial.score is None else trial.score),
+            f"{record.epochs:.3g}",
+            count_text(trial.values.get("stored_parameters")),
+            percent_text(trial.values.get("stored_percent")),
+        )
+    (out or console()).print(table)
+
+
 def studies_table(studies: Sequence[Study]) -> Table:
     """Return a table with a line per study: how far it is, and its best score."""
     table = new_table("")

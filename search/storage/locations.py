@@ -9,7 +9,7 @@ $PETL_SEARCH_HOME/optuna.db          the durable records, unless PostgreSQL has 
 from __future__ import annotations
 
 import os
-import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,21 @@ from typing import Final
 from search.storage.address import database, expand_env, sqlite_file
 from search.storage.errors import StoreError
 
-STUDY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
+_LONGEST: Final = 200  # bytes of a name, so that a file may be called after it
+
+
+def is_study_name(name: str) -> bool:
+    """Return whether a study may have this name: it is safe as a folder, in an address and in a shell.
+
+    Letters and digits of any script, with their marks, '.', '_' and '-', in Unicode's form NFC.
+    """
+    return (
+        unicodedata.is_normalized("NFC", name)
+        and len(name.encode(errors="replace")) <= _LONGEST
+        and all(character in "._-" or unicodedata.category(character)[0] in "LMN" for character in name)
+        and name[:1].isalnum()
+        and not name.endswith(".")
+    )
 
 
 def home() -> Path:

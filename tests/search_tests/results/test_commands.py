@@ -21,6 +21,7 @@ from search import cli
 from search.results.files import PictureError
 from search.results.query import ROW
 from search.storage.errors import StoreError
+from search.storage.locks import StudyLock
 from search.tracking import server as ui
 from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
@@ -85,6 +86,51 @@ def test_ls() -> None:
 def test_show() -> None:
     assert "lora query 2" in call("show", "demo").stdout
     assert "query.rank" in call("show", "demo", "2").stdout
+
+
+def test_show_lists_all_trials() -> None:
+    lines = call("show", "demo", "--trials").stdout.splitlines()
+    assert [line.split()[:2] for line in lines if line.strip()[:1].isdigit()] == [
+        ["0", "complete"], ["1", "complete"], ["2", "complete"],
+    ]  # fmt: skip
+    rows = json.loads(call("show", "demo", "--trials", "--format", "json").stdout)
+    assert [(row["trial"], row["state"], row["score"]) for row in rows] == [
+        (0, "complete", 0.5), (1, "complete", 0.6), (2, "complete", 0.55),
+    ]  # fmt: skip
+
+
+def test_a_study_that_was_killed_is_not_said_to_be_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver cannot say any more that it ends; the system has dropped its lock."""
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
+
+    def status() -> list[str]:
+        return [row["status"] for row in json.loads(call("ls", "--format", "json").stdout)]
+
+    MlflowTracker.open(f"sqlite:///{tmp_path}/mlflow.db", "demo", tmp_path / "artifacts", INFO)
+    assert status() == ["running"]  # by a driver whose folder is elsewhere
+    lock = StudyLock(tmp_path / "studies" / "demo")
+    lock.drive()
+    (tmp_path / "studies" / "demo" / "trials").mkdir()
+    assert status() == ["running"]
+    lock.release()
+    assert status() == ["killed"]
+    assert "demo  killed" in call("show", "demo").stdout
+
+
+def test_a_study_file_that_is_not_there_is_said_before_anything_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from search.cli import main\n"
+        "sys.argv = ['petl-search', sys.argv[1], 'missing.yaml']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(sorted({'ray', 'torch', 'mlflow', 'optuna', 'scipy', 'pydantic'} & {*sys.modules}))\n"
+    )
+    for word in ("run", "submit"):
+        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "[]\n")
+        assert done.stderr == "petl-search: the study file missing.yaml cannot be read: No such file or directory\n"
 
 
 def test_ls_as_json() -> None:
@@ -170,7 +216,8 @@ def test_export_for_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("petl.adapters.peft.convert", convert)
     result = call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
     assert (tmp_path / "out" / "design.json").read_text() == "{}"
-    assert "PeftModel.from_pretrained" in result.stdout
+    assert "PeftModel.from_pretrained(base_model, " in result.stdout
+    assert "base_model is tiny, " in result.stdout
     with pytest.raises(StoreError, match="new or empty folder"):
         call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
 
