@@ -111,7 +111,9 @@ def run(
     read(study)  # a file that cannot be read is said before all that takes seconds to import
     with _loading(f"reading {study}"):
         from search.config.loading import load_config
+        from search.study.inputs import require_inputs
     config = load_config(study, overrides or ())
+    require_inputs(config)
     with _loading("loading libraries"):
         from search.study.resolve import load_libraries
         from search.study.run import run as run_study

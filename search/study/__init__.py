@@ -1,6 +1,7 @@
 """A study from its file to its front: the one room that knows all others.
 
 run           run and resume
+inputs        whether the model and the rows that it names are there
 resolve       what a study fixes when it begins
 fit           whether its backbone can do its task
 plan          what the search works through

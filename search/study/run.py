@@ -28,6 +28,7 @@ from search.storage.locations import StudyHome, database_url, home
 from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
+from search.study.inputs import require_inputs
 from search.study.leftovers import delete, require_new
 from search.study.places import StudyError, driving, home_of, how_to_resume
 from search.study.plan import is_finished, rehearse, require_room, warm_start
@@ -56,8 +57,8 @@ def run(
 
         front = run("spaces/studies/demo.yaml", overrides=["budget.trials=6"]).front()
 
-    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, StoreError where
-    MLflow does not answer at the beginning, UndeliveredStudy where it does not at the end, and
+    Raises ConfigError with every fault of the file, MissingInputError, StudyError, BackboneError, TaskError,
+    StoreError where MLflow does not answer at the beginning, UndeliveredStudy where it does not at the end, and
     InterruptedStudy for Ctrl-C.
     """
     if fresh and or_resume:
@@ -66,6 +67,7 @@ def run(
     console = console or terminal()
     say = partial(print_line, console)
     cluster.require_answer(address)
+    require_inputs(config)
     places = home_of(config)
     with driving(places, console) as guard:
         begun = study_begun(places.database, config.study)

@@ -79,14 +79,12 @@ def test_a_revision_that_looks_like_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["2024", "007", "1e3", "1_000", "2026-11-30", "yes", "true"])
 def test_the_name_of_a_study_is_text(tmp_path: Path, name: str) -> None:
-    (tmp_path / "study.yaml").write_text(
-        f"study: {name}\nwarm_start: [{name}]\nbackbone: {{model: a/b}}\ntask: {{name: sst2}}\n"
-    )
-    config = load_config(tmp_path / "study.yaml")
-    assert (config.study, config.warm_start) == (name, (name,))
-    overrides = [f"study={name}", f"warm_start={name}"]
-    config = load_config(study(tmp_path), overrides)
-    assert (config.study, config.warm_start) == (name, (name,))
+    for key in ("study", "warm_start"):
+        others = "backbone: {model: a/b}\ntask: {name: sst2}\n" + ("study: a\n" if key == "warm_start" else "")
+        (tmp_path / "study.yaml").write_text(f"{key}: {name}\n{others}")
+        overridden = load_config(study(tmp_path), [f"{key}={name}"])
+        for config in (load_config(tmp_path / "study.yaml"), overridden):
+            assert getattr(config, key) == (name if key == "study" else (name,))
 
 
 @pytest.mark.parametrize("text", ["study:", "study: ~", "study: [a]"])

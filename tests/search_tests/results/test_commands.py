@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +128,7 @@ def test_a_study_file_that_is_not_there_is_said_before_anything_is_imported() ->
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    print(sorted({'ray', 'torch', 'mlflow', 'optuna', 'scipy', 'pydantic'} & {*sys.modules}))\n"
+        "    print(sorted({'ray', 'torch', 'mlflow', 'optuna', 'scipy'} & {*sys.modules}))\n"
     )
     for word in ("run", "submit"):
         done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=False)
@@ -189,7 +192,6 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, name: str,
 
 
 def test_a_port_is_one_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "execve", lambda *arguments: None)  # else the server would take the place of the tests
     result = call("ui", "--port", "99999")
     assert result.exit_code == 2
     assert "65535" in result.output
@@ -311,9 +313,9 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(ui, "_run", lambda *arguments: seen.append(arguments))
     call("ui", "--port", "5077")
-    ((_, line, environment),) = seen
+    ((line, environment),) = seen
     options = dict(zip(line[4::2], line[5::2], strict=True))
     assert options == {
         "--host": "127.0.0.1",
@@ -323,6 +325,38 @@ def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch
     }
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home}/mlflow.db"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_ui_says_that_a_port_is_taken() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        done = command("ui", "--port", port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"nothing can listen at 127.0.0.1:{port} (Address already in use)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_the_pages_without_a_word(tmp_path: Path) -> None:
+    """A program that would answer it as MLflow does, and waits long enough to be interrupted."""
+    server = tmp_path / "server.py"
+    server.write_text("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(60)\n")
+    code = "import os, sys\nfrom search.tracking.server import _run\n_run([sys.executable, 'server.py'], os.environ)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_pages_that_end_by_themselves_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="ended with exit code 3"):
+        ui._run([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ))
 
 
 def test_ui_needs_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from search.trials.record import State, TrialRecord
 NAME = "отзывы-评论-étude"
 DECOMPOSED = "отзывы-评论-e\u0301tude"  # as some keyboards and terminals write it
 OBJECTIVES = ("accuracy", "stored_parameters")
+INFO = {"objectives": {"score": "accuracy", "cost": "stored_parameters"}}
 
 
 def in_records(url: str) -> None:
@@ -60,7 +61,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = MlflowTracker.open(uri, NAME, tmp_path / "artifacts", {"objectives": {"score": "accuracy"}})
+    tracker = MlflowTracker.open(uri, NAME, tmp_path / "artifacts", INFO)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "design.json").write_text("{}")
     tracker.publish(TrialRecord(number=0, state=State.COMPLETE, configuration=Configuration(Design())))
