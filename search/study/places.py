@@ -10,9 +10,8 @@ from rich.console import Console
 
 from petl.errors import UserError
 from search.config.study import StudyConfig
-from search.storage.address import expand_env, one_line, redacted, restore_password, without_password
+from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
 from search.storage.commands import resume_command
-from search.storage.database import is_postgresql
 from search.storage.errors import FullDiskError, StoreError, is_full
 from search.storage.locations import StudyHome, home
 from search.storage.locks import StudyLock
@@ -41,7 +40,7 @@ def home_of(config: StudyConfig) -> StudyHome:
     """Return the places of a study. Raises StudyError where MLflow has the database of its records."""
     places = StudyHome(config.study, config.storage.database, config.tracking.uri, config.storage.path)
     published = without_password(expand_env(places.uri))
-    if is_postgresql(places.database) and without_password(places.database) == published:
+    if not sqlite_file(places.database) and without_password(places.database) == published:
         raise StudyError(
             f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
             f"received {redacted(places.database)} for both"

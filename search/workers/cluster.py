@@ -21,7 +21,6 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from petl.errors import UserError
-from search.storage.commands import command
 from search.storage.locks import run_token
 
 if TYPE_CHECKING:
@@ -116,8 +115,9 @@ def require_answer(address: str | None = None) -> None:
             "--address auto there"
         )
     if address.startswith(("http://", "https://")):
-        submit = command("submit", "STUDY.yaml", "--address", address, remote=True)
-        raise ClusterError(f"an http address takes jobs: `{submit}`")
+        raise ClusterError(
+            f"an http address takes jobs, as `petl-search submit --help` has it, and joins no study; received {address}"
+        )
     host, _, port = address.rpartition(":")
     if port.isdigit():
         try:

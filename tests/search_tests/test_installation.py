@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OLD = [path for path in (Path.home() / ".pyenv/versions").glob("3.10.*/bin/python3")]
+PYTHONS = [Path(shutil.which("python3.10") or ""), *(Path.home() / ".pyenv/versions").glob("3.10.*/bin/python3.10")]
+OLD = next((python for python in PYTHONS if python.is_file() and ".pyenv/shims" not in str(python)), None)
 
 
 @pytest.mark.parametrize("start", [("-c", "import search"), ("-m", "search.cli", "ls")])
@@ -29,14 +31,12 @@ def test_another_petl_is_named_with_the_remedy(tmp_path: Path, start: tuple[str,
     assert "pip uninstall petl" in message
 
 
-@pytest.mark.skipif(not OLD, reason="needs a Python 3.10")
+@pytest.mark.skipif(OLD is None, reason="needs a Python 3.10")
 def test_an_old_python_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "infra/constraints.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
-    done = subprocess.run(
-        ["make", "setup", f"PYTHON={OLD[0]}"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["make", "setup", f"PYTHON={OLD}"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"petl-search needs Python 3.11 or newer; {OLD[0]} is 3.10." in done.stderr
+    assert f"petl-search needs Python 3.11 or newer; {OLD} is 3.10." in done.stderr
     assert not (tmp_path / ".venv").exists()
