@@ -23,6 +23,7 @@ STAMP := .venv/.installed-$(notdir $(basename $(CONSTRAINTS)))
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("petl-search needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
 	rm -f .venv/.installed-*

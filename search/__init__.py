@@ -13,4 +13,13 @@ trials          what is known of a trial
 
 import lazy_loader
 
+import petl
+
+if "load_model" not in getattr(petl, "__all__", ()):
+    raise ImportError(
+        f"petl-search has a package petl of its own; received {petl.__file__}, which is of PyPI's table library petl. "
+        "The two cannot be installed side by side: `pip uninstall petl`, then "
+        "`pip install --force-reinstall --no-deps petl-search`, and give the table library another environment"
+    )
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import warnings
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 from typer.core import TyperGroup
 
 from petl.errors import UserError, UserNotice
+from search.results.choices import AdapterFormat, Against, Report, Rows
 
 if TYPE_CHECKING:
     from search.results.query import Study
@@ -43,40 +46,16 @@ app = typer.Typer(
 )
 
 
-class Rows(StrEnum):
-    """How the rows of a front are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
-class Report(StrEnum):
-    """How everything else is written, which has no rows of one kind."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class Against(StrEnum):
-    """What a list of designs is put beside."""
-
-    PAPER = "paper"
-
-
-class AdapterFormat(StrEnum):
-    """How an adapter is written."""
-
-    PETL = "petl"
-    PEFT = "peft"
-
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A study; `petl-search ls` lists them.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A study; `petl-search ls` lists them.", callback=lambda name: normalize("NFC", name)
+    ),
+]
 Uri = Annotated[
     str | None,
     typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
 ]
-
 
 Overrides = Annotated[
     list[str] | None,
@@ -125,11 +104,22 @@ def run(
 
     Example, on a node of a Ray cluster: petl-search run study.yaml --or-resume --address auto
     """
+    from search.config.text import read
     from search.storage.address import require_no_password
-    from search.study.run import run as run_study
 
     require_no_password(overrides or ())
-    _end(run_study(study, overrides=overrides or (), fresh=fresh, or_resume=or_resume, address=address))
+    read(study)  # a file that cannot be read is said before all that takes seconds to import
+    with _loading(f"reading {study}"):
+        from search.config.loading import load_config
+        from search.study.inputs import require_inputs
+    config = load_config(study, overrides or ())
+    require_inputs(config)
+    with _loading("loading libraries"):
+        from search.study.resolve import load_libraries
+        from search.study.run import run as run_study
+
+        load_libraries()
+    _end(run_study(config, fresh=fresh, or_resume=or_resume, address=address))
 
 
 @app.command()
@@ -161,9 +151,13 @@ def resume(
     if env or follow or code or python != "python":
         raise typer.BadParameter("--env, --python, --code and --follow are for --address http://HEAD:8265")
     from search.storage.address import require_no_password
-    from search.study.run import resume as resume_study
 
     require_no_password(overrides or ())
+    with _loading("loading libraries"):
+        from search.study.resolve import load_libraries
+        from search.study.run import resume as resume_study
+
+        load_libraries()
     _end(resume_study(name, overrides=overrides or (), address=address))
 
 
@@ -193,7 +187,11 @@ def submit(
 
     Example: petl-search submit study.yaml --address http://head:8265 --env PETL_SEARCH_HOME=/shared/petl --follow
     """
-    from search.jobs import client as jobs
+    from search.config.text import read
+
+    read(study)
+    with _loading("loading libraries"):
+        from search.jobs import client as jobs
 
     if fresh and or_resume:
         raise jobs.JobError("--fresh and --or-resume contradict each other; give one")
@@ -270,6 +268,7 @@ def ls(
     """
     from search.results import console, tables
     from search.results.query import load_study
+    from search.storage.commands import command
     from search.storage.locations import store_uri
     from search.tracking.reader import studies
 
@@ -279,7 +278,7 @@ def ls(
     elif found:
         console.console().print(tables.studies_table(found))
     else:
-        typer.echo("no studies yet; petl-search run STUDY.yaml starts one")
+        typer.echo(f"no studies yet; `{command('run', 'STUDY.yaml')}` starts one")
 
 
 @app.command()
@@ -289,6 +288,7 @@ def show(
     against: Annotated[
         Against | None, typer.Option(help="Put a list of designs beside the paper's table that its file names.")
     ] = None,
+    trials: Annotated[bool, typer.Option("--trials", help="List all trials, in every state.")] = False,
     format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
     uri: Uri = None,
 ) -> None:
@@ -296,15 +296,21 @@ def show(
 
     Example: petl-search show demo 12
 
+    Example: petl-search show demo --trials
+
     Example: petl-search show table12-xsum-small --against paper
     """
     from search.results import console, tables
     from search.results.query import load_study
 
-    if against and trial is not None:
-        raise typer.BadParameter("--against compares a whole list: leave the trial's number out")
+    if (against or trials) and trial is not None:
+        raise typer.BadParameter("--against and --trials are of a whole study: leave the trial's number out")
     study = load_study(name, uri)
-    if against:
+    if trials and format is Report.JSON:
+        _print_json(study.trial_rows())
+    elif trials:
+        tables.print_trials(study)
+    elif against:
         from search.results.lists import compare, print_against
 
         if format is Report.JSON:
@@ -378,9 +384,11 @@ def export(
     """
     from search.results.query import load_study
 
-    folder = load_study(name, uri).trial(trial).export(directory, format)
+    study = load_study(name, uri)
+    folder = study.trial(trial).export(directory, format)
     if format is AdapterFormat.PEFT:
         typer.echo(f"{folder}: load it in Python by peft.PeftModel.from_pretrained(base_model, {str(folder)!r})")
+        typer.echo(f"base_model is {study.summary.info.backbone.model}, loaded by transformers for the study's task")
     else:
         typer.echo(f"{folder}: load it in Python by petl.load_model({str(folder)!r})")
 
@@ -498,6 +506,16 @@ def ui(
     from search.tracking.server import serve
 
     serve(uri, port, host)
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Say `what` is done within the context, which imports, and which Ctrl-C ends at once."""
+    typer.echo(what)
+    from search.study.interrupts import ending_at_once
+
+    with ending_at_once():
+        yield
 
 
 def _end(study: Study) -> None:

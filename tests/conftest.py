@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ LONG = (
 )
 
 
+# The commands that are printed are then their words alone, as in an activated environment.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Ray's workers give way to all others; beside the tests that run on the other core they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

@@ -88,6 +88,7 @@ def to_peft(attachment: Attachment, folder: str | Path, *, base_model: str = "")
     path.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(path)
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, path / TENSORS)
+    shutil.copymode(path / CONFIG, path / TENSORS)  # safetensors lets nobody else read what it writes
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ from search.config.sections import (
     one_of,
     typed_training,
 )
-from search.storage.locations import STUDY_NAME
+from search.storage.locations import is_study_name
 from search.trials.objectives import COUNTS
 from spaces.space import resolve as resolve_space
 
@@ -64,9 +65,13 @@ class StudyFields(Section):
     @field_validator("study")
     @classmethod
     def _named(cls, value: str) -> str:
-        if not STUDY_NAME.fullmatch(value):
-            raise ValueError("a study's name is up to 64 letters, digits, '.', '_' and '-', and starts with neither")
-        return value
+        name = unicodedata.normalize("NFC", value)
+        if not is_study_name(name):
+            raise ValueError(
+                "a study's name is letters and digits of any script, '.', '_' and '-', begins with a letter or digit, "
+                "does not end in '.', and has at most 200 bytes"
+            )
+        return name
 
     @field_validator("task")
     @classmethod

@@ -15,7 +15,7 @@ from search.config.sections import (
     STORED,
 )
 from search.config.study import StudyConfig, long_form
-from search.config.text import ConfigError, parse
+from search.config.text import NAMES, ConfigError, parse, read
 from search.storage import address
 from search.trials.upgrade import upgraded
 
@@ -27,13 +27,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """
     if isinstance(source, Mapping):
         return _validated(source, overrides, "the study")
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"the study file {source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source} is no YAML: byte {error.start + 1} is not UTF-8") from None
-    return _validated(parse(text, str(source)), overrides, str(source))
+    return _validated(parse(read(source), str(source)), overrides, str(source))
 
 
 def load_stored(stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyConfig:
@@ -74,7 +68,8 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(value, dict):
             raise ConfigError(f"--set {address.redacted(override)}: {section} is a value, not a section")
         data[section] = data = value
-    data[key] = parse(text, f"--set {override}")
+    named = f"--set {override}"
+    data[key] = parse(f"{key}: {text}", named)[key] if path in NAMES else parse(text, named)
 
 
 def _deep_copy(value: Any) -> Any:

@@ -36,7 +36,7 @@ from search.config.loading import load_config
 from search.config.study import StudyConfig
 from search.jobs import entrypoint
 from search.storage.address import REFERENCE, redacted, sqlite_file, without_password
-from search.storage.locations import resume_command
+from search.storage.commands import command, resume_command
 from search.workers.cluster import use_token
 from spaces.space import SPACES
 
@@ -375,7 +375,7 @@ class Cluster:
         if jobs and not (last := jobs[max(jobs)]).status.is_terminal():
             raise JobError(
                 f"study {submission.study!r} {_ENDS[last.status]} as job {last.submission_id}: follow it by "
-                f"`petl-search logs {submission.study} --follow --address {self.address}`, or stop it first"
+                f"`{_remote('logs', submission.study, '--follow', address=self.address)}`, or stop it first"
             )
         with tempfile.TemporaryDirectory() as folder, self._answering():
             archive = Path(folder) / "submission.zip"
@@ -412,6 +412,10 @@ def _without(*names: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def _remote(*words: str, address: str) -> str:
+    return command(*words, "--address", address, remote=True)
 
 
 def _first(error: object) -> str:
@@ -454,7 +458,8 @@ def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
     """Return how a job ended, in words with what to do next, and the exit code for it."""
     again = resume_command(study, address=address, options=(job.metadata or {}).get("options", ""))
     if not job.status.is_terminal():
-        return f"study {study} is still ending, as job {job.submission_id}; look again with petl-search status", 1
+        look = _remote("status", study, address=address)
+        return f"study {study} is still ending, as job {job.submission_id}; look again by `{look}`", 1
     if job.status is JobStatus.SUCCEEDED:
         return f"study {study} is finished", 0
     if job.status is JobStatus.STOPPED:
@@ -503,8 +508,8 @@ def watch(
             name = _send_again(cluster, submission)
     except KeyboardInterrupt:
         raise LeftJob(
-            f"left; job {name} continues. `petl-search logs {study} --follow --address {cluster.address}` follows "
-            f"it again, `petl-search stop {study} --address {cluster.address}` stops it"
+            f"left; job {name} continues. `{_remote('logs', study, '--follow', address=cluster.address)}` follows "
+            f"it again, `{_remote('stop', study, address=cluster.address)}` stops it"
         ) from None
 
 
@@ -526,7 +531,7 @@ def submit(cluster: Cluster, submission: Submission, follow: bool, say: Callable
         say(f"job {job} at {cluster.address}\n")
         return watch(cluster, job, say, submission)
     study, address = submission.study, cluster.address
-    return f"job {job}. See `petl-search logs {study} --follow --address {address}`, status and stop likewise", 0
+    return f"job {job}. See `{_remote('logs', study, '--follow', address=address)}`, status and stop likewise", 0
 
 
 def resumption(

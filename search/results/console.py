@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.storage.commands import resume_command
 from search.trials.formats import STATES
 from search.trials.record import State, TrialRecord
 
@@ -51,7 +52,7 @@ def why_empty(study: Study, front: ParetoFront) -> str:
     elif front.fdr is not None:
         reason = (
             f"no trial can be named with at most {100 * front.fdr:g} % false ones expected. Allow more, or train more "
-            f"seeds: `petl-search resume {study.name}` with a larger replicates.per_trial or replicates.extra"
+            f"seeds: `{resume_command(study.name)}` with a larger replicates.per_trial or replicates.extra"
         )
     elif not within:
         smallest = min(measured.stored_parameters for measured in complete)

@@ -17,6 +17,7 @@ from petl.measurements import SCORES, SHARES
 from petl.paper.results import EN_RO, FINDINGS, PAPER_TASKS, REMARKS, Finding, Number, Result, percent, results
 from search.results.console import add, count_states, failure_text, new_table, say
 from search.results.query import Study, Trial
+from search.storage.commands import command
 from search.storage.errors import StoreError
 from search.tracking.schema import ListedDesign, PaperTable
 from search.trials.formats import STATES, count_text
@@ -139,7 +140,9 @@ class DesignTable:
     def __init__(self, study: Study) -> None:
         info = study.summary.info
         if not info.designs:
-            raise StoreError(f"study {study.name!r} is a search, not a list of designs; see `petl-search front`")
+            raise StoreError(
+                f"study {study.name!r} is a search, not a list of designs; see `{command('front', study.name)}`"
+            )
         self.study = study
         self.designs = info.designs
         # Nothing can be compared with a task that this release does not know.

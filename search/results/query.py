@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
+from search.storage.commands import resume_command
 from search.storage.errors import StoreError
-from search.storage.locations import store_uri
+from search.storage.locations import StudyHome, store_uri
+from search.storage.locks import is_driven
 from search.tracking import reader, schema
 from search.tracking.schema import StudySummary, TrialRow
 from search.trials import pareto
@@ -296,24 +298,24 @@ class Study:
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
         """The trials of the search, in every state, by number."""
-        return tuple(trial for trial in self._all if not trial.record.reference)
+        return tuple(trial for trial in self.all_trials if not trial.record.reference)
 
     @cached_property
     def references(self) -> tuple[Trial, ...]:
         """The baselines beside the front, in every state."""
-        return tuple(trial for trial in self._all if trial.record.reference)
+        return tuple(trial for trial in self.all_trials if trial.record.reference)
 
     @property
     def base_parameters(self) -> int:
         """The size of the pretrained model without task head, 0 while nothing was measured."""
-        return max((t.measurements.base_parameters for t in self._all if t.measurements), default=0)
+        return max((t.measurements.base_parameters for t in self.all_trials if t.measurements), default=0)
 
     def trial(self, number: int) -> Trial:
         """Return a trial or reference by its number. Raises StoreError where there is none of that number."""
-        for trial in self._all:
+        for trial in self.all_trials:
             if trial.number == number:
                 return trial
-        numbers = f"0 to {self._all[-1].number}" if self._all else "none yet"
+        numbers = f"0 to {self.all_trials[-1].number}" if self.all_trials else "none yet"
         raise StoreError(f"study {self.name!r} has no trial {number}; its numbers: {numbers}")
 
     def front(
@@ -359,7 +361,7 @@ class Study:
         if not summaries:
             raise StoreError(
                 f"fdr needs replicates, and study {self.name!r} has none; train some by "
-                f"`petl-search resume {self.name} --set replicates.per_trial=5`"
+                f"`{resume_command(self.name, options='--set replicates.per_trial=5')}`"
             )
         costs = [objective.name for objective in self.objectives[1:]]
         if cost is not None and [cost] != costs:
@@ -400,6 +402,10 @@ class Study:
         """Return the complete references as rows: see `Trial.to_row`."""
         return [trial.to_row() for trial in self.complete_references]
 
+    def trial_rows(self) -> list[dict[str, Any]]:
+        """Return every trial and reference as a row, see `Trial.to_row`, with its state."""
+        return [trial.to_row() | {"state": str(trial.state).lower()} for trial in self.all_trials]
+
     def to_frame(self) -> pd.DataFrame:
         """Return a row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
         import pandas as pd
@@ -408,12 +414,13 @@ class Study:
             [
                 {**trial.to_row(), "state": str(trial.state)}
                 | (flat_parameters(trial.configuration) if trial.configuration else {})
-                for trial in self._all
+                for trial in self.all_trials
             ]
         )
 
     @cached_property
-    def _all(self) -> Sequence[Trial]:
+    def all_trials(self) -> Sequence[Trial]:
+        """The trials and the references in every state, by number."""
         return [Trial(row, self.objectives, self.uri) for row in self.everything]
 
 
@@ -423,7 +430,10 @@ def load_study(name: str, uri: str | None = None) -> Study:
     Raises StoreError for a study that is not in the store, naming those that are.
     """
     uri = store_uri(uri)
-    return Study(reader.summary(uri, name), tuple(reader.records(uri, name)), uri)
+    summary = reader.summary(uri, name)
+    if summary.status == "RUNNING" and is_driven(StudyHome(name).folder) is False:
+        summary = replace(summary, status="KILLED")  # its driver died before it could say so
+    return Study(summary, tuple(reader.records(uri, name)), uri)
 
 
 def _limit(budget: Budget) -> list[tuple[str, float]]:

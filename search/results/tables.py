@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from petl.measurements import SHARES
 from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
 from search.results.lists import print_list
 from search.storage.address import without_password
+from search.storage.commands import command
 from search.storage.locations import StudyHome, store_uri
 from search.tracking.schema import FACTS, DiskUse
 from search.trials.formats import (
@@ -144,33 +144,34 @@ def print_ending(study: Study, out: Console | None = None) -> None:
         best = front.best(within=0.01 if share else 0.0)
         smallest = best.number
         compared = study.summary.info.paper
-        where = "" if study.uri == store_uri() else f" --uri {shlex.quote(without_password(study.uri))}"
-        commands = {
-            f"front {study.name} --max-parameters 1%": "the front under a limit",
-            **({f"show {study.name} --against paper": "beside what the paper prints"} if compared else {}),
-            f"show {study.name} {smallest}": f"all about the {'smallest within a point of the ' * share}best",
+        where = () if study.uri == store_uri() else ("--uri", without_password(study.uri))
+        rows: dict[tuple[str, ...], str] = {
+            ("front", study.name, "--max-parameters", "1%"): "the front under a limit",
+            **({("show", study.name, "--against", "paper"): "beside what the paper prints"} if compared else {}),
+            ("show", study.name, str(smallest)): f"all about the {'smallest within a point of the ' * share}best",
             **(
-                {f"front {study.name} --fdr 5%": "what replicates have shown to be on it"}
+                {("front", study.name, "--fdr", "5%"): "what replicates have shown to be on it"}
                 if front[0].seed_summary
                 else {}
             ),
             **_export(study, front, best),
         }
         if not study.uri.startswith(("http://", "https://")):
-            commands["ui"] = "every run side by side, in MLflow"
+            rows[("ui",)] = "every run side by side, in MLflow"
+        commands = {command(*words, *where): what for words, what in rows.items()}
         width = max(map(len, commands))
         say(out, "next:")
-        for command, what in commands.items():
-            say(out, f"  petl-search {(command + where).ljust(width + len(where))}   {what}")
+        for text, what in commands.items():
+            say(out, f"  {text.ljust(width)}   {what}")
 
 
-def _export(study: Study, front: ParetoFront, best: Trial) -> dict[str, str]:
+def _export(study: Study, front: ParetoFront, best: Trial) -> dict[tuple[str, ...], str]:
     """Return what is offered to load: the best, unless a baseline is at least as good; then the probe, if it is."""
     better = set(front.dominating(best)) & {"majority", PROBE}
     if not better:
-        return {f"export {study.name} {best.number} my-adapter": "its adapter, ready to load"}
+        return {("export", study.name, str(best.number), "my-adapter"): "its adapter, ready to load"}
     probes = [t for t in front.references if t.name in better and t.measurements and t.measurements.head_parameters]
-    return {f"export {study.name} {probe.number} my-probe": "the probe, ready to load" for probe in probes}
+    return {("export", study.name, str(probe.number), "my-probe"): "the probe, ready to load" for probe in probes}
 
 
 def print_study(study: Study, out: Console | None = None) -> None:
@@ -226,6 +227,29 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
             width = max(map(len, values))
             for name, value in values.items():
                 say(out, f"  {name:<{width}}  {value}")
+
+
+def print_trials(study: Study, out: Console | None = None) -> None:
+    """Print a line for each trial and reference of a study, in every state."""
+    score = study.objectives[0].name
+    table = new_table(f"trials of {study.name}")
+    for column in ("trial", "state", "design", score, "epochs", "parameters", "%"):
+        left = column in ("state", "design")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "design", overflow="fold")
+    for trial in study.all_trials:
+        record = trial.record
+        last = record.rungs[max(record.rungs)] if record.rungs else None
+        add(
+            table,
+            str(trial.number),
+            state_text(trial.state, study.summary.status),
+            f"reference {trial.name}" if record.reference else trial.name,
+            score_text(last if trial.score is None else trial.score),
+            f"{record.epochs:.3g}",
+            count_text(trial.values.get("stored_parameters")),
+            percent_text(trial.values.get("stored_percent")),
+        )
+    (out or console()).print(table)
 
 
 def studies_table(studies: Sequence[Study]) -> Table:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from petl.errors import UserError
@@ -14,6 +17,23 @@ class StoreError(UserError):
 
 class FullDiskError(StoreError):
     """A disk is full. A resume continues what was running from its last milestone once there is room."""
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise StoreError where the system refuses to write at `place` within the context, of the folder of studies.
+
+    A full disk is raised as it is: see `is_full`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise StoreError(
+            f"{place} cannot be written: {error.strerror or error}. Studies lie in a folder that you may write: "
+            "$PETL_SEARCH_HOME names another one"
+        ) from None
 
 
 _FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")

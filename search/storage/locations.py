@@ -9,21 +9,40 @@ $PETL_SEARCH_HOME/optuna.db          the durable records, unless PostgreSQL has 
 from __future__ import annotations
 
 import os
-import re
-import shlex
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from search.storage.address import AddressError, database, expand_env, sqlite_file, without_password
+from search.storage.address import database, expand_env, sqlite_file
 from search.storage.errors import StoreError
 
-STUDY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe as a folder and in a URL
+_LONGEST: Final = 200  # bytes of a name, so that a file may be called after it
+
+
+def is_study_name(name: str) -> bool:
+    """Return whether a study may have this name: it is safe as a folder, in an address and in a shell.
+
+    Letters and digits of any script, with their marks, '.', '_' and '-', in Unicode's form NFC.
+    """
+    return (
+        unicodedata.is_normalized("NFC", name)
+        and len(name.encode(errors="replace")) <= _LONGEST
+        and all(character in "._-" or unicodedata.category(character)[0] in "LMN" for character in name)
+        and name[:1].isalnum()
+        and not name.endswith(".")
+    )
 
 
 def home() -> Path:
-    """Return $PETL_SEARCH_HOME, else ./petl-search, as an absolute path. Creates nothing."""
-    return Path(os.environ.get("PETL_SEARCH_HOME") or "petl-search").absolute()
+    """Return $PETL_SEARCH_HOME, else the default, as an absolute path. Creates nothing."""
+    given = os.environ.get("PETL_SEARCH_HOME")
+    return Path(given).absolute() if given else default_home()
+
+
+def default_home() -> Path:
+    """Return ./petl-search as an absolute path."""
+    return Path("petl-search").absolute()
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -111,28 +130,3 @@ class StudyHome:
         """The folder of the study's artifacts; None where a server keeps them."""
         root = artifact_root(self.tracking)
         return root / self.name if root else None
-
-    @property
-    def resume_command(self) -> str:
-        """The command that resumes the study from this folder and environment."""
-        return resume_command(self.name, database=self.database)
-
-
-def resume_command(study: str, *, database: str | None = None, address: str | None = None, options: str = "") -> str:
-    """Return the command that resumes a study.
-
-    `database` is the address of its records, which the command names where the environment does not; `address` that
-    of the cluster that a job is sent to; `options` are further ones, quoted already.
-    """
-    variable = ""
-    if database and not _is_default(database):
-        variable = f"PETL_SEARCH_DATABASE={shlex.quote(without_password(database))} "
-    words = [f"{variable}petl-search resume {study}", f"--address {address}" if address else "", options]
-    return " ".join(filter(None, words))
-
-
-def _is_default(database: str) -> bool:
-    try:
-        return database == database_url()
-    except AddressError:  # in the environment
-        return False

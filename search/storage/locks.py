@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from petl.errors import UserError
 from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
+from search.storage.errors import writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -144,21 +145,23 @@ class StudyLock:
     """One driver a study, and no worker of an earlier one: locks that the system drops when a process dies.
 
     The driver holds `driver.lock` alone, and writes the token of its run there; workers share `workers.lock` while
-    they live.
+    they live. Where a driver leaves nothing else, it leaves no folder either.
     """
 
     def __init__(self, study: Path) -> None:
-        study.mkdir(parents=True, exist_ok=True)
         self._study = study
+        self._made = [folder for folder in (study, *study.parents) if not folder.exists()]
         self._held: list[IO[bytes]] = []
+        self._drives = False
 
     def drive(self, patience: float = _ORPHANED, say: Callable[[str], object] = lambda _: None) -> None:
         """Take the driver's lock, after waiting up to `patience` seconds for workers of an earlier driver; say so once.
 
-        Raises StudyBusyError.
+        Raises StudyBusyError, and StoreError where the folder cannot be written.
         """
-        if not self._take(_DRIVER, fcntl.LOCK_EX):
+        if not self._take_soon(_DRIVER, fcntl.LOCK_EX):
             raise StudyBusyError(f"the study {self._study.name!r} is being run by another process; end that one first")
+        self._drives = True
         driver = self._held[-1]
         driver.truncate(0)
         driver.write(uuid.uuid4().hex.encode())
@@ -184,16 +187,60 @@ class StudyLock:
             time.sleep(0.05)
 
     def release(self) -> None:
-        """Release every lock."""
+        """Release every lock. A driver removes the files of its locks where nothing else lies beside them."""
+        if self._drives and {path.name for path in self._study.glob("*")} <= {_DRIVER, _WORKERS}:
+            for name in (_WORKERS, _DRIVER):
+                (self._study / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that others use by now
+                for folder in self._made:
+                    folder.rmdir()
+        self._drives = False
         while self._held:
             self._held.pop().close()
 
-    def _take(self, name: str, how: int) -> bool:
-        file = (self._study / name).open("a+b")  # NFS shares a lock only where the file may be read
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self._held.append(file)
+    def _take_soon(self, name: str, how: int) -> bool:
+        """Take a lock that `is_driven` may hold for a moment."""
+        deadline = time.monotonic() + _SOON
+        while not self._take(name, how):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
         return True
+
+    def _take(self, name: str, how: int) -> bool:
+        path = self._study / name
+        while True:
+            with writing(self._study):
+                self._study.mkdir(parents=True, exist_ok=True)
+                try:
+                    file = path.open("a+b")  # NFS shares a lock only where the file may be read
+                except FileNotFoundError:  # another driver has just removed the folder
+                    continue
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            if _lies_at(path, file):
+                self._held.append(file)
+                return True
+            file.close()  # another driver has removed it: its lock keeps nobody away
+
+
+def is_driven(study: Path) -> bool | None:
+    """Return whether a process drives the study with this folder; None where no driver's lock lies here."""
+    try:
+        with (study / _DRIVER).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
+def _lies_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

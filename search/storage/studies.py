@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.storage.address import one_line, redacted, sqlite_file
+from search.storage.commands import resume_command
 from search.storage.database import (
     ConnectionLostError,
     DatabaseError,
@@ -19,7 +20,7 @@ from search.storage.database import (
     is_postgresql,
     notice_losses,
 )
-from search.storage.locations import resume_command
+from search.storage.errors import writing
 from search.trials import records
 from search.trials.quiet import quiet
 from search.trials.records import Records, RecordsError
@@ -28,11 +29,14 @@ _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
 
 
 def create_study(url: str, name: str, objectives: Sequence[str], guard: Callable[[], None] | None = None) -> Records:
-    """Create a study. Raises RecordsError where the name is taken.
+    """Create a study, and the database where there is none. Raises RecordsError where the name is taken.
 
     `objectives` are the names of the score, the cost, and a second cost if there is one. `guard` is called before
     every operation, and may refuse it: see `search.storage.locks.driving`.
     """
+    if file := sqlite_file(url):
+        with writing(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
     storage = _storage(url)
     with _answering(url):
         return Records.create_study(storage, name, objectives, _persistence(url, name, guard))

@@ -1,6 +1,7 @@
 """A study from its file to its front: the one room that knows all others.
 
 run           run and resume
+inputs        whether the model and the rows that it names are there
 resolve       what a study fixes when it begins
 fit           whether its backbone can do its task
 plan          what the search works through
@@ -9,5 +10,6 @@ runner        all that happens to a study that is on record
 heads         what the heads of all trials start from
 final_scores  who sees the test split
 places        where the study lies, and its one driver
+interrupts    what Ctrl-C and SIGTERM end, and how soon
 leftovers     what an earlier study of that name left: refused or deleted
 """

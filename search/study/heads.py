@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,9 @@ from search.workers import scoring
 from search.workers.assignment import StudyContext
 
 
-def head_starts(config: StudyConfig, records: Records, context: StudyContext) -> dict[str, bytes]:
+def head_starts(
+    config: StudyConfig, records: Records, context: StudyContext, say: Callable[[str], object] = lambda line: None
+) -> dict[str, bytes]:
     """Return what heads start from as safetensors, by what they read, and put it on record. `config` has its epochs.
 
     Raises StudyError where the file is lost or damaged, and a fit here gives other bits.
@@ -26,6 +29,7 @@ def head_starts(config: StudyConfig, records: Records, context: StudyContext) ->
     for pooling in sorted({head.pooling for head in heads if head.start == PROBE}):
         content, digest = read_start(folder, pooling), records.resolved.starts.get(pooling)
         if content is None or sha256(content).hexdigest() != digest:
+            say("fitting the linear probe that heads start from")
             content = scoring.head_start(context, config.resources, pooling)
             fitted = sha256(content).hexdigest()
             if digest not in (None, fitted):

@@ -11,7 +11,7 @@ from rich.console import Console
 from petl.errors import UserError
 from search.config.study import StudyConfig
 from search.storage.address import expand_env, one_line, redacted, restore_password, sqlite_file, without_password
-from search.storage.database import is_postgresql
+from search.storage.commands import resume_command
 from search.storage.errors import FullDiskError, StoreError, is_full
 from search.storage.locations import StudyHome, home
 from search.storage.locks import StudyLock
@@ -37,15 +37,10 @@ class UndeliveredStudy(UserError):  # noqa: N818 (no error of the study's: it is
 
 
 def home_of(config: StudyConfig) -> StudyHome:
-    """Return the places of a study; the folder of its database exists then.
-
-    Raises StudyError where MLflow has that database.
-    """
+    """Return the places of a study. Raises StudyError where MLflow has the database of its records."""
     places = StudyHome(config.study, config.storage.database, config.tracking.uri, config.storage.path)
-    if file := sqlite_file(places.database):
-        file.parent.mkdir(parents=True, exist_ok=True)
     published = without_password(expand_env(places.uri))
-    if is_postgresql(places.database) and without_password(places.database) == published:
+    if not sqlite_file(places.database) and without_password(places.database) == published:
         raise StudyError(
             f"the trials' records and MLflow need a database each (both have a table alembic_version of their own); "
             f"received {redacted(places.database)} for both"
@@ -64,13 +59,18 @@ def store_of(config: StudyConfig, records: Records) -> str:
     return restore_password(recorded, config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI"))
 
 
+def how_to_resume(places: StudyHome, options: str = "") -> str:
+    """Return the command that resumes the study from this folder and environment."""
+    return resume_command(places.name, database=places.database, options=options)
+
+
 def interrupted(places: StudyHome) -> InterruptedStudy:
     """Return what to raise where a study was interrupted: it says how to resume the study, if it had begun."""
     begun = True
     with suppress(StoreError):  # of a database that is away
         begun = study_begun(places.database, places.name)
     return InterruptedStudy(
-        f"interrupted; nothing that was finished is lost. Resume with: {places.resume_command}"
+        f"interrupted; nothing that was finished is lost. Resume with: {how_to_resume(places)}"
         if begun
         else f"interrupted before the study {places.name!r} began"
     )
@@ -83,8 +83,8 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
     What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
     """
     lock = StudyLock(places.folder)
-    lock.drive(say=console.print)
     try:
+        lock.drive(say=console.print)
         with holding(places.database, places.name) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
@@ -94,7 +94,7 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
             raise
         raise FullDiskError(
             f"a disk is full ({one_line(error)}); nothing that was finished is lost. Make room, "
-            f"perhaps by storage.max_gb, and resume with: {places.resume_command}"
+            f"perhaps by storage.max_gb, and resume with: {how_to_resume(places)}"
         ) from None
     finally:
         lock.release()

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,26 +57,42 @@ def _epochs(config: StudyConfig, data: TaskData) -> float | None:
     return config.budget.steps * training.accumulation / batches
 
 
-def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None = None) -> Resolved:
-    """Return what a study fixes when it begins, or fixed: then with its `revision` and `located` task.
-
-    Raises BackboneError and TaskError where something is not there, or where the score could not tell trials apart.
-    """
+def load_libraries() -> None:
+    """Import what `resolve` needs, which takes seconds the first time."""
     from petl.training.processes import prepare_process
 
     prepare_process()
+    import petl.data.tokens
+    import petl.training.metrics
+    import petl.training.rehearsal  # noqa: F401
+
+
+def resolve(
+    config: StudyConfig,
+    revision: str = "",
+    located: tasks.Task | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Resolved:
+    """Return what a study fixes when it begins, or fixed: then with its `revision` and `located` task.
+
+    `say` is given a line before each step that may take seconds. Raises BackboneError and TaskError where something is
+    not there, or where the score could not tell trials apart.
+    """
+    load_libraries()
     from petl.data.sources import locate_data
     from petl.data.tokens import load_data
     from petl.training.metrics import GENERATED, signatures
     from petl.training.scripts import script_of
 
     model, task = config.backbone.model, located or tasks.resolve(config.task)
+    say(f"reading the model {model} and its tokenizer")
     backbone = backbones.describe(model, revision=revision)
     if not backbone.fingerprint:
         raise backbones.BackboneError(f"{model} has no weights to train: no *.safetensors beside its config.json")
     require_fit(task, backbone)
-    task = locate_data(task)
     tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
+    say(f"reading the data of task {task.name}")
+    task = locate_data(task)
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
     if tasks.KINDS[task.kind].generates and task.script is None:
         task = data.task = replace(task, script=script_of(data.references("sample")))
@@ -88,7 +104,7 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     keeps = {known.fixed_training.keep, *(configuration.training.keep for configuration in trained if configuration)}
     deciding = {config.objectives.score, *keeps}
     if located is None:
-        _require_sound(task, backbone, data, deciding)
+        _require_sound(task, backbone, data, deciding, say)
     generates = bool(GENERATED & deciding)
     whole, tested = data.splits["sample"] is data.splits["validation"], "test" in data.splits
     unseen = not whole or (not generates and bool(GENERATED & {*task.scores}))
@@ -111,7 +127,13 @@ def resolve(config: StudyConfig, revision: str = "", located: tasks.Task | None 
     )
 
 
-def _require_sound(task: tasks.Task, backbone: Backbone, data: TaskData, deciding: Collection[str]) -> None:
+def _require_sound(
+    task: tasks.Task,
+    backbone: Backbone,
+    data: TaskData,
+    deciding: Collection[str],
+    say: Callable[[str], object],
+) -> None:
     """Try what no trial can change, when a study begins. Raises TaskError and BackboneError for what is wrong.
 
     `deciding` are the scores by which trials are compared.
@@ -122,6 +144,7 @@ def _require_sound(task: tasks.Task, backbone: Backbone, data: TaskData, decidin
     require_apart(task)
     data.report.require_known(task)
     require_telling(task, data.references("sample"), deciding)
+    say("trying one row on the model")
     try_out(backbone, data)
     if tasks.KINDS[task.kind].generates and not task.decoding.checkpoint:
         _say_what_is_off(checkpoint_settings(backbone.model, revision=backbone.revision))

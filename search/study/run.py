@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,26 @@ from search.config.loading import load_config, load_stored
 from search.config.resuming import as_begun, refusal
 from search.config.study import StudyConfig
 from search.results.console import console as terminal
+from search.results.console import say as print_line
 from search.results.query import Study
 from search.storage.address import redacted
 from search.storage.locations import StudyHome, database_url, home
 from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
+from search.study.inputs import require_inputs
 from search.study.leftovers import delete, require_new
-from search.study.places import StudyError, driving, home_of
+from search.study.places import StudyError, driving, home_of, how_to_resume
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
-from search.study.runner import Runner, published
+from search.study.runner import Runner, published, with_precision
 from search.tracking.schema import INFO, split_text
 from search.trials.records import Records
 from search.workers import cluster
 
 
 def run(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Mapping[str, Any] | StudyConfig,
     *,
     overrides: Sequence[str] = (),
     fresh: bool = False,
@@ -45,7 +48,7 @@ def run(
     address: str | None = None,
     console: Console | None = None,
 ) -> Study:
-    """Run a study file (or the same as a mapping) to its end, and return the study read back.
+    """Run a study file (or the same as a mapping, or loaded already) to its end, and return the study read back.
 
     A study of that name is refused unless `fresh` removes it or `or_resume` resumes it. `address`
     is that of the Ray cluster, as `cluster.joined` takes it.
@@ -54,13 +57,17 @@ def run(
 
         front = run("spaces/studies/demo.yaml", overrides=["budget.trials=6"]).front()
 
-    Raises ConfigError with every fault of the file, StudyError, BackboneError, TaskError, StoreError where
-    MLflow does not answer at the beginning, UndeliveredStudy where it does not at the end, and
+    Raises ConfigError with every fault of the file, MissingInputError, StudyError, BackboneError, TaskError,
+    StoreError where MLflow does not answer at the beginning, UndeliveredStudy where it does not at the end, and
     InterruptedStudy for Ctrl-C.
     """
     if fresh and or_resume:
         raise StudyError("--fresh and --or-resume contradict each other; give one")
-    config, console = load_config(source, overrides), console or terminal()
+    config = source if isinstance(source, StudyConfig) else load_config(source, overrides)
+    console = console or terminal()
+    say = partial(print_line, console)
+    cluster.require_answer(address)
+    require_inputs(config)
     places = home_of(config)
     with driving(places, console) as guard:
         begun = study_begun(places.database, config.study)
@@ -68,12 +75,15 @@ def run(
             return _resume(config, open_study(places.database, config.study, guard), address, console)
         if begun and not fresh:
             raise StudyError(
-                f"there is a study {config.study!r} already; resume it by `{places.resume_command}`, or replace it by "
+                f"there is a study {config.study!r} already; resume it by `{how_to_resume(places)}`, or replace it by "
                 "--fresh, which deletes its trials and adapters"
             )
-        resolved = resolve(config)
+        resolved = resolve(config, say=say)
         known = settled(config, resolved)
-        resolved = replace(resolved, warm=warm_start(known, resolved))
+        if config.warm_start:
+            say(f"reading the fronts of {', '.join(config.warm_start)}")
+            resolved = replace(resolved, warm=warm_start(known, resolved))
+        say("trying a first proposal")
         rehearse(known, resolved)
         require_room(known, resolved)
         split_text(INFO, json.dumps(published(known, resolved)))  # which may be longer than MLflow can be given
@@ -82,7 +92,9 @@ def run(
         if not fresh:
             require_new(places)
         # whatever is wrong was said before anything is made or deleted
-        with cluster.joined(config.resources, places.shared_folder, address, console.print):
+        with cluster.joined(config.resources, places.shared_folder, address, say):
+            resolved = with_precision(known, resolved, say)
+            say(f"opening the store {redacted(places.uri)}")
             delete(places)  # also what a driver left that died in the next lines
             records = create_study(places.database, config.study, config.objectives.names, guard)
             records.config = config.to_dict()
@@ -112,6 +124,7 @@ def resume(
             "found by $PETL_SEARCH_DATABASE"
         )
     console = console or terminal()
+    cluster.require_answer(address)
     with driving(StudyHome(name), console) as guard:
         records = open_study(database, name, guard)
         return _resume(load_stored(records.config, overrides), records, address, console)
@@ -123,9 +136,9 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
     config = as_begun(config, stored)
     if reason := refusal(config, stored):
         raise StudyError(reason)
-    places, started = home_of(config), records.resolved
+    places, started, say = home_of(config), records.resolved, partial(print_line, console)
     # The same place and the same commits: where $PETL_DATA or the hub point today is not asked.
-    resolved = resolve(config, started.backbone.revision, started.task)
+    resolved = resolve(config, started.backbone.revision, started.task, say)
     for what, thing in (("fingerprint", "backbone"), ("digest", "data")):
         before, now = getattr(started, what), getattr(resolved, what)
         if now != before:
@@ -140,8 +153,10 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
     ray: AbstractContextManager[None] = nullcontext()
     if not is_finished(known, records) or unscored(known, records, places.folder):
         require_room(known, started)
-        ray = cluster.joined(config.resources, places.shared_folder, address, console.print)
+        ray = cluster.joined(config.resources, places.shared_folder, address, say)
     with ray:
+        if started.precision == "auto":
+            records.resolved = started = with_precision(known, started, say)
         # A configuration that no cluster takes must not be on record: every later resume would begin with it.
         records.config = config.to_dict()
         if config.tracking.uri != stored.tracking.uri:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -28,10 +25,12 @@ from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store
 from search.study.final_scores import eligible, unscored
 from search.study.heads import head_starts
+from search.study.interrupts import terminated_as_interrupted
 from search.study.places import (
     InterruptedStudy,
     UndeliveredStudy,
     home_of,
+    how_to_resume,
     interrupted,
     store_of,
 )
@@ -50,9 +49,6 @@ from search.workers import cluster, scoring
 from search.workers.assignment import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
 
-if TYPE_CHECKING:
-    from types import FrameType
-
 _PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
 _BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
 
@@ -68,8 +64,8 @@ class Runner:
         self.places = replace(home_of(config), tracking=store_of(config, records))
         self.folder = self.places.folder
         set_store(self.folder, config.storage.path)
-        self.context = study_context(config, records)
         self.resolved = records.resolved
+        self.context = study_context(config, self.resolved)
         self.plan = search_plan(config, self.resolved)
         self.display = Display(
             config.study,
@@ -158,7 +154,8 @@ class Runner:
     def _until_done(self, source: Source[Run]) -> None:
         """Train what the source hands out. Raises InterruptedStudy where Ctrl-C ended that before it was done."""
         bridge = Bridge(source, (self.usage, self.publisher, self.display), self.config.objectives.score)
-        if run_trials(bridge, self.context, self.config.resources) is Outcome.INTERRUPTED:
+        starts = head_starts(self.config, self.records, self.context, self.display.say)
+        if run_trials(bridge, replace(self.context, starts=starts), self.config.resources) is Outcome.INTERRUPTED:
             raise interrupted(self.places)
 
     def _search(self, search: Search) -> None:
@@ -203,7 +200,7 @@ class Runner:
             self.display.say(
                 "no trial has a second seed: nothing is contested, all failed, or one training is more than "
                 f"replicates.extra {self.config.replicates.extra:g} of the search's epochs; "
-                f"`{self.places.resume_command} --set replicates.extra=1` allows more"
+                f"`{how_to_resume(self.places, '--set replicates.extra=1')}` allows more"
             )
 
     def _say_device_hours(self, meter: Meter) -> None:
@@ -219,6 +216,8 @@ class Runner:
             self.display.say(
                 f"scoring {len(untested)} trials on the {' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"
             )
+            for record in untested:
+                TrialFolder(self.folder, record.number).note("")  # the last one is of its training
             with self.display.scoring([record.number for record in untested]) as done:
 
                 def scored(number: int, reason: str) -> None:
@@ -254,7 +253,7 @@ class Runner:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but MLflow does not answer "
                 f"({self.delivery.trouble}). {self.delivery.waiting} for it wait in {self.delivery.journal.folder}: "
-                f"`{self.places.resume_command}` delivers them when it is back, and trains nothing again"
+                f"`{how_to_resume(self.places)}` delivers them when it is back, and trains nothing again"
             )
 
     def _read(self) -> Study:
@@ -264,33 +263,24 @@ class Runner:
         except StoreError as error:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "
-                f"({error}); `{self.places.resume_command}` ends the study when it is back"
+                f"({error}); `{how_to_resume(self.places)}` ends the study when it is back"
             ) from error
 
 
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Make SIGTERM, which schedulers and clouds send before they kill, do what Ctrl-C does at that moment."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
+def with_precision(config: StudyConfig, resolved: Resolved, say: Callable[[str], object]) -> Resolved:
+    """Return what is resolved with a precision, which is measured where the study would train, once a study.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Not by a SIGINT: jobs of Ray's have that blocked, and those that a shell put into the background ignore it.
-        handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Raises BackboneError where a row of the data does not pass through the model there.
+    """
+    if resolved.precision != "auto":
+        return resolved
+    say("measuring in which precision the model trains faster: fp32 or bf16")
+    return replace(resolved, precision=scoring.fastest_precision(study_context(config, resolved), config.resources))
 
 
-def study_context(config: StudyConfig, records: Records) -> StudyContext:
-    """Return what the workers are given; the precision is measured once a study, where it would train."""
-    resolved = records.resolved
-    context = StudyContext(
+def study_context(config: StudyConfig, resolved: Resolved) -> StudyContext:
+    """Return what the workers are given."""
+    return StudyContext(
         str(StudyHome(config.study).folder),
         resolved,
         seed=config.seed,
@@ -299,10 +289,6 @@ def study_context(config: StudyConfig, records: Records) -> StudyContext:
         store=config.storage.path,
         run=run_token(home_of(config).folder),
     )
-    if resolved.precision == "auto":
-        records.resolved = replace(resolved, precision=scoring.fastest_precision(context, config.resources))
-        context = replace(context, resolved=records.resolved)
-    return replace(context, starts=head_starts(config, records, context))
 
 
 def published(config: StudyConfig, resolved: Resolved) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from search.storage.address import expand_env, redacted, sqlite_file, without_password
 from search.storage.database import is_postgresql, reaching, require_database
-from search.storage.errors import StoreError
+from search.storage.errors import StoreError, writing
 from search.storage.locations import require_store
 
 _PASSING: Final = (401, 403, 408, 409, 425, 429, 499)  # answers 4xx that time or a person may mend
@@ -51,7 +51,6 @@ def open_client(uri: str, *, create: bool = False) -> MlflowClient:
         for name, value in _IMPATIENT.items():
             os.environ.setdefault(name, value)
         if (file := sqlite_file(address)) and not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             with _OPENING:
                 _make(file)
     if is_postgresql(address):
@@ -69,7 +68,8 @@ def _make(file: Path) -> None:
 
     Its tables are made by migrations that take seconds; a file in which they were interrupted can never be opened.
     """
-    with tempfile.TemporaryDirectory(prefix="petl-mlflow-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="petl-mlflow-") as scratch, writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
         made, new = Path(scratch) / file.name, file.with_name(f"{file.name}.{os.getpid()}")
         MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
+from search.storage.address import expand_env, sqlite_file
 from search.storage.errors import StoreError
 from search.tracking.client import answering, open_client
 from search.tracking.runs import trial_runs
@@ -25,7 +26,9 @@ def discard(uri: str, study: str) -> None:
 
 
 def has_trials(uri: str, study: str) -> bool:
-    """Return whether the store has an experiment of that name with runs of trials."""
+    """Return whether the store has an experiment of that name with runs of trials. Creates no store."""
+    if (file := sqlite_file(expand_env(uri))) and not file.exists():
+        return False
     client = open_client(uri, create=True)
     with answering(uri):
         experiment = client.get_experiment_by_name(study)

@@ -22,6 +22,7 @@ from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # 
 from petl.errors import UserNotice
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
+from search.storage.commands import resume_command
 from search.storage.errors import StoreError
 from search.tracking.client import answering, open_client
 from search.tracking.runs import pages, parent_run, trial_runs
@@ -84,7 +85,7 @@ def summary(uri: str, study: str) -> StudySummary:
         if parent and INFO not in parent.data.tags:
             raise StoreError(
                 f"the study {study!r} in {redacted(uri)} does not say what it is: run {parent.info.run_id} has no tag "
-                f"`info`. `petl-search resume {study}` writes it"
+                f"`info`. `{resume_command(study)}` writes it"
             )
         if parent:
             return study_summary(experiment, parent)

@@ -16,7 +16,7 @@ from petl.errors import faults
 from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
 from search.storage.errors import StoreError
-from search.storage.locations import STUDY_NAME
+from search.storage.locations import is_study_name
 from search.trials.objectives import objectives
 from search.trials.record import SeedSummary, Spent, State, TrialRecord
 from search.trials.upgrade import upgraded
@@ -279,7 +279,7 @@ def study_summary(experiment: Experiment, parent: Run) -> StudySummary:
     """Return what a study's parent run holds. Raises StoreError where it is not as this module writes it."""
     with _sense(parent):
         name = experiment.tags[STUDY_TAG]
-        if name != experiment.name or not STUDY_NAME.fullmatch(name):
+        if name != experiment.name or not is_study_name(name):
             raise ValueError(f"a study has the name of its experiment; received {printable(name)!r}")
         info = StudyInfo.from_dict(upgraded(_parsed(parent, INFO)))
         disk = _DISK_USE.validate_python(data) if (data := _parsed(parent, DISK)) else None

@@ -6,23 +6,32 @@ import importlib.util
 import ipaddress
 import os
 import secrets
+import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
-from search.storage.errors import StoreError
+from search.storage.errors import StoreError, writing
 from search.storage.locations import artifact_root, home, require_store, store_uri
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _SHIPPED: Final = "password1234"  # MLflow's
 _SHORTEST: Final = 12
 
 
 def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
-    """Become `mlflow server` on the store; Ctrl-C ends it. On an address that others reach it has accounts.
+    """Run `mlflow server` on the store until Ctrl-C. On an address that others reach it has accounts.
 
-    Raises StoreError where there is no store, where it is a server itself, and where accounts need a password.
+    Raises StoreError where there is no store, where it is a server itself, where accounts need a password, where the
+    port is taken, and where the server ends by itself.
     """
     uri = expand_env(store_uri(uri))
     require_store(uri)
@@ -32,6 +41,7 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     if root is None:
         raise StoreError(f"{redacted(uri)} is a server already: open it in a browser")
     accounts = {} if _is_own(host) else _accounts()
+    _require_free(host, port)
     # without the option MLflow 3 opens at its pages for language models
     print(f"http://{host}:{port}/#/experiments?workflowType=machine_learning", flush=True)
     print("is there in some seconds; Ctrl-C ends it", flush=True)
@@ -44,7 +54,43 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     # ten processes and 2.4 GB with job execution, two and 0.5 GB without
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     store = {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: everybody on the machine sees those
-    os.execve(sys.executable, command, {**os.environ, **quiet, **store, **accounts})
+    _run(command, {**os.environ, **quiet, **store, **accounts})
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise StoreError where this process cannot listen at an address."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server has it
+            probe.bind(address)
+    except OSError as error:
+        raise StoreError(
+            f"nothing can listen at {host}:{port} ({error.strerror or error}); --port and --host name another address"
+        ) from None
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a server until Ctrl-C or SIGTERM, which it does not see: it would answer with tracebacks.
+
+    Raises StoreError where it ends by itself.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # it keeps nothing that is not in its database
+        server.wait()
+    raise StoreError(f"MLflow's server ended with exit code {code}; what it said is above")
 
 
 def _is_own(host: str) -> bool:
@@ -66,18 +112,19 @@ def _accounts() -> dict[str, str]:
     if importlib.util.find_spec("flask_wtf") is None:
         raise StoreError("accounts need MLflow's extra: pip install 'petl-search[cluster]'")
     folder = home() / "accounts"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
     key, settings = folder / "key", folder / "auth.ini"
-    if not key.exists():
-        key.write_text(secrets.token_hex(32))
-    settings.write_text(
-        "[mlflow]\n"
-        "default_permission = READ\n"
-        f"database_uri = {_quoted(folder / 'accounts.db')}\n"
-        "admin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
+    with writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if not key.exists():
+            key.write_text(secrets.token_hex(32))
+        settings.write_text(
+            "[mlflow]\n"
+            "default_permission = READ\n"
+            f"database_uri = {_quoted(folder / 'accounts.db')}\n"
+            "admin_username = admin\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
     return {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text()}
 
 

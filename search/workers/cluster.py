@@ -43,7 +43,8 @@ def joined(
 
     `address` is as Ray has it: `auto` for the cluster that this node is part of, `host:port`, or `local` for
     one that starts and ends here. Default: $RAY_ADDRESS, else local. `folder`, the study's, must exist on
-    all nodes; None where they share a store instead. `say` is given a line where nodes are waited for.
+    all nodes; None where they share a store instead. `say` is given a line before Ray starts, and where nodes are
+    waited for.
 
     Raises ClusterError where there is no such cluster, where Ray does not start, where a trial cannot fit into it, and
     where a node does not see the folder.
@@ -53,9 +54,10 @@ def joined(
     with ExitStack() as left:
         if not ray.is_initialized():
             address = address or os.environ.get("RAY_ADDRESS") or "local"
+            say("starting Ray on this machine" if address == "local" else f"joining the Ray cluster at {address}")
             options = left.enter_context(_private()) if address == "local" else {}
-            _join(address, **options)
             left.callback(ray.shutdown)
+            _join(address, **options)
         _await(resources, say)
         if places(resources.each) < resources.workers_per_trial:
             workers = resources.workers_per_trial
@@ -101,21 +103,43 @@ def _private() -> Iterator[dict[str, Any]]:
         look_again()
 
 
-def _join(address: str, **options: Any) -> None:
+def require_answer(address: str | None = None) -> None:
+    """Raise ClusterError where no cluster can be at an address, as `joined` takes it, or nobody listens there.
+
+    Ray itself would try for minutes.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise ClusterError(
             f"a study is driven from a node of its cluster, not through Ray's client; received {address}. Give "
             "--address auto there"
         )
     if address.startswith(("http://", "https://")):
-        raise ClusterError(f"an http address takes jobs: `petl-search submit STUDY.yaml --address {address}`")
+        raise ClusterError(
+            f"an http address takes jobs, as `petl-search submit --help` has it, and joins no study; received {address}"
+        )
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ClusterError:
+    return ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _join(address: str, **options: Any) -> None:
+    require_answer(address)
     dashboard = False if address == "local" else None  # of a cluster it is the cluster's own affair
     if address != "local":
         use_token()
-    host, _, port = address.rpartition(":")
     try:
-        if port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=_ANSWER).close()
         ray.init(
             address=address,
             include_dashboard=dashboard,
@@ -124,13 +148,12 @@ def _join(address: str, **options: Any) -> None:
             **options,
         )
     except Exception as error:  # Ray raises Exception itself where a node does not come up
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         if address == "local":
             raise ClusterError(
-                f"Ray did not start on this machine: {reason} Resume once it has memory and processes to spare, or "
-                "name a cluster with --address"
+                f"Ray did not start on this machine: {_reason(error)} Resume once it has memory and processes to "
+                "spare, or name a cluster with --address"
             ) from error
-        raise ClusterError(f"no Ray cluster answers at {address} (--address, $RAY_ADDRESS): {reason}") from error
+        raise _no_cluster(address, error) from error
 
 
 def _await(resources: ResourcesConfig, say: Callable[[str], object]) -> None:

@@ -47,7 +47,7 @@ ROOMS = {  # what a room may import beside itself
     | {"search.config", "search.tracking", "search.workers", "search.results"},
     "search.cli": PETL
     | {"search.trials", "search.optimizer", "search.storage", "search.tracking", "search.results", "search.jobs"}
-    | {"search.study"},
+    | {"search.config", "search.study"},
 }
 EVERYWHERE = "petl.errors"  # imports nothing of ours, so it is below all rooms, whichever it lies in
 TORCH = {"torch", "transformers", "deepspeed"}

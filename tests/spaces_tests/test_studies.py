@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import optuna
 import pytest
+import texts
+import tiny
 from transformers import BartConfig, BertConfig, PretrainedConfig
 
+from petl import tasks
 from petl.backbones.count import count
 from petl.backbones.model import Backbone, describe
 from petl.paper.percentages import check, from_config
@@ -17,7 +21,9 @@ from petl.paper.results import PERCENTAGES, results
 from petl.presets import parse
 from search.config.loading import load_config
 from search.config.study import StudyConfig
-from search.study.plan import _listed, _searched
+from search.study.inputs import MissingInputError, require_inputs
+from search.study.plan import _listed, _searched, rehearse
+from search.study.resolve import resolve, settled
 
 ROOT = Path(__file__).parents[2] / "spaces" / "studies"
 STUDIES = sorted(ROOT.rglob("*.yaml"))
@@ -110,3 +116,46 @@ def test_small_studies_are_the_full_ones_at_a_smaller_width(path: Path) -> None:
             assert (one.scale, one.init, one.insertion, one.site) == (
                 other.scale, other.init, other.insertion, other.site,
             )  # fmt: skip
+
+
+GENERATING = [path for path in STUDIES if "tiny-bart-en-ro" in path.read_text()]
+
+
+def test_a_study_without_its_model_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder that has nothing beside it, as a clone has."""
+    monkeypatch.chdir(tmp_path)
+    assert len(GENERATING) == 10
+    for path in GENERATING:
+        with pytest.raises(MissingInputError, match=r"tiny-bart-en-ro.* --set backbone\.model=facebook/bart-base"):
+            require_inputs(load_config(path))
+        require_inputs(load_config(path, ["backbone.model=facebook/bart-base"]))
+    for path in set(STUDIES) - set(GENERATING):
+        require_inputs(load_config(path))
+
+
+@pytest.fixture(scope="module")
+def small_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BART with positions for the texts of all studies, and 64 rows of XSum and WMT16 in words that it knows."""
+    folder = tmp_path_factory.mktemp("small")
+    model = tiny.model("bart", generates=True)
+    model.config.max_position_embeddings = 512
+    type(model)(model.config).save_pretrained(folder / "model")
+    texts.tokenizer().save_pretrained(folder / "model")
+    for name in ("xsum", "wmt16_en_ro"):
+        columns = tasks.resolve({"name": name}).columns
+        for seed, split in enumerate(("train", "validation", "test")):
+            file = texts.write_rows(folder / "data" / name / f"{split}.jsonl", 64, seed)
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            named = [{theirs: row[ours] for ours, theirs in columns.items()} for row in rows]
+            file.write_text("".join(json.dumps(row) + "\n" for row in named))
+    return folder
+
+
+@pytest.mark.parametrize("path", GENERATING, ids=lambda path: path.stem)
+def test_the_first_step_of_a_study(path: Path, small_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETL_DATA", str(small_bart / "data"))
+    config = load_config(path, [f"backbone.model={small_bart}/model"])
+    require_inputs(config)
+    resolved = resolve(config)
+    assert resolved.rows["train"] == 64
+    rehearse(settled(config, resolved), resolved)

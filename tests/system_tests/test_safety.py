@@ -680,7 +680,7 @@ def test_a_fault_of_ours_and_a_password_on_the_command_line(tmp_path: Path) -> N
 def test_pages_for_others_need_a_password(study: Study, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETL_SEARCH_HOME", str(study.home))
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", password)
-    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("it starts"))
+    monkeypatch.setattr(ui, "_run", lambda *_: pytest.fail("it starts"))
     for host in ("0.0.0.0", "::", "192.0.2.7", "some.host"):
         with pytest.raises(StoreError, match="need accounts: set MLFLOW_AUTH_ADMIN_PASSWORD to 12 characters"):
             ui.serve(study.uri, 5000, host)

@@ -32,9 +32,10 @@ from search.storage.errors import StoreError
 from search.storage.folder import read_json
 from search.storage.locations import StudyHome, database_url
 from search.storage.studies import open_study
+from search.study.interrupts import terminated_as_interrupted
 from search.study.places import InterruptedStudy, StudyError, driving
 from search.study.run import resume, run
-from search.study.runner import headline, study_context, terminated_as_interrupted
+from search.study.runner import headline, study_context
 from search.trials.record import State
 from search.workers import cluster, scoring
 
@@ -280,7 +281,7 @@ def test_a_trial_whose_scoring_kills_its_process_costs_no_other_its_scores(
     numbers = [int(folder.parent.name) for folder in (first, second)]
     database = f"sqlite:///{home}/optuna.db"
     records = open_study(database, "tiny")
-    context = study_context(load_config(home / "study.yaml"), records)
+    context = study_context(load_config(home / "study.yaml"), records.resolved)
     for folder in (first, second):
         shutil.rmtree(folder)
     heard: dict[int, str] = {}

@@ -414,6 +414,8 @@ def test_an_adapter_directory_is_converted(tmp_path: Path) -> None:
     where = convert(folder, tmp_path / "out")
     assert json.loads((where / CONFIG).read_text())["base_model_name_or_path"] == str(backbone)
     assert (where / "tokenizer" / "tokenizer.json").exists()
+    (tmp_path / "plain").touch()
+    assert {(where / name).stat().st_mode for name in (CONFIG, TENSORS)} == {(tmp_path / "plain").stat().st_mode}
     read = PeftModel.from_pretrained(load(str(backbone), labels=tiny.LABELS, seed=5), where).eval()
     assert deviation(logits(read), logits(attachment.model)) < 1e-6
 

@@ -78,6 +78,9 @@ def test_nothing_but_safetensors_and_json(home: Path, tmp_path: Path) -> None:
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {"design.json", "adapter.safetensors", "head.safetensors", "model.json"} <= names
     assert all(name.endswith((".json", ".safetensors")) for name in names)
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}  # what the user's umask says
 
 
 def test_a_frozen_head_comes_back(home: Path, tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_a_revision_that_looks_like_a_number(tmp_path: Path) -> None:
     assert load_config(tmp_path / "study.yaml").task["languages"] == ["en", "no"]
 
 
+@pytest.mark.parametrize("name", ["2024", "007", "1e3", "1_000", "2026-11-30", "yes", "true"])
+def test_the_name_of_a_study_is_text(tmp_path: Path, name: str) -> None:
+    for key in ("study", "warm_start"):
+        others = "backbone: {model: a/b}\ntask: {name: sst2}\n" + ("study: a\n" if key == "warm_start" else "")
+        (tmp_path / "study.yaml").write_text(f"{key}: {name}\n{others}")
+        overridden = load_config(study(tmp_path), [f"{key}={name}"])
+        for config in (load_config(tmp_path / "study.yaml"), overridden):
+            assert getattr(config, key) == (name if key == "study" else (name,))
+
+
+@pytest.mark.parametrize("text", ["study:", "study: ~", "study: [a]"])
+def test_a_study_without_a_name_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.yaml").write_text(f"{text}\nbackbone: {{model: a/b}}\ntask: {{name: sst2}}\n")
+    with pytest.raises(ConfigError, match="study: "):
+        load_config(tmp_path / "study.yaml")
+
+
 def test_an_override_into_a_short_form(tmp_path: Path) -> None:
     content = {**study(tmp_path), "sampler": "tpe", "scheduler": "halving", "replicates": 3}
     config = load_config(content, ["sampler.seed=3", "scheduler.eta=2", "replicates.extra=0.5"])

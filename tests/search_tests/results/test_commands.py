@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from search import cli
 from search.results.files import PictureError
 from search.results.query import ROW
 from search.storage.errors import StoreError
+from search.storage.locks import StudyLock
 from search.tracking import server as ui
 from search.tracking.writer import MlflowTracker
 from search.trials.record import State, TrialRecord
@@ -87,6 +91,51 @@ def test_show() -> None:
     assert "query.rank" in call("show", "demo", "2").stdout
 
 
+def test_show_lists_all_trials() -> None:
+    lines = call("show", "demo", "--trials").stdout.splitlines()
+    assert [line.split()[:2] for line in lines if line.strip()[:1].isdigit()] == [
+        ["0", "complete"], ["1", "complete"], ["2", "complete"],
+    ]  # fmt: skip
+    rows = json.loads(call("show", "demo", "--trials", "--format", "json").stdout)
+    assert [(row["trial"], row["state"], row["score"]) for row in rows] == [
+        (0, "complete", 0.5), (1, "complete", 0.6), (2, "complete", 0.55),
+    ]  # fmt: skip
+
+
+def test_a_study_that_was_killed_is_not_said_to_be_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver cannot say any more that it ends; the system has dropped its lock."""
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
+
+    def status() -> list[str]:
+        return [row["status"] for row in json.loads(call("ls", "--format", "json").stdout)]
+
+    MlflowTracker.open(f"sqlite:///{tmp_path}/mlflow.db", "demo", tmp_path / "artifacts", INFO)
+    assert status() == ["running"]  # by a driver whose folder is elsewhere
+    lock = StudyLock(tmp_path / "studies" / "demo")
+    lock.drive()
+    (tmp_path / "studies" / "demo" / "trials").mkdir()
+    assert status() == ["running"]
+    lock.release()
+    assert status() == ["killed"]
+    assert "demo  killed" in call("show", "demo").stdout
+
+
+def test_a_study_file_that_is_not_there_is_said_before_anything_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from search.cli import main\n"
+        "sys.argv = ['petl-search', sys.argv[1], 'missing.yaml']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(sorted({'ray', 'torch', 'mlflow', 'optuna', 'scipy'} & {*sys.modules}))\n"
+    )
+    for word in ("run", "submit"):
+        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "[]\n")
+        assert done.stderr == "petl-search: the study file missing.yaml cannot be read: No such file or directory\n"
+
+
 def test_ls_as_json() -> None:
     (row,) = json.loads(call("ls", "--format", "json").stdout)
     assert row == {
@@ -143,7 +192,6 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path, name: str,
 
 
 def test_a_port_is_one_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "execve", lambda *arguments: None)  # else the server would take the place of the tests
     result = call("ui", "--port", "99999")
     assert result.exit_code == 2
     assert "65535" in result.output
@@ -170,7 +218,8 @@ def test_export_for_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("petl.adapters.peft.convert", convert)
     result = call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
     assert (tmp_path / "out" / "design.json").read_text() == "{}"
-    assert "PeftModel.from_pretrained" in result.stdout
+    assert "PeftModel.from_pretrained(base_model, " in result.stdout
+    assert "base_model is tiny, " in result.stdout
     with pytest.raises(StoreError, match="new or empty folder"):
         call("export", "demo", "1", str(tmp_path / "out"), "--format", "peft")
 
@@ -264,9 +313,9 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(ui, "_run", lambda *arguments: seen.append(arguments))
     call("ui", "--port", "5077")
-    ((_, line, environment),) = seen
+    ((line, environment),) = seen
     options = dict(zip(line[4::2], line[5::2], strict=True))
     assert options == {
         "--host": "127.0.0.1",
@@ -276,6 +325,38 @@ def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch
     }
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home}/mlflow.db"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_ui_says_that_a_port_is_taken() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        done = command("ui", "--port", port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"nothing can listen at 127.0.0.1:{port} (Address already in use)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_the_pages_without_a_word(tmp_path: Path) -> None:
+    """A program that would answer it as MLflow does, and waits long enough to be interrupted."""
+    server = tmp_path / "server.py"
+    server.write_text("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(60)\n")
+    code = "import os, sys\nfrom search.tracking.server import _run\n_run([sys.executable, 'server.py'], os.environ)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_pages_that_end_by_themselves_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="ended with exit code 3"):
+        ui._run([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ))
 
 
 def test_ui_needs_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

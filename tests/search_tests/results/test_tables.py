@@ -102,6 +102,7 @@ def test_an_empty_front_says_why(show: Any) -> None:
     ],
 )
 def test_what_to_type_next_finds_the_store(uri: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PETL_SEARCH_HOME")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////default/mlflow.db")
     what = replace(study(), uri=uri)
     text = printed(lambda out: tables.print_ending(what, out), 80)
@@ -133,7 +134,7 @@ def test_brackets_are_no_markup(brackets: str, monkeypatch: pytest.MonkeyPatch, 
     empty = replace(named, everything=named.everything[1:2])
     for show, words in (
         (lambda out: tables.print_study(named, out), ["study", "model", "task", "mam", "OSError:", "full"]),
-        (lambda out: tables.print_ending(named, out), ["front of study", "front study", "mam", "full"]),
+        (lambda out: tables.print_ending(named, out), ["front of study", "front 'study", "mam", "full"]),
         (lambda out: tables.print_ending(empty, out), ["front of study", "OSError:"]),
         (lambda out: tables.print_trial(named.trial(0), out), ["mam"]),
         (lambda out: tables.print_trial(named.trial(1), out), ["OSError:"]),

@@ -1,4 +1,4 @@
-"""Where studies live, and what resumes them."""
+"""Where studies live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from search.storage.locations import StudyHome, resume_command
+from search.storage.locations import StudyHome, is_study_name
+from search.storage.locks import StudyLock
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +15,26 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
     for name in ("PETL_SEARCH_DATABASE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "a.b_c-d", "2024", "étude", "отзывы", "レビュー", "评论", "مراجعات", "हिन्दी", "ü" * 100]
+)
+def test_a_name_of_any_script(name: str, tmp_path: Path) -> None:
+    assert is_study_name(name)
+    StudyLock(StudyHome(name).folder).drive()
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", ".a", "-a", "_a", "a.", "a/b", "a\\b", "a b", "a\u00a0b", "a\u2028b", "a:b", "a%b", "$a",
+        "a\x00", "a\n", "a\u200f", "a\u202eb", "a\u200b", "e\u0301tude", "\u0301a", "a\ud800", "ü" * 101, "😀",
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_folder_or_no_text(name: str) -> None:
+    assert not is_study_name(name)
 
 
 def test_every_place_of_a_study(tmp_path: Path) -> None:
@@ -26,7 +47,6 @@ def test_every_place_of_a_study(tmp_path: Path) -> None:
     assert home.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert home.artifacts == tmp_path / "artifacts/demo"
     assert home.shared_folder == home.folder
-    assert home.resume_command == "petl-search resume demo"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -38,18 +58,5 @@ def test_what_a_study_file_says_goes_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert home.uri == "http://host"
     assert home.artifacts is None
     assert home.shared_folder is None
-    assert home.resume_command == "PETL_SEARCH_DATABASE='postgresql+psycopg://me@host/a b' petl-search resume demo"
     assert "pw" not in repr(home)
     assert StudyHome("demo").uri == "http://other"
-    assert StudyHome("demo").resume_command == "petl-search resume demo"
-
-
-def test_a_resume_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resume_command("demo", address="http://head:8265") == "petl-search resume demo --address http://head:8265"
-    assert resume_command("demo", address="http://head", options="--code") == (
-        "petl-search resume demo --address http://head --code"
-    )
-    monkeypatch.setenv("PETL_SEARCH_DATABASE", "mysql://host/db")  # no such database can have records
-    assert resume_command("demo", database="sqlite:////x.db") == (
-        "PETL_SEARCH_DATABASE=sqlite:////x.db petl-search resume demo"
-    )
