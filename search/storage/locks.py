@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from petl.errors import UserError
 from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
+from search.storage.errors import StoreError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -148,7 +149,10 @@ class StudyLock:
     """
 
     def __init__(self, study: Path) -> None:
-        study.mkdir(parents=True, exist_ok=True)
+        try:
+            study.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the study's folder {study} cannot be made: {error.strerror}") from error
         self._study = study
         self._held: list[IO[bytes]] = []
 
@@ -189,7 +193,14 @@ class StudyLock:
             self._held.pop().close()
 
     def _take(self, name: str, how: int) -> bool:
-        file = (self._study / name).open("a+b")  # NFS shares a lock only where the file may be read
+        path = self._study / name
+        try:
+            file = path.open("a+b")  # NFS shares a lock only where the file may be read
+        except OSError as error:
+            raise StoreError(
+                f"the lock {path} is a file that can be written: {error.strerror}. It holds nothing of the study; "
+                "where something else has its place, remove that"
+            ) from error
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,6 +14,7 @@ from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
 from search.storage.errors import StoreError
 from search.storage.locations import artifact_root, home, require_store, store_uri
+from search.tracking.client import require_undamaged
 
 _SHIPPED: Final = "password1234"  # MLflow's
 _SHORTEST: Final = 12
@@ -22,7 +23,8 @@ _SHORTEST: Final = 12
 def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     """Become `mlflow server` on the store; Ctrl-C ends it. On an address that others reach it has accounts.
 
-    Raises StoreError where there is no store, where it is a server itself, and where accounts need a password.
+    Raises StoreError where there is no store, where it is damaged, where it is a server itself, and where accounts
+    need a password.
     """
     uri = expand_env(store_uri(uri))
     require_store(uri)
@@ -31,6 +33,7 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     root = artifact_root(uri)
     if root is None:
         raise StoreError(f"{redacted(uri)} is a server already: open it in a browser")
+    require_undamaged(uri)
     accounts = {} if _is_own(host) else _accounts()
     # without the option MLflow 3 opens at its pages for language models
     print(f"http://{host}:{port}/#/experiments?workflowType=machine_learning", flush=True)
