@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from mlflow import MlflowClient
@@ -81,6 +81,11 @@ def differs(artifacts: ArtifactRepository, path: str, size: int | None, file: Pa
 
 
 def make_way(artifacts: ArtifactRepository, path: str) -> None:
-    """Remove a folder that lies on a disk of this machine where a published file belongs."""
-    if isinstance(artifacts, LocalArtifactRepository) and Path(artifacts.artifact_dir, path).is_dir():
+    """Remove from a disk of this machine a folder where a published file belongs, and files where its folders do."""
+    if not isinstance(artifacts, LocalArtifactRepository):
+        return
+    if Path(artifacts.artifact_dir, path).is_dir():
         artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
+    for folder in PurePosixPath(path).parents:
+        if Path(artifacts.artifact_dir, folder).is_file():
+            Path(artifacts.artifact_dir, folder).unlink()

@@ -137,7 +137,7 @@ class Records:
     def require_readable(self) -> None:
         """Parse what is on record of the study itself, where it has begun. Raises whatever its parsers do."""
         if RESOLVED in self._info:
-            _ = dict(self.config), self.resolved, self.replicates, self.summaries, self.spent
+            _ = dict(self.info(_CONFIG, {})), self.resolved, self.replicates, self.summaries, self.spent
 
     def disconnect(self) -> None:
         """Close the database's connections; the next operation connects again."""
@@ -173,7 +173,11 @@ class Records:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The study file as it was last run, in JSON."""
+        """The study file as it was last run, in JSON. Raises RecordsError where it is not on record."""
+        if _CONFIG not in self._info:
+            raise RecordsError(
+                "the study file is not on record, though the study began: put a copy of its database back"
+            )
         return self._info[_CONFIG]  # type: ignore[no-any-return]
 
     @config.setter

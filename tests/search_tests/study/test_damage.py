@@ -149,7 +149,7 @@ def test_a_resume_puts_back_what_is_damaged_or_missing(home: Path, tmp_path: Pat
     for name, damage in DAMAGES[3:9:2]:
         damage(published(home, first) / "adapter" / name)
     flip(published(home, second) / "adapter/adapter.safetensors")
-    remove(published(home, second) / "adapter/tokenizer")
+    be_a_file(published(home, second) / "adapter/tokenizer")
     flip(published(home, first) / "predictions/test.jsonl")
     resume(STUDY, console=QUIET)
     for number in (first, second):
