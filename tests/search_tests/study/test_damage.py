@@ -289,7 +289,6 @@ FOLDER = f"studies/{STUDY}"
 UNREADABLE = (flip_header, flip_pages, cut, be_a_picture, be_a_folder)
 RECORDS = [
     *UNREADABLE,
-    by_sql("UPDATE version_info SET schema_version = 99"),
     by_sql("UPDATE alembic_version SET version_num = 'v99'"),
     by_sql("DROP TABLE study_user_attributes"),
     by_sql("DROP TABLE trials"),
@@ -351,7 +350,17 @@ MENDED = [  # by a resume
     (f"{FOLDER}/front.csv", remove),
     (f"{FOLDER}/front.json", be_a_picture),
 ]
-QUICK = {flip_pages, be_a_folder, point_nowhere, Path.mkdir, *RECORDS[9:13], *LOST[2:3], *CHANGED[:1], *CHANGED[2:]}
+QUICK = {
+    flip_pages,
+    be_a_folder,
+    point_nowhere,
+    Path.mkdir,
+    *RECORDS[7:9],
+    *RECORDS[11:14:2],
+    *LOST[2:3],
+    *CHANGED[:1],
+    *CHANGED[2:],
+}
 
 
 def named(value: object) -> str:
