@@ -73,8 +73,8 @@ def save(
     if tensors := attachment.head_state_dict():
         save_file(_on_disk(tensors), path / HEAD)
     _write(path / DESIGN, attachment.design.to_dict())
-    for tensors in path.glob("*.safetensors"):
-        shutil.copymode(path / DESIGN, tensors)  # safetensors lets nobody else read what it writes
+    for file in path.glob("*.safetensors"):
+        shutil.copymode(path / DESIGN, file)  # safetensors lets nobody else read what it writes
     versions = {name: _version(name) for name in _VERSIONS}
     described = {"backbone": backbone.to_dict(), "task": dict(task), "versions": versions}
     head = Head(pooling=attachment.pooling, start=start)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from petl.errors import UserError
+from search.storage.address import one_line
+from search.storage.errors import StoreError, is_full
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study
@@ -35,11 +37,22 @@ def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Pa
 
 
 def write_front(study: Study, folder: Path) -> list[Path]:
-    """Write the three files into `folder`, and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the three files into `folder`, and return their paths.
+
+    Raises StoreError where one cannot be written, FullDiskError where the disk is full.
+    """
     front = study.front()
     files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
-    files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
-    front.to_frame().to_csv(files[1], index=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
+        front.to_frame().to_csv(files[1], index=False)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise StoreError(
+            f"the files of the front cannot be written: {one_line(error)}. All trials are kept and published; where "
+            "something else has the place of a file, move it away, and resume"
+        ) from error
     plot(study, files[2], front)
     return files

@@ -339,10 +339,10 @@ class Study:
         share = None if fdr is None else _share(fdr)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.constraints.items(), *_limit(max_parameters)]
-        complete = {record.number for record in candidates([trial.record for trial in self._all])}
+        complete = {record.number for record in candidates([trial.record for trial in self.all_trials])}
         within = [
             replace(trial, objectives=searched)
-            for trial in self._all
+            for trial in self.all_trials
             if trial.number in complete
             and trial.measurements
             and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)

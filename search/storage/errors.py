@@ -1,4 +1,4 @@
-"""What stores raise, and how a full disk is recognised."""
+"""What stores raise, and how a full disk and a damaged database are recognised."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def writing(place: Path) -> Iterator[None]:
         ) from None
 
 
+class DamagedStoreError(StoreError):
+    """A file of a store is damaged, or was written by a later version: waiting does not mend it."""
+
+
 _FULL: Final = ("no space left on device", "disk quota exceeded", "database or disk is full", "disk full")
 
 
@@ -45,6 +49,28 @@ def is_full(error: BaseException | None) -> bool:
         if isinstance(error, FullDiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(phrase in str(error).lower() for phrase in _FULL):
+            return True
+        error = error.__cause__
+    return False
+
+
+_DAMAGED: Final = (
+    "file is not a database",
+    "database disk image is malformed",
+    "malformed database schema",
+    "unsupported file format",
+    "no such table",
+    "no such column",
+    "out-of-date database schema",
+    "can't locate revision",
+    "no longer compatible with the table schema",
+)
+
+
+def is_damaged(error: BaseException | None) -> bool:
+    """Return whether an error of sqlite, MLflow or Optuna says that a database is damaged, or of another version."""
+    while error is not None:
+        if isinstance(error, DamagedStoreError) or any(phrase in str(error).lower() for phrase in _DAMAGED):
             return True
         error = error.__cause__
     return False

@@ -64,10 +64,15 @@ def artifact_root(uri: str | None = None) -> Path | None:
     return None if expand_env(store_uri(uri)).startswith(("http://", "https://")) else home() / "artifacts"
 
 
+def is_absent(file: Path) -> bool:
+    """Return whether an sqlite store is not there, or an empty file, which holds as much."""
+    return not file.exists() or (file.is_file() and not file.stat().st_size)
+
+
 def require_store(uri: str) -> None:
     """Raise StoreError where `uri` is an sqlite store that does not exist: opening it would create it."""
     file = sqlite_file(uri)
-    if file and not file.exists():
+    if file and is_absent(file):
         raise StoreError(
             f"no store at {file}: nothing was run there yet, or the store is elsewhere "
             "(--uri, $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME)"

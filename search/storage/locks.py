@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from petl.errors import UserError
 from search.storage.address import redacted
 from search.storage.database import ConnectionLostError, DatabaseError, arguments, is_postgresql, notice_losses
-from search.storage.errors import writing
+from search.storage.errors import StoreError, writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -214,8 +214,13 @@ class StudyLock:
                 self._study.mkdir(parents=True, exist_ok=True)
                 try:
                     file = path.open("a+b")  # NFS shares a lock only where the file may be read
-                except FileNotFoundError:  # another driver has just removed the folder
-                    continue
+                except (FileNotFoundError, IsADirectoryError) as error:
+                    if os.path.lexists(path):
+                        raise StoreError(
+                            f"the lock {path} is a file that can be written: {error.strerror}. It holds nothing of the "
+                            "study; where something else has its place, remove that"
+                        ) from error
+                    continue  # another driver has just removed the folder
             try:
                 fcntl.flock(file, how | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,11 +21,16 @@ from search.storage.database import (
     is_postgresql,
     notice_losses,
 )
-from search.storage.errors import writing
+from search.storage.errors import DamagedStoreError, StoreError, is_damaged, writing
+from search.storage.locations import is_absent
+from search.storage.tables import require_tables
 from search.trials import records
 from search.trials.quiet import quiet
 from search.trials.records import Records, RecordsError
+from search.trials.upgrade import VersionError
 
+_TABLES: Final = ("studies", "study_user_attributes", "trials", "trial_user_attributes", "trial_values")
+_UNAVAILABLE: Final = (ConnectionLostError, SQLAlchemyError, StorageInternalError, sqlite3.OperationalError)
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
 
 
@@ -45,14 +51,16 @@ def create_study(url: str, name: str, objectives: Sequence[str], guard: Callable
 def open_study(url: str, name: str, guard: Callable[[], None] | None = None, *, writes: bool = True) -> Records:
     """Open an existing study; one that another process drives is only read, so nothing `writes`.
 
-    Raises RecordsError where there is none of that name.
+    Raises RecordsError where there is none of that name, DamagedStoreError where it cannot be read.
     """
     if not _exists(url):
         raise RecordsError(f"there is no study {name!r}; there are: none")
     storage = _storage(url)
     with _answering(url):
         study_id = records.study_id_of(storage, name)
-    return Records(storage, study_id, _persistence(url, name, guard), writes=writes)
+        opened = Records(storage, study_id, _persistence(url, name, guard), writes=writes)
+        opened.require_readable()
+        return opened
 
 
 def study_names(url: str) -> list[str]:
@@ -93,6 +101,8 @@ def _storage(url: str) -> RDBStorage:
     if is_postgresql(url):
         public, options = arguments(url)
     with quiet(), _answering(url):
+        if file := sqlite_file(url):
+            require_tables(file, _TABLES)
         storage = RDBStorage(public, engine_kwargs=options)
     if is_postgresql(url):
         notice_losses(storage.engine)
@@ -112,13 +122,21 @@ def _opened(url: str) -> Iterator[RDBStorage]:
 
 @contextmanager
 def _answering(url: str) -> Iterator[None]:
-    """Raise DatabaseError where the database fails within the context."""
+    """Raise DatabaseError where the database fails within the context, DamagedStoreError where it always will."""
     try:
         yield
-    except (ConnectionLostError, SQLAlchemyError, StorageInternalError) as error:
+    except (StoreError, RecordsError, VersionError):
+        raise
+    except Exception as error:  # whatever a parser makes of what it cannot have written
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         cause = getattr(cause, "orig", None) or cause  # without the statement
-        raise DatabaseError(f"the database {redacted(url)} fails: {one_line(cause)}") from None
+        if isinstance(error, _UNAVAILABLE) and not is_damaged(error):
+            raise DatabaseError(f"the database {redacted(url)} fails: {one_line(cause)}") from None
+        raise DamagedStoreError(
+            f"the records in {redacted(url)} are damaged, or of another version ({type(cause).__name__}: "
+            f"{one_line(cause)}). Nothing was changed. The trials' folders are no part of them, nor is MLflow's copy, "
+            "which `petl-search ls`, `front`, `show` and `export` read. Put a copy of the database back, and resume"
+        ) from error
 
 
 def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persistence:
@@ -131,4 +149,4 @@ def _persistence(url: str, name: str, guard: Callable[[], None] | None) -> Persi
 def _exists(url: str) -> bool:
     """Return whether the database exists; opening an sqlite database would create it."""
     file = sqlite_file(url)
-    return file is None or file.exists()
+    return file is None or not is_absent(file)

@@ -24,16 +24,18 @@ from search.results.console import console as terminal
 from search.results.console import say as print_line
 from search.results.query import Study
 from search.storage.address import redacted
+from search.storage.listing import has_committed_parts
 from search.storage.locations import StudyHome, database_url, home
 from search.storage.remote import RemoteStore, set_store
 from search.storage.studies import create_study, open_study, study_begun, study_names
 from search.study.final_scores import unscored
 from search.study.inputs import require_inputs
 from search.study.leftovers import delete, require_new
-from search.study.places import StudyError, driving, home_of, how_to_resume
+from search.study.places import StudyError, driving, home_of, how_to_resume, store_of
 from search.study.plan import is_finished, rehearse, require_room, warm_start
 from search.study.resolve import resolve, settled
 from search.study.runner import Runner, published, with_precision
+from search.tracking.client import require_undamaged
 from search.tracking.schema import INFO, split_text
 from search.trials.records import Records
 from search.workers import cluster
@@ -116,12 +118,18 @@ def resume(
     database = database_url()
     if any(override.startswith("storage.database") for override in overrides):
         raise StudyError("a resume finds its study by $PETL_SEARCH_DATABASE; received --set storage.database")
-    if not study_begun(database, name):
-        names = ", ".join(study_names(database))
+    names = study_names(database)
+    if name not in names or not study_begun(database, name):
         where = redacted(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
+        if has_committed_parts(folder := StudyHome(name).folder):
+            raise StudyError(
+                f"{folder} has trials of a study {name!r}, but {where} has no record of how it began: it was kept in "
+                "another database ($PETL_SEARCH_DATABASE), or its own was lost or damaged. Put a copy of that back; "
+                "what MLflow has of the study is read by `petl-search front`, `show` and `export` as before"
+            )
         raise StudyError(
-            f"there is no study {name!r} in {where}; there are: {names or 'none'}. A study in another database is "
-            "found by $PETL_SEARCH_DATABASE"
+            f"there is no study {name!r} in {where}; there are: {', '.join(names) or 'none'}. A study in another "
+            "database is found by $PETL_SEARCH_DATABASE"
         )
     console = console or terminal()
     cluster.require_answer(address)
@@ -150,6 +158,7 @@ def _resume(config: StudyConfig, records: Records, address: str | None, console:
     if config.storage.path:
         RemoteStore(config.storage.path, config.study).require()
     set_store(places.folder, config.storage.path)
+    require_undamaged(store_of(config, records))
     ray: AbstractContextManager[None] = nullcontext()
     if not is_finished(known, records) or unscored(known, records, places.folder):
         require_room(known, started)

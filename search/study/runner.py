@@ -17,8 +17,8 @@ from search.optimizer.steps import Source
 from search.results.files import write_front
 from search.results.live import Display
 from search.results.query import Study, load_study
-from search.storage.errors import FullDiskError, StoreError, is_full
-from search.storage.folder import TrialFolder
+from search.storage.errors import DamagedStoreError, FullDiskError, StoreError, is_full
+from search.storage.folder import RESULT, TrialFolder
 from search.storage.locations import StudyHome, artifact_root
 from search.storage.locks import run_token
 from search.storage.quota import Quota, Usage
@@ -35,6 +35,7 @@ from search.study.places import (
     store_of,
 )
 from search.study.plan import disk_limit, replication, search_plan
+from search.tracking.client import damaged
 from search.tracking.entries import Begin, Close, Front
 from search.tracking.outbox import Delivery, Journal, patiently
 from search.tracking.publisher import Publisher
@@ -115,6 +116,7 @@ class Runner:
                 settle=self.delivery.drain,
                 patience=self.config.tracking.patience,
             )
+            self._publish_recorded()  # first: it refuses records that were changed
             self.delivery.send(Begin())
             try:
                 with terminated_as_interrupted():  # here, since Ray sets a handler of its own when it is joined
@@ -135,7 +137,6 @@ class Runner:
 
     def _train(self) -> None:
         """Train the search's trials, then the replicates, both on one clock."""
-        self.publisher.everything()
         self.display.say(headline(self.config, self.resolved, self.display.at_once))
         for line in (*head_lines(self.config), *data_lines(self.resolved)):
             self.display.say(line)
@@ -150,6 +151,14 @@ class Runner:
         finally:
             search.meter.keep()
             self.publisher.spent()
+
+    def _publish_recorded(self) -> None:
+        """Publish all that is on record, and name the trials whose files are damaged."""
+        for number in self.publisher.everything():
+            self.display.say(
+                f"a file of {TrialFolder(self.folder, number).path / RESULT} is missing or damaged. What MLflow has of "
+                f"trial {number} stays: `petl-search export {self.config.study} {number} DIR` writes its adapter"
+            )
 
     def _until_done(self, source: Source[Run]) -> None:
         """Train what the source hands out. Raises InterruptedStudy where Ctrl-C ended that before it was done."""
@@ -250,6 +259,8 @@ class Runner:
     def _deliver(self) -> None:
         """Wait until MLflow has everything. Raises UndeliveredStudy where it stays away."""
         if not self.delivery.drain(self.config.tracking.patience):
+            if self.delivery.damaged:
+                raise damaged(self.places.uri, self.delivery.trouble)
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but MLflow does not answer "
                 f"({self.delivery.trouble}). {self.delivery.waiting} for it wait in {self.delivery.journal.folder}: "
@@ -260,6 +271,8 @@ class Runner:
         """Return the study as MLflow has it. Raises UndeliveredStudy where it stays away."""
         try:
             return patiently(lambda: load_study(self.config.study, self.places.uri), self.config.tracking.patience)
+        except DamagedStoreError:
+            raise
         except StoreError as error:
             raise UndeliveredStudy(
                 f"the trials of {self.config.study} are done and kept, but what MLflow has of them cannot be read "

@@ -4,6 +4,8 @@ schema     tags and metrics <-> dataclasses; the tags' names, the table of facts
 client     MLflow's client: opening it, and its errors
 experiment the experiment of a study: found, created, removed
 runs       its runs: listed and written
+artifacts  the files of a run: their hashes, and the store that keeps them
+moved      where the artifacts are after their home was moved
 writer     MlflowTracker, which writes a study
 reader     reads studies and trials, downloads adapters
 note       the Markdown of a study's pages

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, Final, TypeVar
 
 from search.storage.address import one_line
-from search.storage.errors import StoreError
+from search.storage.errors import DamagedStoreError, StoreError, is_damaged
 from search.tracking.client import refused
 from search.tracking.entries import Entry, parsed, written
 from search.tracking.tracker import Tracker
@@ -48,22 +48,34 @@ class Line:
     tell: str
     what: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for a field of another type, which no journal has."""
+        for value, kind in ((self.number, int), (self.at, (int, float)), (self.tell, str), (self.what, Mapping)):
+            if not isinstance(value, kind):
+                raise TypeError(f"a line of a journal has {kind} there; received {value!r}")
+
 
 class Journal:
     """Queue entries beyond the life of a process: one thread appends, another one takes from the front.
 
-    A journal that is opened has what an earlier process left. Where the disk takes no entries, they wait in memory,
-    and `say` gets one line about it.
+    A journal that is opened has what an earlier process left; StoreError is raised where it cannot be read. Where the
+    disk takes no entries, they wait in memory, and `say` gets one line about it.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._say = folder, say
         self._lock = threading.Lock()
         self._refused = False  # by the disk
         self._file: IO[bytes] | None = None  # a new one for every process: nothing is written behind a torn line
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stored = [(line, path) for path in sorted(folder.glob("*.jsonl")) for line in _lines(path)]
+        except OSError as error:
+            raise StoreError(
+                f"the journal {folder} cannot be read ({one_line(error)}). It holds a copy of what MLflow has not "
+                "received yet: move it away, and a resume publishes all of that again from the records"
+            ) from error
         done = _number(folder / _DELIVERED)
-        stored = [(line, path) for path in sorted(folder.glob("*.jsonl")) for line in _lines(path)]
         self._last = max((line.number for line, _ in stored), default=done)
         self._at = max((line.at for line, _ in stored), default=0.0)
         self._waiting: deque[tuple[Line, Path | None]] = deque(item for item in stored if item[0].number > done)
@@ -199,6 +211,7 @@ class Delivery:
         self.journal, self.folder = journal, folder
         self.left_out = 0  # entries that MLflow refused, and will
         self.trouble = ""  # what the last attempt ran into, "" where it went well
+        self.damaged = False  # whether it was damage of the store, which waiting does not mend
         self._connect, self._say, self._trackers = connect, say, trackers
         self._failures = 0  # in a row
         self._away = 0.0  # since when, by the monotonic clock
@@ -226,12 +239,13 @@ class Delivery:
     def drain(self, patience: float, limit: float = math.inf) -> bool:
         """Wait until all has arrived, and return True.
 
-        Return False after `limit` seconds, or after `patience` seconds during which MLflow was away.
+        Return False after `limit` seconds, after `patience` seconds during which MLflow was away, or as soon as its
+        store is found to be damaged.
         """
         began = said = time.monotonic()
         while len(self.journal) and self._thread.is_alive():
             now = time.monotonic()
-            if now - began >= limit or (self._failures and now - max(began, self._away) >= patience):
+            if self.damaged or now - began >= limit or (self._failures and now - max(began, self._away) >= patience):
                 break
             if now - said >= _EVERY:
                 self._say(f"{self.waiting} still to reach MLflow{', which does not answer' * bool(self._failures)}")
@@ -276,25 +290,30 @@ class Delivery:
             self._trackers = trackers
         if self._failures > 1:
             self._say(f"MLflow is back; {self.waiting} to go")
-        self._failures, self.trouble = 0, ""
+        self._failures, self.trouble, self.damaged = 0, "", False
         return True
 
     def _failed(self, error: Exception) -> bool:
         if not self._failures:
             self._away = time.monotonic()
         self._failures += 1
-        self.trouble = _brief(error)
+        self.trouble, self.damaged = _brief(error), is_damaged(error)
         if self._failures == 2:  # a single one is a connection that was dropped
             self._say(f"MLflow does not answer; the search continues, and its results wait: {self.trouble}")
         return False
 
 
 def patiently(ask: Callable[[], T], patience: float) -> T:
-    """Return what `ask` returns, asking again for `patience` seconds while it raises StoreError; raise the last one."""
+    """Return what `ask` returns, asking again for `patience` seconds while it raises StoreError; raise the last one.
+
+    A DamagedStoreError is raised at once.
+    """
     began, pauses = time.monotonic(), chain(_PAUSES, repeat(_PAUSES[-1]))
     while True:
         try:
             return ask()
+        except DamagedStoreError:
+            raise
         except StoreError:
             pause = next(pauses)
             if time.monotonic() - began + pause > patience:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from petl.measurements import SCORES as MEASURED
-from search.storage.folder import PREDICTIONS, TrialFolder, read_json
+from search.storage.errors import DamagedStoreError
+from search.storage.folder import PREDICTIONS, RESULT, ResultPart, TrialFolder, read_json
 from search.storage.listing import drop_states
 from search.tracking.entries import (
     Artifacts,
@@ -77,8 +78,9 @@ class Publisher:
             self._send(self._replicate(run))
             TrialFolder(self.folder, run.number, run.seed).remove()
             return
-        self._send(*self._whole(run))
-        TrialFolder(self.folder, run.number).drop_states()
+        folder = TrialFolder(self.folder, run.number)
+        self._send(*self._whole(run, folder.result() if run.state is State.COMPLETE else None))
+        folder.drop_states()
         if time.monotonic() - self._measured >= _EVERY:
             self.usage()
 
@@ -96,13 +98,20 @@ class Publisher:
         """Remove a trial's adapter, published and on disk, so that the study stays within its limit."""
         self._send(Withdraw(number, "removed to stay within storage.max_gb"))
 
-    def everything(self) -> None:
+    def everything(self) -> list[int]:
         """Publish all that is on record, of which some may be missing after a driver died or MLflow lost it.
 
-        What is published already costs little.
+        What is published already costs little. Return the trials that completed and whose result on disk is damaged:
+        their adapters stay as they are published. Raises DamagedStoreError, and publishes nothing, where a trial's
+        record is not what its result says.
         """
         self._progress.clear()
-        self._send(*(entry for record in self.records.all() for entry in self._whole(record)))
+        complete = [record for record in self.records.all() if record.state is State.COMPLETE]
+        results = {record.number: TrialFolder(self.folder, record.number).result() for record in complete}
+        for record in complete:
+            _require_agreement(record, results[record.number])
+        records = self.records.all()
+        self._send(*(entry for record in records for entry in self._whole(record, results.get(record.number))))
         finished = [run for run in self.records.replicates if run.over]
         self._send(*(self._replicate(run) for run in finished))
         self.summaries(self.records.summaries)
@@ -110,6 +119,11 @@ class Publisher:
         drop_states(self.folder, [record.number for record in self.records.all() if not record.state.open])
         for run in finished:
             TrialFolder(self.folder, run.number, run.seed).remove()
+        return [
+            number
+            for number, result in results.items()
+            if result is None and TrialFolder(self.folder, number).stored_files().has(RESULT)
+        ]
 
     def summaries(self, summaries: Mapping[int, SeedSummary]) -> None:
         """Publish the summaries of trials that have replicates or may be on the true front, or once might."""
@@ -136,9 +150,8 @@ class Publisher:
     def _record(self, record: TrialRecord) -> Publish:
         return Publish(record, dict(self.records.proposal(record.number).counts))
 
-    def _whole(self, record: TrialRecord) -> list[Entry]:
+    def _whole(self, record: TrialRecord, result: ResultPart | None) -> list[Entry]:
         """Return all that there is of a trial: its curves first, so that each metric ends with the measured value."""
-        result = TrialFolder(self.folder, record.number).result() if record.state is State.COMPLETE else None
         if result is None:
             return [self._record(record)]
         reported = self._reported(record.number, Report.from_dict(read_json(result.report)))
@@ -163,3 +176,19 @@ class Publisher:
 
     def _files(self, number: int, folder: Path, name: str) -> Artifacts:
         return Artifacts(number, str(folder.relative_to(self.folder)), name)
+
+
+def _require_agreement(record: TrialRecord, result: ResultPart | None) -> None:
+    """Raise DamagedStoreError where a trial's record has other measurements than its committed result."""
+    reported = Report.from_dict(read_json(result.report)).measurements if result else None
+    if reported is None or record.measurements is None:
+        return
+    stored, kept = (measured.to_dict() for measured in (record.measurements, reported))
+    # as text, in which a score that is no number equals itself
+    if differing := [name for name, value in stored.items() if str(value) != str(kept.get(name))]:
+        values = ", ".join(f"{name} {stored[name]} and {kept.get(name)}" for name in differing[:3])
+        raise DamagedStoreError(
+            f"the record of trial {record.number} and its result {result and result.report} say different things "
+            f"({values}), so that one of them was changed; nothing was published. The result has the hash that it was "
+            f"committed with: put a copy of the database back, and resume"
+        )

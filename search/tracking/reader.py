@@ -6,31 +6,36 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.rest_utils import augmented_raise_for_status, http_request  # type: ignore[attr-defined]
 
 from petl.errors import UserNotice
+from petl.hashing import sha256
 from petl.untrusted import MOST_JSON, printable
 from search.storage.address import one_line, redacted
 from search.storage.commands import resume_command
 from search.storage.errors import StoreError
+from search.storage.folder import ADAPTER as RESULT_ADAPTER
+from search.storage.folder import TRIALS
+from search.tracking.artifacts import published_hashes, repository
 from search.tracking.client import answering, open_client
 from search.tracking.runs import pages, parent_run, trial_runs
 from search.tracking.schema import (
     ADAPTER,
     INFO,
     RECORD,
+    STUDY,
     STUDY_TAG,
+    TRIAL,
     WITHDRAWN,
     StudySummary,
     TrialRow,
@@ -49,6 +54,10 @@ _PIECE: Final = 2**20
 
 class LeftOutWarning(UserNotice):
     """A run, or a study, that is left out because it makes no sense."""
+
+
+class UncheckedWarning(UserNotice):
+    """An adapter that was published before there were hashes, by which damage would be noticed."""
 
 
 def studies(uri: str) -> list[StudySummary]:
@@ -114,31 +123,65 @@ def records(uri: str, study: str) -> list[TrialRow]:
 def download(uri: str, run_id: str, destination: Path) -> Path:
     """Download the adapter directory of a trial's run as the folder `destination`, which must be new or empty.
 
-    Raises StoreError where the run has no adapter, or one with files that none has, and where the folder holds
-    something.
+    Raises StoreError where the run has no adapter, one with files that none has, or one of which a file is missing or
+    has not the hash that the run has of it, and where the folder holds something. Warns of a run without hashes.
     """
     must_be_new(destination)
     client = open_client(uri)
     with _fetching(run_id):
-        files = _adapter_files(client, run_id)
-        artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
-    if not files:
-        withdrawn = printable(client.get_run(run_id).data.tags.get(WITHDRAWN, ""))
-        reason = f"it was {withdrawn}" if withdrawn else "trained trials that completed have one"
-        raise StoreError(f"run {run_id} has no adapter; {reason}")
+        run = client.get_run(run_id)
+        artifacts = repository(client, run)
+        hashes, files = published_hashes(run, ADAPTER), _adapter_files(artifacts, run_id)
+    _require_adapter(run, files, hashes)
+    if hashes is None:
+        warnings.warn(
+            f"the adapter of run {run_id} was published without hashes, so that nobody can tell whether it is whole; "
+            f"{_resumption(run)} publishes them",
+            UncheckedWarning,
+            stacklevel=2,
+        )
     destination.parent.mkdir(parents=True, exist_ok=True)
     if sum(files.values()) > shutil.disk_usage(destination.parent).free:
         raise StoreError(f"there is no room for the adapter of run {run_id} in {destination.parent}")
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".petl-search-") as folder:
-        for path, size in files.items():
+        for path in files if hashes is None else hashes:  # a file beside them is not the trial's
             (target := Path(folder, path)).parent.mkdir(parents=True, exist_ok=True)
             with _fetching(run_id):
-                _fetch(artifacts, path, target, size, run_id)
+                _fetch(artifacts, path, target, files[path], run_id)
+            if hashes and sha256(target) != hashes[path]:
+                raise StoreError(
+                    f"{path} of run {run_id} is damaged: its SHA-256 is not the published one. {_whole(run)}"
+                )
         # moved when whole, so that an interrupted download is not taken for an adapter
         if destination.exists():
             destination.rmdir()
         shutil.move(Path(folder, ADAPTER), destination)
     return destination
+
+
+def _require_adapter(run: Run, files: Mapping[str, int], hashes: Mapping[str, str] | None) -> None:
+    """Raise StoreError where the run has no adapter, or not every file that it has a hash of."""
+    run_id = run.info.run_id
+    if withdrawn := printable(run.data.tags.get(WITHDRAWN, "")):
+        raise StoreError(f"run {run_id} has no adapter; it was {withdrawn}")
+    if not files and not hashes:
+        raise StoreError(f"run {run_id} has no adapter; trained trials that completed have one")
+    if missing := sorted(set(hashes or ()) - set(files)):
+        raise StoreError(f"{printable(', '.join(missing))} of run {run_id} is missing. {_whole(run)}")
+
+
+def _whole(run: Run) -> str:
+    """Return where a whole copy of a run's adapter is, and how it is put back."""
+    study, trial = (printable(run.data.tags.get(name, "")) for name in (STUDY, TRIAL))
+    folder = f"studies/{study}/{TRIALS}/{trial:>04}/{RESULT_ADAPTER}"
+    return (
+        f"A whole copy is in {folder} of the study's home, and {_resumption(run)} puts it back (in an object store, "
+        "whose files a resume compares by size, once the damaged one is deleted)"
+    )
+
+
+def _resumption(run: Run) -> str:
+    return f"`petl-search resume {printable(run.data.tags.get(STUDY, ''))}`"
 
 
 @contextmanager
@@ -151,7 +194,7 @@ def _fetching(run_id: str) -> Iterator[None]:
         raise StoreError(f"the adapter of run {run_id} cannot be fetched: {text}") from None
 
 
-def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
+def _adapter_files(artifacts: ArtifactRepository, run_id: str) -> dict[str, int]:
     """Return the files of a run's adapter with their sizes, before any is fetched.
 
     Raises StoreError for what no adapter directory has: other names, too large files, too many of them.
@@ -159,7 +202,7 @@ def _adapter_files(client: MlflowClient, run_id: str) -> dict[str, int]:
     files: dict[str, int] = {}
     folders, seen = [ADAPTER], 0
     while folders:
-        for item in client.list_artifacts(run_id, folders.pop()):
+        for item in artifacts.list_artifacts(folders.pop()):
             seen += 1
             name, size = printable(item.path), item.file_size or 0
             most = _MOST_TENSORS if name.endswith(".safetensors") else MOST_JSON

@@ -59,14 +59,6 @@ def pages(search: Any) -> Iterator[Any]:
             return
 
 
-def listing(client: MlflowClient, run_id: str, folder: str) -> Iterator[tuple[str, int | None]]:
-    for item in client.list_artifacts(run_id, folder):
-        if item.is_dir:
-            yield from listing(client, run_id, item.path)
-        else:
-            yield item.path, item.file_size
-
-
 def log(
     client: MlflowClient,
     run_id: str,

@@ -19,6 +19,7 @@ from search.storage.address import expand_env, redacted
 from search.storage.database import is_postgresql, require_database
 from search.storage.errors import StoreError, writing
 from search.storage.locations import artifact_root, home, require_store, store_uri
+from search.tracking.client import require_undamaged
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,8 +31,8 @@ _SHORTEST: Final = 12
 def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     """Run `mlflow server` on the store until Ctrl-C. On an address that others reach it has accounts.
 
-    Raises StoreError where there is no store, where it is a server itself, where accounts need a password, where the
-    port is taken, and where the server ends by itself.
+    Raises StoreError where there is no store, where it is damaged, where it is a server itself, where accounts need a
+    password, where the port is taken, and where the server ends by itself.
     """
     uri = expand_env(store_uri(uri))
     require_store(uri)
@@ -40,6 +41,7 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     root = artifact_root(uri)
     if root is None:
         raise StoreError(f"{redacted(uri)} is a server already: open it in a browser")
+    require_undamaged(uri)
     accounts = {} if _is_own(host) else _accounts()
     _require_free(host, port)
     # without the option MLflow 3 opens at its pages for language models

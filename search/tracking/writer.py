@@ -26,12 +26,20 @@ from typing import Any, Final
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from petl.hashing import sha256
+from search.tracking.artifacts import (
+    differs,
+    files_below,
+    hash_tags,
+    listing,
+    make_way,
+    repository,
+)
 from search.tracking.client import answering, open_client
 from search.tracking.experiment import own_experiment
 from search.tracking.note import links, note
-from search.tracking.runs import listing, log, milliseconds, one_run_a_trial, parent_run, replicate_runs
+from search.tracking.runs import log, milliseconds, one_run_a_trial, parent_run, replicate_runs
 from search.tracking.schema import (
     ADAPTER,
     COUNTS,
@@ -293,13 +301,23 @@ class MlflowTracker:
         self._replicates[run.number, run.seed] = own.run_id
 
     def artifacts(self, number: int, folder: Path, name: str = ADAPTER) -> None:
-        """Upload the files of a folder to a published trial's `adapter/`, or `name`; files that are there stay."""
-        run_id = self._child(number).run_id
-        uploaded = dict(listing(self._client, run_id, name))
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            path = f"{name}/{file.relative_to(folder).as_posix()}"
-            if uploaded.get(path) != file.stat().st_size:  # a torn upload is shorter
-                self._client.log_artifact(run_id, str(file), path.rpartition("/")[0])
+        """Upload the files of a folder to a published trial's `adapter/`, or `name`, and their hashes to its tags.
+
+        Files that are there stay, unless they are damaged.
+        """
+        run = self._client.get_run(self._child(number).run_id)
+        files = files_below(folder, name)
+        hashes = {path: sha256(file) for path, file in files.items()}
+        tags = hash_tags(name, hashes) if hashes else {}
+        if not tags.items() <= run.data.tags.items():
+            log(self._client, run.info.run_id, tags=tags)
+        artifacts = repository(self._client, run)
+        uploaded = dict(listing(artifacts, name))
+        for path, file in files.items():
+            if path in uploaded and not differs(artifacts, path, uploaded[path], file, hashes[path]):
+                continue
+            make_way(artifacts, path)
+            artifacts.log_artifact(str(file), path.rpartition("/")[0])  # type: ignore[no-untyped-call]
 
     def withdraw(self, number: int, why: str) -> None:
         """Remove a trial's adapter, where the trial was published; its run says why."""
@@ -307,9 +325,8 @@ class MlflowTracker:
             return
         self._client.set_tag(run_id, WITHDRAWN, why)  # first: no reader finds an adapter gone without a reason
         if self._client.list_artifacts(run_id, ADAPTER):
-            location = self._client.get_run(run_id).info.artifact_uri
-            repository = get_artifact_repository(location, self._client.tracking_uri)
-            repository.delete_artifacts(ADAPTER)  # type: ignore[no-untyped-call]
+            artifacts = repository(self._client, self._client.get_run(run_id))
+            artifacts.delete_artifacts(ADAPTER)  # type: ignore[no-untyped-call]
 
     def disk(self, used: int, limit: int | None) -> None:
         """Publish the bytes that the study uses, and their limit."""

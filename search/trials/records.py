@@ -101,11 +101,14 @@ class Records:
         self.changes = 0  # to the trials, through this object
         self.objectives: Objectives = by_names(*self._info[_OBJECTIVES])
         trials = self.persist(lambda: storage.get_all_trials(study_id))
-        for trial in sorted(trials, key=lambda trial: trial.number):
+        trials.sort(key=lambda trial: trial.number)
+        for trial in trials:
             self._proposals.append(_proposal(trial))
             self._records.append(_record(trial))
             self._stops |= _stop(trial)
-            if writes and trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
+            self._require_agreement(trial)
+        for trial in trials if writes else ():  # once all could be read
+            if trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
                 self._set_state(trial.number, State(trial.user_attrs["outcome"]["state"]))
 
     @classmethod
@@ -130,6 +133,11 @@ class Records:
     def in_memory(cls, objectives: Sequence[str] = ("accuracy", "stored_parameters")) -> Records:
         """Create a study that lives as long as this object: for tests and simulations."""
         return cls.create_study(InMemoryStorage(), "in-memory", objectives)
+
+    def require_readable(self) -> None:
+        """Parse what is on record of the study itself, where it has begun. Raises whatever its parsers do."""
+        if RESOLVED in self._info:
+            _ = dict(self.info(_CONFIG, {})), self.resolved, self.replicates, self.summaries, self.spent
 
     def disconnect(self) -> None:
         """Close the database's connections; the next operation connects again."""
@@ -165,7 +173,11 @@ class Records:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The study file as it was last run, in JSON."""
+        """The study file as it was last run, in JSON. Raises RecordsError where it is not on record."""
+        if _CONFIG not in self._info:
+            raise RecordsError(
+                "the study file is not on record, though the study began: put a copy of its database back"
+            )
         return self._info[_CONFIG]  # type: ignore[no-any-return]
 
     @config.setter
@@ -358,6 +370,18 @@ class Records:
         self._records[number] = _record(trial)
         self.changes += 1
         return self._records[number]
+
+    def _require_agreement(self, trial: FrozenTrial) -> None:
+        """Raise RecordsError where Optuna's columns of a trial that has ended say another thing than its record."""
+        if not trial.state.is_finished() or "outcome" not in trial.user_attrs:
+            return
+        state = trial.user_attrs["outcome"]["state"]
+        values = self._values(trial.number, self._records[trial.number].measurements) if state == "COMPLETE" else None
+        if (trial.state.name, trial.values) != (state, values):
+            raise RecordsError(
+                f"the database says {trial.state.name} {trial.values} of trial {trial.number}, and its record {state} "
+                f"{values}: one of them was changed. Put a copy of the database back, and resume"
+            )
 
     def _values(self, number: int, measurements: Measurements | None) -> list[float]:
         values = [objective.value(measurements) if measurements else None for objective in self.objectives]
