@@ -2,6 +2,7 @@
 
 errors     what stores raise, and how a full disk and a damaged database are recognised
 address    which forms an address may have; addresses without passwords, and texts without them
+commands   the commands that are printed
 locations  StudyHome: every place of a study; the command that resumes it
 remote     RemoteStore: a study's trials in an object store, or in another folder
 database   PostgreSQL behind the records: options, outages, repetitions
