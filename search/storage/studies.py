@@ -100,7 +100,7 @@ def _storage(url: str) -> RDBStorage:
     public = url
     if is_postgresql(url):
         public, options = arguments(url)
-    with quiet(), _answering(url):
+    with _answering(url), quiet():
         if file := sqlite_file(url):
             require_tables(file, _TABLES)
         storage = RDBStorage(public, engine_kwargs=options)

@@ -118,8 +118,8 @@ def resume(
     database = database_url()
     if any(override.startswith("storage.database") for override in overrides):
         raise StudyError("a resume finds its study by $PETL_SEARCH_DATABASE; received --set storage.database")
-    names = study_names(database)
-    if name not in names or not study_begun(database, name):
+    if not study_begun(database, name):
+        names = study_names(database)
         where = redacted(database) if os.environ.get("PETL_SEARCH_DATABASE") else home()
         if has_committed_parts(folder := StudyHome(name).folder):
             raise StudyError(

@@ -304,7 +304,6 @@ LOST = [  # records of which nothing says what the study was
     remove,
     empty,
     by_sql("DELETE FROM study_user_attributes WHERE key = 'resolved'"),
-    by_sql("DELETE FROM study_user_attributes WHERE key = 'objectives'"),
     by_sql("DELETE FROM studies"),
 ]
 CHANGED = [  # values that are as good as any, but not those that were committed
