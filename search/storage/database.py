@@ -5,6 +5,7 @@ Sqlite needs none of this: it is a file of this machine.
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -177,3 +178,10 @@ class Persistence:
             operation = again or operation
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def is_database_error(error: BaseException) -> bool:
+    """Return whether an error is of a database, through whatever library."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (SQLAlchemyError, sqlite3.OperationalError))

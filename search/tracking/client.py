@@ -16,11 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from petl.errors import UserError
 from search.storage.address import expand_env, one_line, redacted, sqlite_file, without_password
-from search.storage.database import is_postgresql, reaching, require_database
+from search.storage.database import is_database_error, is_postgresql, reaching, require_database
 from search.storage.errors import DamagedStoreError, StoreError, is_damaged, writing
 from search.storage.locations import is_absent, require_store
 from search.storage.tables import require_tables
@@ -116,7 +115,7 @@ def answering(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        foreseen = isinstance(error, (MlflowException, SQLAlchemyError, sqlite3.OperationalError))
+        foreseen = isinstance(error, MlflowException) or is_database_error(error)
         if sqlite_file(expand_env(uri)) and (is_damaged(error) or not foreseen):
             raise damaged(uri, error) from error
         if foreseen:

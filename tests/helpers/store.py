@@ -28,7 +28,7 @@ QUIET = Console(quiet=True)
 def write_store(home: Path, inputs: Path) -> None:
     """Train, score and publish the study `tiny` in `home`, which $PETL_SEARCH_HOME has to name, from `inputs`."""
     content = studies.study(inputs, references=["majority"], budget={"trials": 2, "epochs": 1})
-    content |= {"scheduler": "none", "tracking": {"patience": 3600}}
+    content |= {"scheduler": "none", "tracking": {"patience": 3600}, "head": {"start": "random"}}
     config = load_config(content)
     places, resolved = home_of(config), resolve(config)
     records = create_study(places.database, config.study, config.objectives.names)
