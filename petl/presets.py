@@ -190,9 +190,14 @@ def _parse_one(text: str) -> Design:
 
 
 def _of_form(form: Form, **fields: Any) -> Design:
-    rule = FORMS[form]
-    insertion = Insertion.PARALLEL if Insertion.PARALLEL in rule.insertions else rule.insertions[0]
-    return Design((Modification(**{"form": form, "site": rule.sites[0], "insertion": insertion, **fields}),))
+    plain = {"form": form, "site": FORMS[form].sites[0], "insertion": _insertion(form)}
+    return Design((Modification(**{**plain, **fields}),))
+
+
+def _insertion(form: str) -> Insertion:
+    """Return the insertion of a form where nobody says another one."""
+    allowed = FORMS[form].insertions
+    return Insertion.PARALLEL if Insertion.PARALLEL in allowed else allowed[0]
 
 
 def _value(name: str, key: str, text: str, kind: type) -> object:
@@ -265,13 +270,18 @@ def _modification(form: str, site: Site, found: Mapping[str, Any]) -> Modificati
             m = parts.bottleneck(site, Insertion(found["insertion"]), size, scale=scale)
         case Form.LOW_RANK:
             m = parts.low_rank(site, size, scale)
-        case Form.RESCALE:
-            m = parts.rescale(site)
         case Form.PREFIX:
             m = parts.prefix(size, gated=not found["ungated"])
             if found["ungated"] and scale != 1:
                 m = replace(m, composition=Composition.SCALE, scale=scale)
         case _:
             composition = Composition.SCALE if found["scale"] else Composition.ADD
-            m = Modification(form=Form(form), site=site, size=size, composition=composition, scale=scale)
+            m = Modification(
+                form=Form(form),
+                site=site,
+                insertion=_insertion(form),
+                composition=composition,
+                size=size,
+                scale=scale,
+            )
     return replace(m, **said)

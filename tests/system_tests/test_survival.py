@@ -27,9 +27,10 @@ SEED = int(os.environ.get("PETL_KILL_SEED", "0"))
 PLAIN = {"scheduler": {"name": "none"}, "sampler": {"name": "random"}}
 CLEVER = {"scheduler": {"name": "asha"}, "sampler": {"name": "gp"}}
 TRIALS = len(sampled("trials of a study that is killed", range(8), lambda number: number < 4))
-# How often a driver is killed in one study: a plain one, and one with everything that has a state.
-KILLS = sampled("kills of a driver", [("plain", 1), ("plain", 6), ("clever", 4)], lambda case: case == ("plain", 1))
-SECTIONS = {"plain": PLAIN, "clever": CLEVER}
+# How often a driver is killed in one study: a plain one, and one with everything that has a state. What takes another
+# search, and a minute in which Ray's agents notice that their driver is gone, is left to the longer ones.
+KILLS = sampled("kills of a driver", [("brief", 1), ("plain", 6), ("clever", 4)], lambda case: case[0] == "brief")
+SECTIONS = {"brief": PLAIN, "plain": PLAIN, "clever": CLEVER}
 OVER = {optuna.trial.TrialState.COMPLETE: "FINISHED", optuna.trial.TrialState.PRUNED: "KILLED"}
 
 
@@ -120,7 +121,8 @@ def test_kills(home: Path, kind: str, number: int) -> None:
         calm = load_study("victim")
         assert [trial.design_text for trial in disturbed.trials] == [trial.design_text for trial in calm.trials]
         assert [trial.score for trial in disturbed.trials] == [trial.score for trial in calm.trials]
-    assert left_running([*victims, last]) == []  # last, since Ray's agents take a minute to see that a driver is gone
+    if kind != "brief":
+        assert left_running([*victims, last]) == []  # last: Ray's agents take a minute to leave
 
 
 def test_ctrl_c_and_resume(home: Path) -> None:

@@ -195,6 +195,7 @@ def test_last_weights_are_kept_unless_asked(home: Path, data: TaskData) -> None:
     run.close()
 
 
+@pytest.mark.full("half a minute; test_engine has two processes on a classifier")
 def test_two_processes_lose_and_say_what_one_does(tmp_path: Path) -> None:
     home = texts.write_backbone("bart", tmp_path)
     rows = texts.write_rows(tmp_path / "rows.jsonl", rows=90)

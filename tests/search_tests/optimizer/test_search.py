@@ -467,7 +467,7 @@ RESTARTS = sampled(
     "restarts by rule, sampler and calls between them",
     list(product(RULES, ["random", "tpe", "front"], [1, 2, 3, 5])),
     # after each call with all, more seldom with the defaults
-    lambda case: (case[2] == 1 and case[1] != "tpe") or (isinstance(case[0], Halving) and case[1] == "front"),
+    lambda case: case[2] == 1 and case[1] == ("front" if isinstance(case[0], Halving) else "random"),
 )
 
 

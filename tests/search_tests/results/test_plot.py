@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade import BASE, RECORDS, failed, size_of_png, study, trial
+from scope import sampled
 
 from petl.configuration import Configuration
 from petl.design import Design
@@ -214,29 +215,33 @@ def test_less_is_better_is_drawn_upside_down(drawn: Any) -> None:
     assert axes.get_xlabel() == "latency of one row (ms)"
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        [],
-        [trial(0, 0.5, 100)],
-        [trial(0, 0.5, 0)],
-        [trial(0, math.nan, 100), trial(1, 0.5, 200)],
-        [RECORDS[-1]],
-        [replace(RECORDS[-4], measurements=None)],
-        [trial(n, 0.5 + n / 1000, 1000 + n) for n in range(60)],
-    ],
-    ids=["none", "one", "one of no cost", "nan", "a reference only", "stopped without measurements", "sixty in a heap"],
+FEW: dict[str, list[TrialRecord]] = {
+    "none": [],
+    "one": [trial(0, 0.5, 100)],
+    "one of no cost": [trial(0, 0.5, 0)],
+    "nan": [trial(0, math.nan, 100), trial(1, 0.5, 200)],
+    "a reference only": [RECORDS[-1]],
+    "stopped without measurements": [replace(RECORDS[-4], measurements=None)],
+    "sixty in a heap": [trial(n, 0.5 + n / 1000, 1000 + n) for n in range(60)],
+}
+AXES = [
+    {},
+    {"score": "loss", "cost": "seconds"},
+    {"second_cost": "latency_ms"},
+    {"score": "loss", "cost": "latency_ms", "second_cost": "stored_parameters"},
+    {"second_cost": "seconds"},
+]
+DRAWN = sampled(
+    "studies that are drawn",
+    [(name, objectives) for name in FEW for objectives in AXES],
+    lambda case: case[1] in AXES[:1] or case[0] == "sixty in a heap",
 )
+
+
 @pytest.mark.parametrize(
-    "objectives",
-    [
-        {},
-        {"score": "loss", "cost": "seconds"},
-        {"second_cost": "latency_ms"},
-        {"score": "loss", "cost": "latency_ms", "second_cost": "stored_parameters"},
-        {"second_cost": "seconds"},
-    ],
-    ids=lambda objectives: " ".join(objectives.values()) or "as ever",
+    ("records", "objectives"),
+    [(FEW[name], objectives) for name, objectives in DRAWN],
+    ids=[" ".join((name, *objectives.values())) for name, objectives in DRAWN],
 )
 def test_every_study_can_be_drawn(
     records: list[TrialRecord], objectives: dict[str, str], tmp_path: Path, recwarn: pytest.WarningsRecorder
