@@ -76,7 +76,7 @@ def pooled(model: PreTrainedModel, inputs: Mapping[str, Tensor], pooling: str) -
     if pooling == "mean":
         weight = mask.unsqueeze(-1)
         return (hidden * weight).sum(1) / weight.sum(1)
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    places = torch.arange(mask.shape[1], device=mask.device)
     token = (mask * places).argmax(1) if pooling == "last" else mask.argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), token]
 

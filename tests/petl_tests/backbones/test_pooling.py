@@ -59,6 +59,14 @@ def test_padding_on_the_left_does_not_count(pooling: str) -> None:
         torch.testing.assert_close(found, pooled(model, rolled, pooling), rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_token_stands_behind_padding_on_the_left() -> None:
+    model, left = tiny.model("bert"), tiny.batch(left=True)
+    with torch.no_grad():
+        hidden = model.base_model(**left).last_hidden_state
+        expected = torch.stack([hidden[row, tiny.TOKENS - length] for row, length in enumerate((tiny.TOKENS, 6, 4))])
+        torch.testing.assert_close(pooled(model, left, "first"), expected)
+
+
 @EVERY_FAMILY
 def test_the_head_is_linear_and_the_model_has_its_own_again(family: str) -> None:
     model, batch = tiny.model(family), tiny.batch()
