@@ -88,6 +88,7 @@ class Setting:
                     "validation_rows": self.validation_rows,
                 },
                 "training": {"validate_every": EPOCHS},
+                "head": {"pooling": "model"},  # as Ray Tune's trials have it
                 "seed": seed,
                 "references": [],
                 "sampler": {"name": sampler, "seed": seed},
