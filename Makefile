@@ -7,7 +7,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadf
 
 .PHONY: help setup demo test test-all test-slurm test-gpu chaos lint bench bench-search
 help:
-	@echo "make demo    a search on real data, from nothing to a front (20 minutes on 2 cores in fp32)"
+	@echo "make demo    a search on real data, from nothing to a front (7 minutes on 2 cores in bf16, some 20 in fp32)"
 	@echo "make test    the test suite, with a sample of what is crossed with each other; it says what it left out"
 	@echo "make test-all  all of it"
 	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
