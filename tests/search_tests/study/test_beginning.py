@@ -79,7 +79,8 @@ def test_a_home_that_is_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not os.path.isdir("/sys"), reason="needs a folder in which nobody may write, not even root")
 def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETL_SEARCH_HOME", "/sys/petl-search")
-    refused(studies.study(tmp_path), StoreError, r"/sys/petl-search.* cannot be written: .*names another one")
+    message = r"/sys/petl-search.* cannot be written: .*names another one"
+    assert refused(studies.study(tmp_path), StoreError, message) == []
 
 
 def test_a_driver_takes_only_what_it_made(tmp_path: Path) -> None:

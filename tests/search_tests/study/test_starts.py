@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from studies import context, study
 
 from search.config.loading import load_config
+from search.config.study import StudyConfig
 from search.storage.remote import set_store
 from search.study.places import StudyError
 from search.study.runner import head_starts
@@ -35,8 +38,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     return found
 
 
-def begun(folder: Path, **sections: object) -> tuple[Records, StudyContext, object]:
-    content = study(folder / "inputs", **sections)  # type: ignore[arg-type]
+def begun(folder: Path, **sections: Any) -> tuple[Records, StudyContext, StudyConfig]:
+    content = study(folder / "inputs", **sections)
     records, what = Records.in_memory(), context(folder / "study", content)
     records.resolved = what.resolved
     return records, what, load_config(content)
@@ -56,14 +59,16 @@ def test_it_is_fitted_once_and_lies_where_the_trials_are(tmp_path: Path, fits: F
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"fit")])
-def test_what_is_lost_or_damaged_is_fitted_again_or_refused(tmp_path: Path, fits: Fits, damage: object) -> None:
+def test_what_is_lost_or_damaged_is_fitted_again_or_refused(
+    tmp_path: Path, fits: Fits, damage: Callable[[Path], object]
+) -> None:
     records, what, config = begun(tmp_path)
     head_starts(config, records, what)
     kept = tmp_path / "study" / "starts" / "mean.safetensors"
-    damage(kept)  # type: ignore[operator]
+    damage(kept)
     assert head_starts(config, records, what) == {"mean": b"fitted"}
     assert kept.read_bytes() == b"fitted"
-    damage(kept)  # type: ignore[operator]
+    damage(kept)
     fits.content = b"of another machine"
     with pytest.raises(StudyError, match=r"lost or damaged.*put starts/mean.safetensors back into .*study"):
         head_starts(config, records, what)
