@@ -36,6 +36,14 @@ class _Commands(TyperGroup):
             raise UserError(f"the option {option} is called {OPTIONS[option]} now") from None
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"petl-search {version('petl-search')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     help="Search the design space of parameter-efficient transfer learning, and read what was found.",
@@ -44,6 +52,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def petl_search(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Search the design space of parameter-efficient transfer learning, and read what was found."""
 
 
 Name = Annotated[
@@ -209,7 +226,11 @@ def submit(
 
 
 @app.command()
-def status(name: Name, address: JobsAddress = None) -> None:
+def status(
+    name: Name,
+    format: Annotated[Report, typer.Option(help="How to write it.")] = Report.TABLE,
+    address: JobsAddress = None,
+) -> None:
     """Show the state of a submitted study.
 
     Example: petl-search status demo --address http://head:8265
@@ -218,7 +239,11 @@ def status(name: Name, address: JobsAddress = None) -> None:
 
     cluster = jobs.Cluster(address)
     job = cluster.newest(name)
-    typer.echo(jobs.status(name, job, cluster.log(job.submission_id or "")))
+    row = jobs.status(name, job, cluster.log(job.submission_id or ""))
+    if format is Report.JSON:
+        _print_json(row)
+    else:
+        typer.echo(jobs.status_text(row))
 
 
 @app.command()
@@ -364,6 +389,55 @@ def front(
     if plot:
         # stdout may be a file of JSON
         typer.echo(f"plot: {files.plot(study, plot, found)}", err=True)
+
+
+@app.command()
+def query(
+    name: Name,
+    where: Annotated[
+        str, typer.Option(help="Which trials and references: an expression over columns.", metavar="EXPRESSION")
+    ] = "",
+    sort: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to sort by, -NAME for the largest first; may be repeated.", metavar="[-]NAME"),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="Columns, separated by commas. Default: all in JSON and CSV.", metavar="NAME,NAME")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(help="At most so many rows.", min=0)] = None,
+    format: Annotated[Rows, typer.Option(help="How to write it.")] = Rows.TABLE,
+    uri: Uri = None,
+) -> None:
+    """Select trials and references, in every state, by what they are and what they measured.
+
+    Columns are the flat parameters that MLflow shows (ffn.size, prefix.length, learning_rate ...), measurements,
+    costs, state, kind, test_... An expression compares them with numbers and quoted text. What a trial does not have
+    matches nothing.
+
+    Example: petl-search query demo --where "stored_percent < 1 and ffn.size > 0" --sort -accuracy --limit 10
+
+    Example: petl-search query demo --where "state == 'fail' or kind == 'reference'" --columns trial,name,state
+    """
+    from search.results.query import load_study
+    from search.results.selection import columns_of, select
+
+    study = load_study(name, uri)
+    asked = [column.strip() for column in columns.split(",") if column.strip()]
+    rows = select(study.flat_rows(), where, sort or (), asked, limit)
+    if format is Rows.JSON:
+        _print_json(rows)
+    elif format is Rows.CSV:
+        import pandas as pd
+
+        typer.echo(pd.DataFrame(rows, columns=asked or None).to_csv(index=False), nl=False)
+    elif rows:
+        from search.results.tables import print_rows
+
+        used = [*columns_of(where), *(key.removeprefix("-") for key in sort or ())]
+        usual = ("trial", "state", study.objectives[0].name, "stored_parameters", "stored_percent", *used, "name")
+        print_rows(rows, asked or list(dict.fromkeys(usual)))
+    else:
+        typer.echo(f"none of {len(study.all_trials)} trials and references matches")
 
 
 @app.command()
@@ -540,9 +614,22 @@ def _say(text: str) -> None:
 
 
 def _print_json(value: Any) -> None:
+    """Print a value as search/results/schemas.json describes it."""
     import json
 
-    typer.echo(json.dumps(value, indent=1))
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON-ready value with null for numbers that JSON does not have: NaN and the infinities."""
+    match value:
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case float() if value - value != 0:
+            return None
+    return value
 
 
 def main() -> None:

@@ -474,14 +474,28 @@ def outcome(study: str, job: JobDetails, address: str) -> tuple[str, int]:
     return redacted(f"the job of study {study} failed{reason}. Resume with: {again}"), code
 
 
-def status(study: str, job: JobDetails, log: str) -> str:
-    """Describe a job for people, with its last lines."""
+def status(study: str, job: JobDetails, log: str) -> dict[str, Any]:
+    """Return how a job is, JSON-ready: its state in a word, its seconds so far, and its last lines.
+
+    `exit_code` is None while the job runs, and where the cluster does not know.
+    """
     began, ended = (job.start_time or 0) / 1000, (job.end_time or 0) / 1000
-    span = timedelta(seconds=round((ended or time.time()) - began))
-    word = f"{_ENDS[job.status]}{f' (exit code {job.driver_exit_code})' if job.driver_exit_code else ''}"
-    last = [line for line in log.splitlines() if line.strip()][-5:]
-    when = f"for {span}" if not job.status.is_terminal() else f"after {span}"
-    return "\n".join([f"study {study} {word} {when}, job {job.submission_id}", *(f"  {line}" for line in last)])
+    return {
+        "study": study,
+        "job": job.submission_id,
+        "state": str(job.status).lower(),
+        "ended": job.status.is_terminal(),
+        "exit_code": job.driver_exit_code,
+        "seconds": round((ended or time.time()) - began),
+        "log": [line for line in log.splitlines() if line.strip()][-5:],
+    }
+
+
+def status_text(row: Mapping[str, Any]) -> str:
+    """Describe a job for people, from what `status` returns."""
+    word = f"{_ENDS[JobStatus(row['state'].upper())]}{f' (exit code {code})' if (code := row['exit_code']) else ''}"
+    when = f"{'after' if row['ended'] else 'for'} {timedelta(seconds=row['seconds'])}"
+    return "\n".join([f"study {row['study']} {word} {when}, job {row['job']}", *(f"  {line}" for line in row["log"])])
 
 
 def watch(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from petl.configuration import Configuration
 from petl.design import Design
 from petl.measurements import Measurements
+from search.results.selection import select
 from search.storage.commands import resume_command
 from search.storage.errors import StoreError
 from search.storage.locations import StudyHome, store_uri
@@ -406,16 +407,36 @@ class Study:
         """Return every trial and reference as a row, see `Trial.to_row`, with its state."""
         return [trial.to_row() | {"state": str(trial.state).lower()} for trial in self.all_trials]
 
-    def to_frame(self) -> pd.DataFrame:
-        """Return a row per trial and reference in every state: the columns of `to_row`, state, and flat parameters."""
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """Return every trial and reference as a flat row, JSON-ready, which `search.results.selection` selects from.
+
+        Beside what `trial_rows` has: `kind`, trial or reference; every measurement by its name; scores on whole splits
+        such as `test_f1`; and the configuration's flat parameters, such as `ffn.size`, in text. A key that there is
+        nothing for is left out; where a parameter and a measurement share a name, such as `epochs`, it is the
+        parameter.
+        """
+        return [
+            {
+                name: value
+                for name, value in {**_measured(trial), **row, **_parameters(trial)}.items()
+                if value is not None
+            }
+            for trial, row in zip(self.all_trials, self.trial_rows(), strict=True)
+        ]
+
+    def to_frame(self, where: str = "", columns: Sequence[str] = ()) -> pd.DataFrame:
+        """Return a frame of `flat_rows`, of those for which `where` is true, and of these columns, by default all.
+
+        Raises SelectionError for an expression or a column that makes no sense.
+
+        >>> study.to_frame(where="stored_percent < 1 and ffn.size > 0", columns=["trial", "score"])
+        """
         import pandas as pd
 
+        rows = select(self.flat_rows(), where, columns=columns)
+        first = (*ROW, "state", "kind")
         return pd.DataFrame(
-            [
-                {**trial.to_row(), "state": str(trial.state)}
-                | (flat_parameters(trial.configuration) if trial.configuration else {})
-                for trial in self.all_trials
-            ]
+            rows, columns=list(columns or dict.fromkeys([*first, *(name for row in rows for name in row)]))
         )
 
     @cached_property
@@ -434,6 +455,17 @@ def load_study(name: str, uri: str | None = None) -> Study:
     if summary.status == "RUNNING" and is_driven(StudyHome(name).folder) is False:
         summary = replace(summary, status="KILLED")  # its driver died before it could say so
     return Study(summary, tuple(reader.records(uri, name)), uri)
+
+
+def _measured(trial: Trial) -> dict[str, Any]:
+    """Return a trial's measurements, its kind, and its scores on whole splits."""
+    whole = {"validation": trial.row.validation, "test": trial.row.test}
+    scores = {f"{split}_{name}": value for split, own in whole.items() for name, value in own.items()}
+    return {**trial.values, "kind": "reference" if trial.record.reference else "trial", **scores}
+
+
+def _parameters(trial: Trial) -> dict[str, str]:
+    return flat_parameters(trial.configuration) if trial.configuration else {}
 
 
 def _limit(budget: Budget) -> list[tuple[str, float]]:

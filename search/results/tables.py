@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -126,6 +126,21 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
         say(out, why_empty(study, front))
         _print_failures(study, out)
     _print_references(study, out)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print these columns of selected rows, as they are."""
+    table = new_table("")
+    for name in columns:
+        number = all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        add(table, *(_cell(row.get(name)) for name in columns))
+    console().print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value_text(value) if isinstance(value, int | float) else str(value)
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,9 +79,16 @@ def records(trials: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float],
         )  # fmt: skip
         report = Report(
             startup_seconds=1.5,
-            points=[{"step": s + 1, "loss": 1 / (s + 1), "learning_rate": 1e-3, "time": began + s} for s in range(POINTS)],
+            points=[
+                {"step": s + 1, "loss": 1 / (s + 1), "learning_rate": 1e-3, "time": began + s} for s in range(POINTS)
+            ],
             validations=[
-                {"step": 10 * (e + 1), "epoch": e + 1.0, "seconds": 60.0, "scores": {"accuracy": score, "loss": 1 - score}}
+                {
+                    "step": 10 * (e + 1),
+                    "epoch": e + 1.0,
+                    "seconds": 60.0,
+                    "scores": {"accuracy": score, "loss": 1 - score},
+                }
                 for e in range(int(epochs))
             ],
             measurements=measured if whole else None,
@@ -135,18 +143,17 @@ def own_time(uri: str, command: str) -> dict[str, float]:
     """Time one command in this process, after its imports."""
     import resource
 
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
     import search.results.console
     import search.results.query
     import search.results.tables
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     from search.cli import app
 
     imported = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     if COMMANDS[command]:
-        try:
+        with suppress(SystemExit):
             app([*COMMANDS[command], "--uri", uri], standalone_mode=False)
-        except SystemExit:
-            pass
     else:
         search.results.query.load_study(STUDY, uri).front().to_frame()
     used = resource.getrusage(resource.RUSAGE_SELF)

@@ -136,7 +136,7 @@ def test_frames(study: Study) -> None:
     everything = study.to_frame().set_index("trial")
     assert len(everything) == len(RECORDS)
     assert everything.loc[3, "query.rank"] == "4"
-    assert everything.loc[7, "state"] == "FAIL"
+    assert everything.loc[7, "state"] == "fail"
 
 
 def test_best(study: Study) -> None:
