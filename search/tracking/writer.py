@@ -85,6 +85,7 @@ class _Child:
     has_parameters: bool
     last: dict[str, tuple[int, float]]
     fresh: bool  # created by this tracker: MLflow has no earlier points of it
+    complete: bool = False  # found as such: its record is published after its last point, and changes no more
 
     @classmethod
     def of(cls, run_id: str) -> _Child:
@@ -137,6 +138,7 @@ class MlflowTracker:
                 has_parameters=bool(run.data.params),
                 last={},
                 fresh=False,
+                complete=RECORD in run.data.tags and run.data.tags.get(STATE) == State.COMPLETE,
             )
             for run in one_run_a_trial(client, experiment_id)
         }
@@ -196,22 +198,21 @@ class MlflowTracker:
         """
         self.ensure(record)
         child = self._children[record.number]
-        text = json.dumps(record.to_dict(), sort_keys=True)
-        if child.record != text:
-            parameters = flat_parameters(record.configuration) if record.configuration else {}
-            measured = record.measurements
-            log(
-                self._client,
-                child.run_id,
-                params={} if child.has_parameters else parameters,
-                metrics=self._new(child, measured.to_dict(), measured.steps, at) if measured else (),
-                tags=readable_tags(record) | split_text(RECORD, text),
-            )
-            child.record, child.has_parameters = text, bool(parameters)
+        text, measured = json.dumps(record.to_dict(), sort_keys=True), record.measurements
+        parameters, metrics, tags = {}, [], {}  # in one request, of which an embedded store makes several transactions
         if counts and child.counts is None:
             child.counts = json.dumps(dict(counts), sort_keys=True)
-            metrics = [] if record.measurements else self._new(child, counts, 0, at)
-            log(self._client, child.run_id, metrics=metrics, tags=split_text(COUNTS, child.counts))
+            metrics = [] if measured else self._new(child, counts, 0, at)
+            tags = split_text(COUNTS, child.counts)
+        if child.record != text:
+            if record.configuration and not child.has_parameters:
+                parameters = flat_parameters(record.configuration)
+            if measured:
+                metrics = self._new(child, measured.to_dict(), measured.steps, at)
+            tags |= readable_tags(record) | split_text(RECORD, text)
+        if tags:
+            log(self._client, child.run_id, params=parameters, metrics=metrics, tags=tags)
+            child.record, child.has_parameters = text, child.has_parameters or bool(parameters)
         status = STATUS[record.state]
         if child.status != status:
             if record.state.open:
@@ -232,6 +233,8 @@ class MlflowTracker:
         repeats. Values that are not finite are left out: they would spoil the charts' axes.
         """
         child = self._child(number)
+        if child.complete:
+            return
         metrics: list[Metric] = []
         for point in sorted(points, key=lambda point: point["step"]):
             step = int(point["step"])
