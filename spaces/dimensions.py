@@ -48,7 +48,7 @@ class BrokenSpaceError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Ordinal:
-    """One of `values`, which have an order. The coordinate is the index."""
+    """One of `values`, which have an order. The coordinate is the index; a repeated value is so much the likelier."""
 
     values: tuple[Any, ...]
 
@@ -64,8 +64,8 @@ class Ordinal:
         return value
 
     def coordinate(self, value: Any) -> int:
-        """Return the index of a value. Raises ValueError where the dimension does not have it."""
-        return self.values.index(value)
+        """Return the index of a value, of several the last. Raises ValueError where the dimension does not have it."""
+        return len(self.values) - 1 - self.values[::-1].index(value)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,21 @@ def of_sizes(name: str, values: Sequence[int], max_size: int | None = None) -> O
         limit = "" if max_size is None else f" up to max_size {max_size}"
         raise SpaceError(f"{name} lists at least one size above 0{limit}; received {list(values)}")
     return Ordinal(tuple(kept))
+
+
+def sparse(sizes: Ordinal, parts: float | None, of: int) -> Ordinal:
+    """Return the sizes with so many coordinates for 0 that of `of` parts a random point has `parts` on average.
+
+    0 keeps the one coordinate that it has where `parts` is None, or more than sizes without a preference give. Raises
+    SpaceError unless `parts` is positive.
+    """
+    if parts is None:
+        return sizes
+    if isinstance(parts, bool) or not isinstance(parts, int | float) or not 0 < parts < math.inf:
+        raise SpaceError(f"parts is a positive number, or null for sizes without a preference; received {parts!r}")
+    present = sizes.values[1:]
+    absent = max(1, round(len(present) * (of / parts - 1)))
+    return Ordinal((0,) * absent + present)
 
 
 def of_scales(values: Sequence[float]) -> Ordinal:

@@ -1,7 +1,8 @@
 """The unified space: one product of ordinary dimensions, in which every named method is a point.
 
 A size of 0 means that the part is absent; the other coordinates of an absent part mean nothing and
-leave the configuration as it is. All sizes at 0 is `head_only`.
+leave the configuration as it is. All sizes at 0 is `head_only`. Most coordinates of a size mean 0, so that a random
+point has few parts, whichever sampler draws it: nobody deploys a mixture of seven methods.
 
 | dimension | part |
 |---|---|
@@ -41,6 +42,7 @@ from spaces.dimensions import (
     of_first_layers,
     of_scales,
     of_sizes,
+    sparse,
 )
 from spaces.shipped import FIRST_LAYER, ShippedSpace, first_layer, from_layer, of_training
 
@@ -59,6 +61,7 @@ METHODS: Final = (
     "bias",
 )
 _IN_LAYERS: Final = frozenset(METHODS) - {"prompt", "bias"}
+PARTS: Final = 2.0
 
 
 def dimensions(
@@ -71,21 +74,25 @@ def dimensions(
     scales: Sequence[float] = SCALES,
     first_layers: Sequence[int] | None = None,
     learning_rate: Sequence[float] = LEARNING_RATE,
+    parts: float | None = PARTS,
 ) -> Dimensions:
     """Return what may be suggested on this backbone. Methods that are not listed have no dimensions.
 
     `methods` are by default all that the backbone allows without prompts, which train slowly.
     `sizes` are bottleneck widths and ranks, `lengths` prefix lengths; `max_size` cuts both.
+    `parts` is how many methods a random point has on average; None makes 0 as likely as each other size.
     Raises SpaceError, naming the rule and the value.
     """
     available = [method for method in METHODS if method != "bias" or backbone.has_biases]
     default = [method for method in available if method != "prompt"]
     included = chosen("methods", default if methods is None else methods, available)
-    size = of_sizes("sizes", sizes, max_size)
+    size = sparse(of_sizes("sizes", sizes, max_size), parts, len(included))
+    length = sparse(of_sizes("lengths", lengths, max_size), parts, len(included))
+    switch = sparse(SWITCH, parts, len(included))
     scale = of_scales(scales)
     rows: dict[str, Dimension] = {}
     if "prefix" in included:
-        rows["prefix.length"] = of_sizes("lengths", lengths, max_size)
+        rows["prefix.length"] = length
     if "multi_head" in included:
         rows["multi_head.size"] = size
     if "attention" in included:
@@ -96,11 +103,11 @@ def dimensions(
     if low_rank:
         rows |= dict.fromkeys(low_rank, size) | {"low_rank.scale": scale}
     if "rescale" in included:
-        rows["rescale"] = SWITCH
+        rows["rescale"] = switch
     if "prompt" in included:
-        rows["prompt.length"] = of_sizes("lengths", lengths, max_size)
+        rows["prompt.length"] = length
     if "bias" in included:
-        rows["bias"] = SWITCH
+        rows["bias"] = switch
     if _IN_LAYERS.intersection(included):
         rows[FIRST_LAYER] = of_first_layers(backbone, first_layers)
     return {**rows, **of_training(learning_rate)}

@@ -40,6 +40,7 @@ def observations(
     limits: Mapping[str, float],
     unfinished: str = DEFAULT_UNFINISHED,
     rungs: Collection[float] | None = None,
+    absent: Mapping[str, int] | None = None,
 ) -> list[Observation]:
     """Return what a sampler observes, in the order of the trials, each after what was rejected on the way to it.
 
@@ -49,7 +50,7 @@ def observations(
     trial means has that trial's values. References, and trials that were stopped before their first rung, are not
     observed, nor any but the latest MOST_REJECTED rejected proposals. `proposal` is that of the trial that is sought.
     """
-    outcomes = _Outcomes(records, objectives, unfinished, rungs)
+    outcomes = _Outcomes(records, objectives, expected_scores(records, unfinished, rungs, absent))
     sources = [(record, records.proposal(record.number)) for record in records.all()]
     forgotten = sum(len(source.rejected) for _, source in sources) + len(proposal.rejected) - MOST_REJECTED
     observed: list[Observation] = []
@@ -70,12 +71,10 @@ def observations(
 class _Outcomes:
     """What the trials of a study came to, and what stands for that where it is not known."""
 
-    def __init__(
-        self, records: Records, objectives: Objectives, unfinished: str, rungs: Collection[float] | None
-    ) -> None:
+    def __init__(self, records: Records, objectives: Objectives, expected: Mapping[int, float]) -> None:
         self._records = records
         self._score, *self._costs = objectives
-        self._expected = expected_scores(records, unfinished, rungs)
+        self._expected = expected  # scores of unfinished trials
         trials = records.all()
         self._reached = {record.number: self._score_of(record) for record in trials if not record.reference}
         self._worst_score = self._score.worst([score for score in self._reached.values() if score is not None])
@@ -124,11 +123,17 @@ def is_unfinished(record: TrialRecord) -> bool:
     return record.state in (State.PRUNED, State.PAUSED) and bool(record.rungs)
 
 
-def expected_scores(records: Records, unfinished: str, rungs: Collection[float] | None = None) -> dict[int, float]:
+def expected_scores(
+    records: Records,
+    unfinished: str,
+    rungs: Collection[float] | None = None,
+    absent: Mapping[str, int] | None = None,
+) -> dict[int, float]:
     """Return the score that stands for each unfinished trial; those that are to be ignored are missing.
 
     `last` is the score of its last rung, `extrapolated` adds what other trials gained from there, and `predicted` is
-    that of the surrogate of `front`, which learns from the scores at the `rungs`: see `surrogate.fit`.
+    that of the surrogate of `front`, which learns from the scores at the `rungs`; `absent` is that of the space: see
+    `surrogate.fit`.
     """
     trials = [record for record in records.all() if not record.reference]
     last = {record.number: record.rungs[max(record.rungs)] for record in trials if is_unfinished(record)}
@@ -137,7 +142,7 @@ def expected_scores(records: Records, unfinished: str, rungs: Collection[float] 
     if unfinished == "ignored":
         return {}
     if unfinished == "predicted":
-        losses, of_loss = expected_losses(records, rungs), records.objectives[0].of_loss
+        losses, of_loss = expected_losses(records, rungs, absent), records.objectives[0].of_loss
         return {number: of_loss(losses[number]) if number in losses else score for number, score in last.items()}
     gained = gains([_curve(records, record) for record in trials])
     return {number: score + gained.get(max(records.get(number).rungs), 0.0) for number, score in last.items()}

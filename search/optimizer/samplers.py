@@ -23,7 +23,7 @@ from search.trials.quiet import quiet
 from search.trials.record import Proposal, TrialRecord
 from search.trials.records import Records
 from spaces.dimensions import PointError, SpaceError
-from spaces.space import Point, Space, attempt
+from spaces.space import Point, Space, absent, attempt
 
 if TYPE_CHECKING:
     from petl.backbones.model import Backbone
@@ -83,7 +83,15 @@ class Proposer:
             return self._front.ask(records, proposal, seed)
         observed = []
         if self.sampler != "random":  # that one does not look, and it takes about a millisecond a trial
-            observed = observations(records, proposal, self.objectives, self.limits, self.unfinished, self.rungs)
+            observed = observations(
+                records,
+                proposal,
+                self.objectives,
+                self.limits,
+                self.unfinished,
+                self.rungs,
+                absent(self.space, self.backbone),
+            )
         with quiet():
             study = optuna.create_study(
                 directions=[objective.direction for objective in self.objectives],

@@ -26,6 +26,7 @@ VALUES: Final[Mapping[str, Mapping[str, str]]] = {  # of a key that has its new 
 DEFAULTS: Final[Mapping[int, Mapping[str, Any]]] = {
     1: {f"training.{name}": value for name, value in BEFORE.items()},
     2: {f"head.{name}": value for name, value in OWN_HEAD.to_dict().items()},
+    3: {"space.parts": None},
 }
 OPTIONS: Final[Mapping[str, str]] = {  # of commands
     "--most-false": "--fdr",
@@ -65,6 +66,8 @@ def _with_defaults(version: int, config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     for place, value in DEFAULTS[version].items():
         section, key = place.split(".")
+        if section == "space" and (config.get(section) or {}).get("name") != "unified":
+            continue  # no other space has the option, and a list of designs has no space
         config[section] = {key: value, **(config.get(section) or {})}
     return config
 
@@ -73,6 +76,7 @@ _UPGRADES: Final[tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = (  # 
     _names_of_version_1,
     partial(_with_defaults, 1),
     partial(_with_defaults, 2),
+    partial(_with_defaults, 3),
 )
 VERSION: Final = len(_UPGRADES)
 

@@ -20,7 +20,7 @@ from search.trials.record import State, TrialRecord
 from search.trials.records import Records
 from spaces.space import resolve
 
-OPTIONS = {"sizes": [0, 4, 16, 64], "lengths": [0, 4, 16]}
+OPTIONS = {"sizes": [0, 4, 16, 64], "lengths": [0, 4, 16], "parts": None}
 
 
 TRAINING = Training(epochs=3)

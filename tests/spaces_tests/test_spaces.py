@@ -23,6 +23,7 @@ from spaces.space import SPACES, decode, encode, point, resolve
 from spaces.unified import METHODS
 
 TRAINING = Training(epochs=2.5, batch_size=16)
+DENSE = {"parts": None}  # every size has one coordinate
 
 
 BERT = tiny.described(BertConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536, num_attention_heads=12))
@@ -53,7 +54,7 @@ def at(
 
 @pytest.mark.parametrize("backbone", [BERT, BART, LLAMA])
 def test_a_thousand_points_of_unified_are_designs(backbone: Backbone) -> None:
-    points = random_points("unified", backbone, 1_000)
+    points = random_points("unified", backbone, 1_000, **DENSE)
     assert len({tuple(found.coordinates) for found in points}) == 1  # fixed dimensions
     forms: Counter[str] = Counter()
     for found in points:
@@ -73,6 +74,31 @@ def test_a_thousand_points_of_unified_are_designs(backbone: Backbone) -> None:
         (Form.BIAS, 1, backbone.has_biases / 2),
     ):
         assert abs(forms[form] / parts / 1_000 - share) <= 5 * math.sqrt(share * (1 - share) / 1_000), form
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3.5])
+@pytest.mark.parametrize("backbone", [BERT, LLAMA])
+def test_a_random_point_has_few_parts(backbone: Backbone, parts: float) -> None:
+    """As many as asked for on average, each method as often as any other, each size of a method too."""
+    points = random_points("unified", backbone, 1_000, parts=parts)
+    sizes = {"prefix.length", "multi_head.size", "attention.size", "ffn.size", "low_rank.attention", "low_rank.ffn"}
+    names = sizes | {"rescale", "bias"} if backbone.has_biases else sizes | {"rescale"}
+    share = parts / len(names)
+    present = Counter(name for found in points for name in names if found.params[name])
+    for name in names:  # the coordinates for 0 are whole numbers: a few percent beside 5 standard deviations
+        assert abs(present[name] / 1_000 - share) <= 5 * math.sqrt(share * (1 - share) / 1_000) + 0.06, name
+    found_sizes = Counter(found.params["ffn.size"] for found in points if found.params["ffn.size"])
+    assert set(found_sizes) == {1, 2, 4, 8, 16, 32, 64, 128, 256}
+    assert max(found_sizes.values()) < 4 * min(found_sizes.values())
+
+
+def test_parts_are_a_positive_number() -> None:
+    for parts in (0, -1, math.inf, "2", True):
+        with pytest.raises(SpaceError, match="parts is a positive number, or null"):
+            SPACES["unified"].dimensions(BERT, parts=parts)
+    dense = SPACES["unified"].dimensions(BERT, parts=None)
+    assert SPACES["unified"].dimensions(BERT, parts=100) == dense  # 0 keeps the one coordinate that it has
+    assert SPACES["unified"].dimensions(BERT, methods=["ffn"])["ffn.size"] == dense["ffn.size"]
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -172,17 +198,17 @@ def test_layers_of_an_encoded_design_are_its_first_layer() -> None:
 
 
 def test_conventions_of_the_papers_code() -> None:
-    both = at("unified", attention__size=3, ffn__size=3, ffn__scale=0).design
+    both = at("unified", BERT, DENSE, attention__size=3, ffn__size=3, ffn__scale=0).design
     assert set(both.modifications) == {
         Modification(form="bottleneck", site="attention", insertion="sequential", size=4, layer_norm="in", init="bert"),
         Modification(form="bottleneck", site="ffn", insertion="sequential", size=4, init="bert"),
     }
-    (scaled,) = at("unified", ffn__size=3, ffn__scale=2, ffn__insertion="parallel").design.modifications
+    (scaled,) = at("unified", BERT, DENSE, ffn__size=3, ffn__scale=2, ffn__insertion="parallel").design.modifications
     assert (scaled.scale, scaled.init, scaled.composition) == (4.0, Init.LORA, Composition.SCALE)
     assert (scaled.insertion, scaled.layer_norm) == (Insertion.PARALLEL, LayerNorm.NONE)
-    (prefix,) = at("unified", prefix__length=3, first_layer=4).design.modifications
+    (prefix,) = at("unified", BERT, DENSE, prefix__length=3, first_layer=4).design.modifications
     assert (prefix.composition, prefix.size, prefix.layers) == (Composition.GATE, 4, "top 2")
-    ranks = at("unified", low_rank__attention=1, low_rank__ffn=2, low_rank__scale=1).design.modifications
+    ranks = at("unified", BERT, DENSE, low_rank__attention=1, low_rank__ffn=2, low_rank__scale=1).design.modifications
     assert {(part.site, part.size, part.scale) for part in ranks} == {
         (Site.QUERY, 1, 2.0),
         (Site.VALUE, 1, 2.0),
@@ -214,8 +240,9 @@ def test_coordinates_that_mean_nothing_leave_the_key(name: str, meaningless: dic
 
 
 def test_first_layer_does_not_limit_the_biases() -> None:
-    assert at("unified", bias=1, first_layer=3).key == at("unified", bias=1).key
-    assert at("unified", bias=1, prefix__length=1, first_layer=3).key != at("unified", bias=1, prefix__length=1).key
+    assert at("unified", BERT, DENSE, bias=1, first_layer=3).key == at("unified", BERT, DENSE, bias=1).key
+    both = {"bias": 1, "prefix__length": 1}
+    assert at("unified", BERT, DENSE, **both, first_layer=3).key != at("unified", BERT, DENSE, **both).key
 
 
 def test_lora_has_a_rank_for_every_linear() -> None:
@@ -256,7 +283,7 @@ def test_methods_that_are_off_have_no_dimensions(methods: list[str]) -> None:
 
 
 def test_limits_of_sizes() -> None:
-    rows = SPACES["unified"].dimensions(BERT, sizes=[64, 8], lengths=[16, 4, 200], max_size=64, scales=[4])
+    rows = SPACES["unified"].dimensions(BERT, sizes=[64, 8], lengths=[16, 4, 200], max_size=64, scales=[4], parts=None)
     assert rows["ffn.size"].values == (0, 8, 64)
     assert rows["prefix.length"].values == (0, 4, 16)
     assert rows["ffn.scale"].values == (4.0,)

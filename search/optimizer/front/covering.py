@@ -15,7 +15,7 @@ from search.optimizer.front.gp import JITTER
 from search.trials.objectives import Objective
 from search.trials.pareto import Floats
 from spaces.dimensions import SpaceError
-from spaces.space import Point, Space, decode
+from spaces.space import Point, Space, absent, decode
 
 if TYPE_CHECKING:
     from petl.backbones.model import Backbone
@@ -53,6 +53,11 @@ class Axis:
             return math.nan
 
     @cached_property
+    def absent(self) -> Mapping[str, int]:
+        """The coordinates of the space that mean 0: see `Encoding`."""
+        return absent(self.space, self.backbone)
+
+    @cached_property
     def reach(self) -> float:
         """About how far the space reaches: what lies beyond the limits is scaled down to them."""
         points = self.draw(self.seed, _REACHING)
@@ -79,7 +84,7 @@ def covering(
     late: list[Point] = []
     for index, start in enumerate(starts, first):
         target = share_of_cost(index) * axis.reach
-        moved = toward(target, start.coordinates, Encoding(start.distributions), random, axis.at)
+        moved = toward(target, start.coordinates, Encoding(start.distributions, axis.absent), random, axis.at)
         point = decode(axis.space, moved, axis.backbone)
         if axis.limits and axis.at(moved) in occupied:
             late.append(point)

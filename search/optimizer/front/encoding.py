@@ -19,10 +19,18 @@ _Number: TypeAlias = IntDistribution | FloatDistribution
 
 
 class Encoding:
-    """Coordinates as rows of numbers: from 0 to 1 in each dimension, its index for a category."""
+    """Coordinates as rows of numbers: from 0 to 1 in each dimension, its index for a category.
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+    `absent` has the last coordinate that means 0 of dimensions in which several do: to a row they are one. `draw`
+    alone knows that they are many.
+    """
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], absent: Mapping[str, int] | None = None) -> None:
         self.distributions: dict[str, CategoricalDistribution | _Number] = dict(sorted(distributions.items()))  # type: ignore[arg-type]
+        self._drawn = dict(self.distributions)
+        for name, last in (absent or {}).items():
+            if isinstance(whole := self.distributions.get(name), IntDistribution):
+                self.distributions[name] = IntDistribution(last, whole.high)
 
     def rows(self, points: Sequence[Mapping[str, Any]]) -> Floats:
         """Return n x dimensions; the middle of a dimension that a point does not have."""
@@ -49,8 +57,13 @@ class Encoding:
 
     def draw(self, random: np.random.Generator, count: int) -> Floats:
         """Return rows anywhere."""
-        table = random.uniform(size=(count, len(self.distributions)))
-        return self._snapped(table * self._ends)
+        table = random.uniform(size=(count, len(self.distributions))) * self._ends
+        for column, (distribution, whole) in enumerate(
+            zip(self.distributions.values(), self._drawn.values(), strict=True)
+        ):
+            if distribution != whole and isinstance(whole, IntDistribution):
+                table[:, column] = _positions(distribution, _values(whole, table[:, column]))  # type: ignore[arg-type]
+        return self._snapped(table)
 
     def near(self, random: np.random.Generator, rows: Floats, count: int) -> Floats:
         """Return rows beside these: about two dimensions move, by a fifth of their length on average."""
@@ -109,7 +122,8 @@ class Encoding:
 
 def _positions(distribution: _Number, values: Floats) -> Floats:
     low, high, values = (_scaled(distribution, each) for each in (distribution.low, distribution.high, values))
-    return (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    # coordinates below the lowest are others that mean the same
+    return np.maximum((values - low) / (high - low), 0.0) if high > low else np.full(values.shape, 0.5)
 
 
 def _values(distribution: _Number, positions: Floats) -> Floats:

@@ -105,7 +105,9 @@ class FrontSampler:
         if self._latest.get("key") != key:
             dearest = self._axis.reach if self.cost.counted else -math.inf
             dimensions = surrogates.dimensions(records)
-            self._latest.update(key=key, surrogate=surrogates.fit(records, dimensions, news, dearest, self.rungs))
+            self._latest.update(
+                key=key, surrogate=surrogates.fit(records, dimensions, news, dearest, self.rungs, self._axis.absent)
+            )
         latest: Surrogate | None = self._latest["surrogate"]
         return latest
 

@@ -205,9 +205,11 @@ def _location(losses: Floats) -> tuple[float, float]:
     return float(np.median(losses)), next((each for each in (spread, float(losses.std())) if each > least), 1.0)
 
 
-def expected_losses(records: Records, rungs: Collection[float] | None = None) -> dict[int, float]:
+def expected_losses(
+    records: Records, rungs: Collection[float] | None = None, absent: Mapping[str, int] | None = None
+) -> dict[int, float]:
     """Return the expected loss of each trial at full epochs; empty while too few have shown anything."""
-    surrogate = fit(records, dimensions(records), rungs=rungs)
+    surrogate = fit(records, dimensions(records), rungs=rungs, absent=absent)
     if surrogate is None:
         return {}
     numbers = [record.number for record in surrogate.known.records]
@@ -228,15 +230,17 @@ def fit(
     news: TrialRecord | None = None,
     dearest: float = -math.inf,
     rungs: Collection[float] | None = None,
+    absent: Mapping[str, int] | None = None,
 ) -> Surrogate | None:
     """Return the model of a study's trials, None before FIRST of them have shown something.
 
     `news` replaces what is on record of its trial.
 
     `dearest` is the largest cost of interest, as a sampler sees it, where there is none among the trials. Of the
-    scores those at the `rungs` count, and the last of each trial; all of them, where none are given.
+    scores those at the `rungs` count, and the last of each trial; all of them, where none are given. `absent` is that
+    of the space: see `Encoding`.
     """
     known = _known(records, news, rungs)
     if len({each.trial for each in known.scores}) < FIRST:
         return None
-    return Surrogate(known, Encoding(distributions), dearest)
+    return Surrogate(known, Encoding(distributions, absent), dearest)

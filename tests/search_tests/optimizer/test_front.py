@@ -33,7 +33,7 @@ from search.trials.pareto import hypervolume, non_dominated
 from search.trials.record import State
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
-from spaces.space import decode, resolve
+from spaces.space import absent, decode, resolve
 
 DISTRIBUTIONS = {
     "rate": FloatDistribution(1e-4, 1e-1, log=True),
@@ -437,6 +437,29 @@ def test_a_design_from_outside_the_space_does_not_keep_the_model_from_promoting(
     chosen = surrogate.most_promising([4, 5, 6], [7], 5)
     assert chosen == surrogate.most_promising([4, 5, 6], [0, 7], 4) == surrogate.most_promising([0, 4, 5, 6], [7], 5)
     assert surrogate.most_promising([0, 4, 5, 6], [7], 0) == 0  # whose turn it is by the scores
+
+
+def test_coordinates_that_all_mean_absent_are_one_to_the_model() -> None:
+    """Rows are those of the space in which each size has one coordinate; only draws know of the many."""
+    dense, sparse = (resolve("unified", {**OPTIONS, "parts": parts}, TRAINING) for parts in (None, 1))
+    records = searched(12, space=sparse)
+    proposals = [records.proposal(record.number) for record in records.all()]
+    sizes = absent(sparse, BACKBONE)
+    assert absent(dense, BACKBONE) == {}
+    assert len(sizes) == 8
+    many = Encoding(proposals[0].distributions, sizes)
+    one = Encoding(searched(1, space=dense).proposal(0).distributions)
+    columns = [list(many.distributions).index(name) for name in sizes]
+    for proposal in proposals:
+        canonical = {name: max(0, proposal.coordinates[name] - last) for name, last in sizes.items()}
+        row = many.rows([proposal.coordinates])[0]
+        assert row[columns] == pytest.approx(one.rows([{**proposal.coordinates, **canonical}])[0][columns])
+        designs = (
+            decode(sparse, point, BACKBONE).configuration.design for point in (many.point(row), proposal.coordinates)
+        )
+        assert len(set(designs)) == 1
+    drawn = many.draw(np.random.default_rng(0), 2_000)
+    assert np.mean(drawn[:, columns] > 0) == pytest.approx(1 / len(sizes), abs=0.03)
 
 
 def test_a_usual_proposal_gains_more_than_the_best_of_many_draws() -> None:
