@@ -203,6 +203,28 @@ def test_an_interrupted_replicate_keeps_its_state_and_is_resumed_where_it_fitted
         assert replicate.latest_state()
 
 
+def test_a_result_that_an_open_trial_will_be_given_is_not_evicted(tmp_path: Path) -> None:
+    records = studied(6)
+    configurations = [record.configuration for record in records.all()]
+    for number in range(6):
+        (TrialFolder(tmp_path, number).begin("result") / "weights").write_bytes(bytes(100_000))
+        TrialFolder(tmp_path, number).commit("result")
+
+    def evicted() -> list[int]:
+        withdrawn: list[int] = []
+        usage = quota.Usage(tmp_path, None, records)
+        limit = usage.used + quota.SPARE + estimate(configurations[0], records.resolved).peak - 50_000
+        room = quota.Quota(
+            limit, usage, tmp_path, records, shown=list, withdraw=withdrawn.append, settle=lambda *_: True, patience=0.0
+        )
+        room.refusal(configurations[0], [])
+        return withdrawn
+
+    [worst] = evicted()
+    records.create(configurations[worst], reference="the same")
+    assert evicted() == []  # the others are on the front
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_trial_is_listed_again_only_when_it_changed(
     stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
