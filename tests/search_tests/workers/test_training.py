@@ -69,7 +69,7 @@ def test_milestones_are_reported_and_kept(context: StudyContext) -> None:
     assert report.measurements.epochs == 3.0
     assert not list(attempt.folder.path.glob("state-*"))
     assert {path.name for path in (attempt.folder.path / "result" / "adapter").iterdir()} == {
-        "adapter.safetensors", "design.json", "head.safetensors", "model.json", "tokenizer",
+        "adapter.safetensors", "design.json", "hashes.json", "head.safetensors", "model.json", "tokenizer",
     }  # fmt: skip
 
 
