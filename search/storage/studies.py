@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _FAILURES: Final = (
     StorageInternalError,
     sqlite3.DatabaseError,
     UnreadableError,
+    json.JSONDecodeError,
     RuntimeError,  # of Optuna, for tables of another version
 )
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
@@ -85,7 +87,11 @@ def study_exists(url: str, name: str) -> bool:
 def study_info(url: str, name: str, key: str) -> Any:
     """Return what `Records.set_info` kept for a study; None where there is no such study."""
     with _opened(url, name) as storage:
-        return records.study_info(storage, name, key)
+        try:
+            study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            return None
+        return storage.get_study_user_attrs(study_id).get(key)
 
 
 def study_begun(url: str, name: str) -> bool:
@@ -138,11 +144,11 @@ def _answering(url: str, name: str = "") -> Iterator[None]:
             raise
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         cause = getattr(cause, "orig", None) or cause  # without the statement
-        unreadable = isinstance(error, UnreadableError)
+        unreadable = isinstance(error, UnreadableError | json.JSONDecodeError)
         if not unreadable and not is_damaged(error):
             raise DatabaseError(f"the database {redacted(url)} fails: {one_line(cause)}") from None
         whose = f" of study {name!r}" if name else ""
-        what = one_line(cause) if unreadable else f"{type(cause).__name__}: {one_line(cause)}"
+        what = one_line(cause) if isinstance(error, UnreadableError) else f"{type(cause).__name__}: {one_line(cause)}"
         anew = ", or begin the study anew by `petl-search run FILE --fresh`" if name and unreadable else ""
         raise DamagedStoreError(
             f"the records{whose} in {redacted(url)} are damaged, or of another version ({what}). Nothing was changed. "

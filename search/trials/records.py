@@ -113,7 +113,8 @@ class Records:
         self._storage = storage
         self._study_id = study_id
         self.persist: Persist = persist or Once()
-        self._info: dict[str, Any] = _attributes(storage, study_id, self.persist)
+        with _stored():
+            self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
         self._resolved: Resolved | None = None  # parsed when it is first asked for
         self._records: list[TrialRecord] = []
         self._proposals: list[Proposal] = []
@@ -436,18 +437,6 @@ def study_id_of(storage: BaseStorage, name: str) -> int:
     if name not in names:
         raise RecordsError(f"there is no study {name!r}; there are: {', '.join(names) or 'none'}")
     return storage.get_study_id_from_name(name)
-
-
-def study_info(storage: BaseStorage, name: str, key: str) -> Any:
-    """Return what `Records.set_info` kept for a study; None where there is no such study."""
-    if name not in study_names(storage):
-        return None
-    return _attributes(storage, storage.get_study_id_from_name(name), Once()).get(key)
-
-
-def _attributes(storage: BaseStorage, study_id: int, persist: Persist) -> dict[str, Any]:
-    with _stored():
-        return dict(persist(lambda: storage.get_study_user_attrs(study_id)))
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -165,6 +165,14 @@ def studied(trials: int) -> Records:
     return records
 
 
+def test_what_a_probe_leaves_is_within_what_was_reserved() -> None:
+    """The probe itself, the adapter with it, and the adapter's published copy; of so many labels that these count."""
+    labels = tuple(map(str, range(20_000)))
+    need = estimate(None, replace(studied(1).resolved, labels=labels, written=WrittenBytes(0, 0)))
+    probe = 4 * len(labels) * (32 + 1)  # float32: as many weights as the backbone is wide, and a bias
+    assert 3 * probe <= need.left <= need.peak < 7 * probe
+
+
 def test_every_replicate_of_a_trial_is_weighed_at_once(tmp_path: Path) -> None:
     """There is room for two; each one that is accepted counts for the next, however soon that one is asked for."""
     records = studied(1)
