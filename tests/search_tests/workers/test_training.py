@@ -17,7 +17,7 @@ from search.storage.locks import StudyLock, run_token
 from search.storage.remote import StoreAwayError
 from search.trials.report import Report
 from search.workers.assignment import Assignment, StudyContext, milestones
-from search.workers.training import TrialTraining, WarmModel
+from search.workers.training import TrialTraining, WarmModel, failed
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,18 @@ def test_failures_are_reported_and_the_resident_lives_on(
     after = finish(TrialTraining(warm, assignment(number=2)))
     assert after.measurements.accuracy == before.measurements.accuracy
     assert after.measurements.loss == before.measurements.loss
+
+
+@pytest.mark.parametrize(
+    "text",  # of torch on a CPU of Linux, of another system, and of a GPU
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes. Error code 12",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes.",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+    ],
+)
+def test_whatever_lacks_memory_says_so(text: str) -> None:
+    assert failed(RuntimeError(text)).failure == f"out of memory: {text}"
 
 
 def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
