@@ -6,8 +6,10 @@
     model.json            the backbone's identity, the task (kind, labels, lengths, decoding), what the head reads,
                           library versions
     tokenizer/            as transformers saves it, where the adapter was saved with one
+    hashes.json           the SHA-256 of each of these files, by which a damaged one is noticed
 
-Safetensors and JSON only: reading one runs no code.
+Safetensors and JSON only: reading one runs no code. A directory without hashes, saved before there were any, is read as
+it is.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from petl.backbones.locate import BackboneError
 from petl.backbones.model import Backbone, describe, parameters_of
 from petl.design import Design, DesignError
 from petl.errors import UserError
+from petl.hashing import sha256
 from petl.head import OWN_HEAD, RANDOM, Head
 from petl.tasks import FACTS, KINDS, Task, TaskError
 
@@ -46,6 +49,7 @@ ADAPTER: Final = "adapter.safetensors"
 HEAD: Final = "head.safetensors"
 MODEL: Final = "model.json"
 TOKENIZER: Final = "tokenizer"
+HASHES: Final = "hashes.json"
 _VERSIONS: Final = ("petl-search", "torch", "transformers")
 
 
@@ -81,7 +85,26 @@ def save(
     _write(path / MODEL, described | ({} if head == OWN_HEAD else {"head": head.to_dict()}))
     if tokenizer is not None:
         tokenizer.save_pretrained(path / TOKENIZER)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file != path / HASHES]
+    _write(path / HASHES, {file.relative_to(path).as_posix(): sha256(file) for file in files})
     return path
+
+
+def require_whole(path: Path) -> None:
+    """Raise StorageError where a file of an adapter directory is missing, or is not the one that was saved."""
+    if not (path / HASHES).exists():
+        return
+    hashes = read_json(path / HASHES)
+    if not isinstance(hashes, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes):
+        raise StorageError(f"{path / HASHES} holds no hashes of files in its folder")
+    for name, digest in hashes.items():
+        if not (path / name).is_file():
+            raise StorageError(f"{path} lacks {name}")
+        if sha256(path / name) != digest:
+            raise StorageError(
+                f"{path / name} is damaged, or was changed: its SHA-256 is not the one in {HASHES}. Export the adapter "
+                f"again; a change that was meant is read once {HASHES} is removed"
+            )
 
 
 def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
@@ -91,6 +114,11 @@ def load_adapter(folder: str | Path, model: PreTrainedModel) -> Attachment:
     a file that is missing or damaged, and for a model that it does not fit; the model is then as it was.
     """
     path = Path(folder)
+    require_whole(path)
+    return _attached(path, model)
+
+
+def _attached(path: Path, model: PreTrainedModel) -> Attachment:
     try:
         design = Design.from_dict(read_json(path / DESIGN)).folded()
     except (DesignError, TypeError, AttributeError) as error:
@@ -134,6 +162,7 @@ def load_pretrained(folder: str | Path, *, backbone: str = "") -> tuple[PreTrain
     BackboneError where it cannot be found.
     """
     path = Path(folder)
+    require_whole(path)
     return _pretrained(path, backbone, _tokenizer(path) if (path / TOKENIZER).is_dir() else None)
 
 
@@ -151,7 +180,7 @@ def _pretrained(
     labels = _labels(task)
     generates = labels is None and task.get("kind") in KINDS
     model = load(place, labels=labels, generates=generates, revision=described.revision, tokenizer=tokenizer)
-    return model, load_adapter(path, model)
+    return model, _attached(path, model)
 
 
 def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
@@ -160,6 +189,7 @@ def load_model(folder: str | Path, *, backbone: str = "") -> AdaptedModel:
     Raises as that does, and StorageError where the task is of no kind that predicts text.
     """
     path = Path(folder)
+    require_whole(path)
     _, facts = _described(path)
     try:
         task = Task.from_stored({name: value for name, value in facts.items() if name in FACTS})

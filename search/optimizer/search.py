@@ -64,7 +64,7 @@ class Plan:
 
     `count` gives the values of a configuration that are known before training; `limits` are upper
     limits on some of them. `references` maps a name to its configuration, or to None for a baseline
-    that has none; they start first, exempt from limits, rungs and budget.
+    that has none; they start first, exempt from limits and budget, and train on whatever they reach at a rung.
     """
 
     space: Space
@@ -94,6 +94,9 @@ def _nothing_lacks(configuration: Configuration | None, active: Collection[int],
 
 class Search:
     """A study's search over its records: a Source of trials.
+
+    A reference and a trial of one configuration are trained once: while one of them trains, the other waits, and is
+    then handed out with the number of its twin, whose result it is given. It counts as trained itself.
 
     `clock` tells seconds: see Meter. `lacking` says why a configuration cannot be trained now beside the trials that
     run, or "": see `search.storage.quota`; a trial that is resumed has its number. `note` says why a search ended
@@ -133,12 +136,13 @@ class Search:
         existing = {record.reference for record in records.all()}
         self._references = deque((name, item) for name, item in plan.references.items() if name not in existing)
         self._counted: set[int] = set()  # every trial but the references
-        self._twins: dict[str, int] = {}  # configuration key -> the trial that trained it
+        self._twins: dict[str, int] = {}  # configuration key -> the trial of it, no reference
+        self._trained: dict[str, int] = {}  # configuration key -> the trial or reference that was trained in full
         self._standings: defaultdict[float, dict[int, Standing]] = defaultdict(dict)  # of each rung, by trial
         self._ladder = plan.rule.promotions()  # None where the rule stops trials
         self._closed: list[int] = []  # that ended without a worker, since `take_closed` was called last
         self._active: set[int] = set()
-        self._resumable: deque[int] = deque()
+        self._resumable: deque[int] = deque()  # running, and without a worker
         self._lacking = lacking
         self._proposed: _Proposed | None = None  # what was found to start next, until there is room for it
         self._halted = False
@@ -184,8 +188,8 @@ class Search:
         return self.records.get(number).configuration
 
     def rungs(self, number: int) -> tuple[float, ...]:
-        """Return the epochs at which a trial must report before it trains on."""
-        return () if self.records.get(number).reference else self.plan.rule.rungs
+        """Return the epochs at which a trial must report before it trains on, references too: see `report`."""
+        return self.plan.rule.rungs if self.records.get(number).configuration else ()
 
     def next(self, free_workers: int = 1) -> Step[TrialRecord]:
         """Return what to do with a free worker. Every answer of Start or Resume takes one.
@@ -197,12 +201,12 @@ class Search:
             return WAIT if self._active or self._open() else DONE
         if not self._open():
             return WAIT if self._active else DONE
-        if self._resumable:
-            number = self._resumable[0]
-            if lacking := self._lacking(self.records.get(number).configuration, self._active, number):
+        resumable = (self.records.get(number) for number in self._resumable)
+        if record := next((record for record in resumable if not self._awaits_twin(record)), None):
+            if lacking := self._lacking(record.configuration, self._active, record.number):
                 return self._without_room(lacking)
-            self._hold(self._resumable.popleft())
-            return Resume(self.records.get(number))
+            self._resumable.remove(record.number)
+            return self._handed_out(Resume, record)
         turn = self._turn()
         if turn == NEW:
             self._proposed = self._proposed or self._new()
@@ -217,14 +221,13 @@ class Search:
             return self._without_room(lacking) if waiting is None else self._promoted(waiting)
         record, self._proposed = self._proposed.create(), None
         self._know(record)
-        self._hold(record.number)
-        return Start(record)
+        return self._handed_out(Start, record)
 
     def report(self, number: int, epoch: float, score: float, *, over: bool = False) -> Decision:
         """Record a trial's score after `epoch` epochs, and return what it means. A known rung gets the same answer.
 
-        The rule decides at its rungs, except about a trial that is `over`, by its patience, whose measurements are
-        there already. A score that is not finite stops the trial.
+        The rule decides at its rungs, except about references, and about a trial that is `over`, whose measurements
+        are there already: by its patience, or as they are its twin's. A score that is not finite stops the trial.
         """
         self.meter.tick()
         record = self.records.get(number)
@@ -232,7 +235,7 @@ class Search:
         epoch = next((rung for rung in rungs if math.isclose(rung, epoch, rel_tol=1e-6)), float(epoch))
         if record.state is State.RUNNING and epoch not in record.rungs:
             decision = Decision.CONTINUE if math.isfinite(score) else Decision.STOP
-            if decision is Decision.CONTINUE and epoch in rungs and not over:
+            if decision is Decision.CONTINUE and epoch in rungs and not over and not record.reference:
                 decision = self._at_rung(record, epoch, score)
             stop, pause = decision is Decision.STOP, decision is Decision.PAUSE
             self.records.rung(number, epoch, float(score), stop=stop, pause=pause)
@@ -252,6 +255,22 @@ class Search:
         """Return whether a trial has its full epochs behind it, and only its measurements are to come."""
         configuration = self.records.get(number).configuration
         return configuration is None or epoch >= configuration.training.epochs * (1 - 1e-6)
+
+    def _awaits_twin(self, record: TrialRecord) -> bool:
+        """Return whether another of the same configuration trains now, whose result may become the trial's."""
+        key = record.configuration and record.configuration.key
+        active = (self.records.get(number).configuration for number in self._active)
+        return any(configuration and configuration.key == key for configuration in active)
+
+    def _handed_out(
+        self, step: type[Start[TrialRecord] | Resume[TrialRecord]], record: TrialRecord
+    ) -> Step[TrialRecord]:
+        """Hand a trial out, or what comes next where it awaits its twin."""
+        if self._awaits_twin(record):
+            self._resumable.append(record.number)
+            return self.next()
+        self._hold(record.number)
+        return step(record, self._trained.get(record.configuration.key) if record.configuration else None)
 
     def _hold(self, number: int) -> None:
         self._active.add(number)
@@ -343,9 +362,8 @@ class Search:
             return self._without_room(lacking)
         record = self.records.promote(number)
         self._know(record)
-        self._hold(number)
         self._close_hopeless()
-        return Resume(record)
+        return self._handed_out(Resume, record)
 
     def _at_rung(self, record: TrialRecord, epoch: float, score: float) -> Decision:
         """Return what a finite score at a rung means."""
@@ -481,6 +499,8 @@ class Search:
         return any(self.records.proposal(record.number).coordinates for record in self.records.all())
 
     def _know(self, record: TrialRecord) -> None:
+        if record.configuration and record.state is State.COMPLETE:
+            self._trained.setdefault(record.configuration.key, record.number)
         if record.reference is not None:
             return
         self._counted.add(record.number)

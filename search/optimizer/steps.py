@@ -40,16 +40,18 @@ DONE: Final = Idle.DONE
 
 @dataclass(frozen=True)
 class Start(Generic[R]):
-    """Train this run."""
+    """Train this run, or give it the result of trial `twin`, which was trained in full and is the same."""
 
     record: R
+    twin: int | None = None
 
 
 @dataclass(frozen=True)
 class Resume(Generic[R]):
-    """Resume this run: it was running when the last driver ended, or it waited and is promoted."""
+    """Resume this run: it was running when the last driver ended, or it waited and goes on now. `twin` as in Start."""
 
     record: R
+    twin: int | None = None
 
 
 Step: TypeAlias = Start[R] | Resume[R] | Idle

@@ -36,13 +36,26 @@ def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Pa
         raise PictureError(f"the picture cannot be written to {file}: {error.strerror or error}") from error
 
 
+def _files(folder: Path) -> list[Path]:
+    return [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+
+
+def require_places(folder: Path) -> None:
+    """Raise StoreError where something else has the place of a file of the front in `folder`, a study's."""
+    if taken := [str(file) for file in _files(folder) if file.exists() and not file.is_file()]:
+        raise StoreError(
+            f"the front of the study is written to {', '.join(taken)} when the search ends, which is no file: move it "
+            "away, and begin again"
+        )
+
+
 def write_front(study: Study, folder: Path) -> list[Path]:
     """Write the three files into `folder`, and return their paths.
 
     Raises StoreError where one cannot be written, FullDiskError where the disk is full.
     """
     front = study.front()
-    files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
+    files = _files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")

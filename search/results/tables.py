@@ -225,6 +225,8 @@ def print_trial(trial: Trial, out: Console | None = None, *, study: str = "RUNNI
         say(out, record.failure)
     if trial.row.withdrawn:
         say(out, f"its adapter was {trial.row.withdrawn}")
+    if trial.row.twin is not None:
+        say(out, f"the same training as trial {trial.row.twin}, whose result it was given")
     for part, values in (
         ("configuration", flat_parameters(trial.configuration) if trial.configuration else {}),
         ("rungs (epochs: score)", {f"{epochs:g}": score_text(score) for epochs, score in record.rungs.items()}),

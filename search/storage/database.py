@@ -181,7 +181,8 @@ class Persistence:
 
 
 def is_database_error(error: BaseException) -> bool:
-    """Return whether an error is of a database, through whatever library."""
+    """Return whether an error is of a database or of the version of its tables, through whatever library."""
+    from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, (SQLAlchemyError, sqlite3.OperationalError))
+    return isinstance(error, (SQLAlchemyError, sqlite3.DatabaseError, CommandError))

@@ -115,6 +115,13 @@ class TrialFolder:
         for path in (folder / MANIFEST, folder, self.path):
             _sync(path)
 
+    def copy(self, part: str, source: Path) -> Path:
+        """Begin a part with the files of another trial's committed one, whose folder is `source`; return its folder."""
+        folder = self.begin(part)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        (folder / MANIFEST).unlink()
+        return folder
+
     def find(self, part: str) -> Path | None:
         """Return the folder of a committed and undamaged part, else None."""
         folder = self.path / part

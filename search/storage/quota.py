@@ -313,13 +313,16 @@ class Quota:
 
     def _results(self, running: Collection[int]) -> list[Result]:
         shown = {record.number for record in self._shown()}
+        unfinished = [record.configuration for record in self._records.all() if record.state.open]
+        awaited = {configuration.key for configuration in unfinished if configuration}
         return [
             Result(
                 record.number,
                 self._usage.of(record.number, RESULT) + self._usage.of(record.number, ADAPTER),
                 values(self._records.objectives, record.measurements),
                 spare=record.number not in self._withdrawn
-                and (record.number not in shown or self._scored(record.number)),
+                and (record.number not in shown or self._scored(record.number))
+                and not (record.configuration and record.configuration.key in awaited),
                 reference=record.reference is not None,
             )
             for record in self._records.all()

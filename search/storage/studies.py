@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,23 @@ from search.storage.database import (
     is_postgresql,
     notice_losses,
 )
-from search.storage.errors import DamagedStoreError, StoreError, is_damaged, writing
+from search.storage.errors import DamagedStoreError, is_damaged, writing
 from search.storage.locations import is_absent
 from search.storage.tables import require_tables
 from search.trials import records
 from search.trials.quiet import quiet
-from search.trials.records import Records, RecordsError
-from search.trials.upgrade import VersionError
+from search.trials.records import Records, RecordsError, UnreadableError
 
 _TABLES: Final = ("studies", "study_user_attributes", "trials", "trial_user_attributes", "trial_values")
-_UNAVAILABLE: Final = (ConnectionLostError, SQLAlchemyError, StorageInternalError, sqlite3.OperationalError)
+_FAILURES: Final = (
+    ConnectionLostError,
+    SQLAlchemyError,
+    StorageInternalError,
+    sqlite3.DatabaseError,
+    UnreadableError,
+    json.JSONDecodeError,
+    RuntimeError,  # of Optuna, for tables of another version
+)
 _BUSY_SECONDS: Final = 60  # how long sqlite waits for another process's lock
 
 
@@ -56,7 +64,7 @@ def open_study(url: str, name: str, guard: Callable[[], None] | None = None, *, 
     if not _exists(url):
         raise RecordsError(f"there is no study {name!r}; there are: none")
     storage = _storage(url)
-    with _answering(url):
+    with _answering(url, name):
         study_id = records.study_id_of(storage, name)
         opened = Records(storage, study_id, _persistence(url, name, guard), writes=writes)
         opened.require_readable()
@@ -78,9 +86,12 @@ def study_exists(url: str, name: str) -> bool:
 
 def study_info(url: str, name: str, key: str) -> Any:
     """Return what `Records.set_info` kept for a study; None where there is no such study."""
-    with _opened(url) as storage:
-        found = [study for study in storage.get_all_studies() if study.study_name == name]
-        return found[0].user_attrs.get(key) if found else None
+    with _opened(url, name) as storage:
+        try:
+            study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            return None
+        return storage.get_study_user_attrs(study_id).get(key)
 
 
 def study_begun(url: str, name: str) -> bool:
@@ -110,32 +121,39 @@ def _storage(url: str) -> RDBStorage:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[RDBStorage]:
+def _opened(url: str, name: str = "") -> Iterator[RDBStorage]:
     """Yield a storage for a short use, which is closed afterwards."""
     storage = _storage(url)
     try:
-        with _answering(url):
+        with _answering(url, name):
             yield storage
     finally:
         storage.engine.dispose()
 
 
 @contextmanager
-def _answering(url: str) -> Iterator[None]:
-    """Raise DatabaseError where the database fails within the context, DamagedStoreError where it always will."""
+def _answering(url: str, name: str = "") -> Iterator[None]:
+    """Raise DatabaseError where the database fails within the context, DamagedStoreError where it always will.
+
+    `name` is the study's, where only one is read.
+    """
     try:
         yield
-    except (StoreError, RecordsError, VersionError):
-        raise
-    except Exception as error:  # whatever a parser makes of what it cannot have written
+    except _FAILURES as error:
+        if isinstance(error, RuntimeError) and not is_damaged(error):
+            raise
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         cause = getattr(cause, "orig", None) or cause  # without the statement
-        if isinstance(error, _UNAVAILABLE) and not is_damaged(error):
+        unreadable = isinstance(error, UnreadableError | json.JSONDecodeError)
+        if not unreadable and not is_damaged(error):
             raise DatabaseError(f"the database {redacted(url)} fails: {one_line(cause)}") from None
+        whose = f" of study {name!r}" if name else ""
+        what = one_line(cause) if isinstance(error, UnreadableError) else f"{type(cause).__name__}: {one_line(cause)}"
+        anew = ", or begin the study anew by `petl-search run FILE --fresh`" if name and unreadable else ""
         raise DamagedStoreError(
-            f"the records in {redacted(url)} are damaged, or of another version ({type(cause).__name__}: "
-            f"{one_line(cause)}). Nothing was changed. The trials' folders are no part of them, nor is MLflow's copy, "
-            "which `petl-search ls`, `front`, `show` and `export` read. Put a copy of the database back, and resume"
+            f"the records{whose} in {redacted(url)} are damaged, or of another version ({what}). Nothing was changed. "
+            "The trials' folders are no part of them, nor is MLflow's copy, which `petl-search ls`, `front`, `show` "
+            f"and `export` read. Put a copy of the database back, and resume{anew}"
         ) from error
 
 

@@ -22,6 +22,7 @@ from search.config.resuming import as_begun, refusal
 from search.config.study import StudyConfig
 from search.results.console import console as terminal
 from search.results.console import say as print_line
+from search.results.files import require_places
 from search.results.query import Study
 from search.storage.address import redacted
 from search.storage.listing import has_committed_parts
@@ -72,10 +73,11 @@ def run(
     require_inputs(config)
     places = home_of(config)
     with driving(places, console) as guard:
-        begun = study_begun(places.database, config.study)
+        require_places(places.folder)
+        begun = not fresh and study_begun(places.database, config.study)
         if begun and or_resume:
             return _resume(config, open_study(places.database, config.study, guard), address, console)
-        if begun and not fresh:
+        if begun:
             raise StudyError(
                 f"there is a study {config.study!r} already; resume it by `{how_to_resume(places)}`, or replace it by "
                 "--fresh, which deletes its trials and adapters"
@@ -134,6 +136,7 @@ def resume(
     console = console or terminal()
     cluster.require_answer(address)
     with driving(StudyHome(name), console) as guard:
+        require_places(StudyHome(name).folder)
         records = open_study(database, name, guard)
         return _resume(load_stored(records.config, overrides), records, address, console)
 

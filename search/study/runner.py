@@ -23,7 +23,7 @@ from search.storage.locations import StudyHome, artifact_root
 from search.storage.locks import run_token
 from search.storage.quota import Quota, Usage
 from search.storage.remote import set_store
-from search.study.final_scores import eligible, unscored
+from search.study.final_scores import eligible, share_scores, twins, unscored
 from search.study.heads import head_starts
 from search.study.interrupts import terminated_as_interrupted
 from search.study.places import (
@@ -220,7 +220,10 @@ class Runner:
 
     def _score(self) -> None:
         """Score those that see the test split, and have not yet."""
-        if untested := unscored(self.config, self.records, self.folder):
+        shown = eligible(self.config, self.records)
+        untested = unscored(self.config, self.records, self.folder)
+        shared = twins(untested, shown, self.folder)  # which are scored once
+        if untested := [record for record in untested if record.number not in shared]:
             splits = self.resolved.final
             self.display.say(
                 f"scoring {len(untested)} trials on the {' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"
@@ -238,7 +241,9 @@ class Runner:
 
                 trials = [(record.number, record.reference) for record in untested]
                 scoring.test_scores(self.context, self.config.resources, trials, scored)
-        self.publisher.tested(eligible(self.config, self.records))
+        for number, twin in shared.items():
+            share_scores(number, twin, self.folder)
+        self.publisher.tested(shown)
 
     def _publish(self) -> None:
         """Publish the front of what MLflow has. Raises UndeliveredStudy where it stays away."""

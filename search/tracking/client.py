@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from petl.errors import UserError
 from search.storage.address import expand_env, one_line, redacted, sqlite_file, without_password
 from search.storage.database import is_database_error, is_postgresql, reaching, require_database
 from search.storage.errors import DamagedStoreError, StoreError, is_damaged, writing
@@ -109,18 +108,18 @@ def _with_credentials(address: str) -> str:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Raise StoreError where MLflow does not answer within the context, DamagedStoreError where it never will."""
+    """Raise StoreError where MLflow does not answer within the context, DamagedStoreError where it never will.
+
+    Other errors than MLflow's and those of databases are raised as they are: they are faults of ours.
+    """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        foreseen = isinstance(error, MlflowException) or is_database_error(error)
-        if sqlite_file(expand_env(uri)) and (is_damaged(error) or not foreseen):
+        if not isinstance(error, MlflowException) and not is_database_error(error):
+            raise
+        if sqlite_file(expand_env(uri)) and is_damaged(error):
             raise damaged(uri, error) from error
-        if foreseen:
-            raise StoreError(f"no store answers at {redacted(uri)}: {one_line(error)}") from None
-        raise
+        raise StoreError(f"no store answers at {redacted(uri)}: {one_line(error)}") from None
 
 
 def require_undamaged(uri: str) -> None:

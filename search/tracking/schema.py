@@ -19,6 +19,7 @@ from search.storage.errors import StoreError
 from search.storage.locations import is_study_name
 from search.trials.objectives import objectives
 from search.trials.record import SeedSummary, Spent, State, TrialRecord
+from search.trials.report import TWIN
 from search.trials.upgrade import upgraded
 
 STATUS: Final[Mapping[State, str]] = {
@@ -169,6 +170,12 @@ FACTS: Final[Mapping[str, Fact]] = {
             metrics=lambda summary: {f"believed_{name}": value for name, value in summary.items()},
             columns=lambda summary: {f"believed_{name}": value for name, value in asdict(summary).items()},
         ),
+        Fact(
+            name=TWIN,
+            type=Annotated[int, Field(ge=0)],
+            columns=lambda number: {TWIN: number},
+            heading="same\nas trial",
+        ),
     )
 }
 _PARSERS: Final = {name: TypeAdapter(fact.type) for name, fact in FACTS.items()}
@@ -222,6 +229,12 @@ class TrialRow:
         """The score over all seeds, None where the study had no replicates."""
         summary: SeedSummary | None = self.facts.get("believed")
         return summary
+
+    @property
+    def twin(self) -> int | None:
+        """The trial of the same configuration whose result this one was given; None for one that was trained."""
+        number: int | None = self.facts.get(TWIN)
+        return number
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
@@ -34,6 +34,7 @@ from search.trials.objectives import objectives as by_names
 from search.trials.quiet import quiet
 from search.trials.record import Proposal, Rejected, Replicate, SeedSummary, Spent, State, TrialRecord
 from search.trials.resolved import Resolved
+from search.trials.upgrade import VersionError
 
 # The study's user attributes.
 _OBJECTIVES: Final = "objectives"
@@ -52,6 +53,25 @@ T = TypeVar("T")
 
 class RecordsError(UserError, ValueError):
     """A study that exists already or does not, or a trial that cannot end like that."""
+
+
+class UnreadableError(UserError):
+    """What is stored of a study is nothing that this module, or Optuna, can have written."""
+
+
+_NONSENSE: Final = (ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError, RecursionError)
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """Raise UnreadableError where something that is stored cannot be parsed within the context."""
+    try:
+        yield
+    except (RecordsError, VersionError):
+        raise
+    except _NONSENSE as error:
+        text = " ".join(str(error).split()) or "no message"
+        raise UnreadableError(f"{type(error).__name__}: {text}") from error
 
 
 class Persist(Protocol):
@@ -93,20 +113,22 @@ class Records:
         self._storage = storage
         self._study_id = study_id
         self.persist: Persist = persist or Once()
-        self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
+        with _stored():
+            self._info: dict[str, Any] = dict(self.persist(lambda: storage.get_study_user_attrs(study_id)))
         self._resolved: Resolved | None = None  # parsed when it is first asked for
         self._records: list[TrialRecord] = []
         self._proposals: list[Proposal] = []
         self._stops: dict[int, float] = {}
         self.changes = 0  # to the trials, through this object
-        self.objectives: Objectives = by_names(*self._info[_OBJECTIVES])
-        trials = self.persist(lambda: storage.get_all_trials(study_id))
-        trials.sort(key=lambda trial: trial.number)
-        for trial in trials:
-            self._proposals.append(_proposal(trial))
-            self._records.append(_record(trial))
-            self._stops |= _stop(trial)
-            self._require_agreement(trial)
+        with _stored():
+            self.objectives: Objectives = by_names(*self._info[_OBJECTIVES])
+            trials = self.persist(lambda: storage.get_all_trials(study_id))
+            trials.sort(key=lambda trial: trial.number)
+            for trial in trials:
+                self._proposals.append(_proposal(trial))
+                self._records.append(_record(trial))
+                self._stops |= _stop(trial)
+                self._require_agreement(trial)
         for trial in trials if writes else ():  # once all could be read
             if trial.state is TrialState.RUNNING and "outcome" in trial.user_attrs:
                 self._set_state(trial.number, State(trial.user_attrs["outcome"]["state"]))
@@ -135,9 +157,10 @@ class Records:
         return cls.create_study(InMemoryStorage(), "in-memory", objectives)
 
     def require_readable(self) -> None:
-        """Parse what is on record of the study itself, where it has begun. Raises whatever its parsers do."""
+        """Raise UnreadableError where what is on record of the study itself cannot be parsed, once it has begun."""
         if RESOLVED in self._info:
-            _ = dict(self.info(_CONFIG, {})), self.resolved, self.replicates, self.summaries, self.spent
+            with _stored():
+                _ = dict(self.info(_CONFIG, {})), self.resolved, self.replicates, self.summaries, self.spent
 
     def disconnect(self) -> None:
         """Close the database's connections; the next operation connects again."""
@@ -395,11 +418,18 @@ class Records:
 
 
 def study_names(storage: BaseStorage) -> list[str]:
-    """Return the studies of a storage, oldest first.
+    """Return the studies of a storage, oldest first, also those that are damaged.
 
-    A study without objectives is not listed: its writer was killed while it created it.
+    A study about which nothing is stored is not listed: its writer was killed while it created it.
     """
-    return [study.study_name for study in storage.get_all_studies() if _OBJECTIVES in study.user_attrs]
+    if not isinstance(storage, RDBStorage):
+        return [study.study_name for study in storage.get_all_studies() if study.user_attrs]
+    with storage.engine.connect() as connection:  # Optuna's own list fails as a whole where one study is damaged
+        rows = connection.exec_driver_sql(
+            "SELECT study_name FROM studies WHERE study_id IN (SELECT study_id FROM study_user_attributes) "
+            "ORDER BY study_id"
+        )
+        return [name for (name,) in rows]
 
 
 def study_id_of(storage: BaseStorage, name: str) -> int:

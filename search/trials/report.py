@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from petl.measurements import Measurements
 from search.trials.record import Replicate, TrialRecord
 
 Run: TypeAlias = TrialRecord | Replicate  # what a worker trains: a trial, or one more time with another seed
+TWIN: Final = "twin"  # among the facts: the trial of the same configuration whose result a trial was given
 
 
 @dataclass(frozen=True, kw_only=True)

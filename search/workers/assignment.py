@@ -59,7 +59,8 @@ class Assignment:
     """One run to train. `milestones`: epochs at which it validates and reports, ascending.
 
     `assigned` is when the driver handed it out, in seconds since the epoch. `seed` is that of a replicate: a complete
-    trial, trained once more with a configuration of this seed, of which only the measurements are kept.
+    trial, trained once more with a configuration of this seed, of which only the measurements are kept. `twin` is the
+    trial whose result it is given, where one of the same configuration was trained in full.
     """
 
     number: int
@@ -68,9 +69,12 @@ class Assignment:
     milestones: tuple[float, ...]
     assigned: float
     seed: int | None = None
+    twin: int | None = None
 
     @classmethod
-    def of(cls, run: Run, configuration: Configuration | None, rungs: Sequence[float]) -> Assignment:
+    def of(
+        cls, run: Run, configuration: Configuration | None, rungs: Sequence[float], twin: int | None = None
+    ) -> Assignment:
         """Return the assignment of a run that is handed out now."""
         training = configuration.training if configuration else None
         return cls(
@@ -80,6 +84,7 @@ class Assignment:
             milestones(rungs, training.epochs, training.validate_every) if training else (),
             time.time(),
             run.seed if isinstance(run, Replicate) else None,
+            twin,
         )
 
     def to_json(self) -> str:

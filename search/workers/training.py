@@ -27,7 +27,7 @@ from petl.measurements import Measurements
 from search.storage.errors import is_full
 from search.storage.folder import RESULT, SCORED, ResultPart, ScoredPart, TrialFolder, read_json, state_part, write_json
 from search.storage.remote import StoreAwayError
-from search.trials.report import Report
+from search.trials.report import TWIN, Report
 from search.workers.assignment import Assignment, StudyContext
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class TrialTraining:
 
     def to_milestone(self) -> Report:
         """Do what `advance` does, leaving backbone and errors as they are."""
-        if result := self.folder.result():
+        if result := self.folder.result() or self._given():
             return Report.from_dict(read_json(result.report))
         self.warm.load()
         if self.assignment.configuration is None:
@@ -242,6 +242,19 @@ class TrialTraining:
             report = self._finish(measured, partial(self._save, run))
         self.close()
         return report
+
+    def _given(self) -> ResultPart | None:
+        """Give the trial its twin's result, and return it; None where it has no twin, or that has no result now."""
+        number = self.assignment.twin
+        twin = None if number is None else TrialFolder(Path(self.warm.context.folder), number).result()
+        if twin is None or not self._leads:
+            return twin
+        report = Report.from_dict(read_json(twin.report))
+        given = ResultPart(self.folder.copy(RESULT, twin.folder))
+        write_json(given.report, replace(report, startup_seconds=None, facts={**report.facts, TWIN: number}).to_dict())
+        self.folder.commit(RESULT)
+        self.folder.drop_states()
+        return given
 
     def _start(self, configuration: Configuration) -> dict[str, Any] | None:
         """Return what the head starts from; None for one that is drawn."""

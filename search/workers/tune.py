@@ -71,7 +71,7 @@ class Bridge:
             if isinstance(step, Idle):
                 return str(Searcher.FINISHED) if step is DONE else None
             run = self._open[tune_id] = step.record
-            assignment = Assignment.of(run, self.source.configuration(run.key), self.source.rungs(run.key))
+            assignment = Assignment.of(run, self.source.configuration(run.key), self.source.rungs(run.key), step.twin)
             for listener in self.listeners:
                 listener.started(run)
             return {"assignment": assignment.to_json()}

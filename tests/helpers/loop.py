@@ -83,10 +83,29 @@ def train(search: Search, record: TrialRecord, after: Callable[[], None] = lambd
     return after()
 
 
+def share(search: Search, record: TrialRecord, twin: int, after: Callable[[], None] = lambda: None) -> None:
+    """Give a trial the result of its twin, as a worker would; `after` as in `train`."""
+    other = search.get(twin)
+    for epoch, reached in other.rungs.items():
+        known = epoch in search.get(record.number).rungs
+        assert search.report(record.number, epoch, reached, over=True) is Decision.CONTINUE
+        if not known:
+            after()
+    search.finish(record.number, other.measurements)
+    after()
+
+
+def hand(
+    search: Search, step: Start[TrialRecord] | Resume[TrialRecord], after: Callable[[], None] = lambda: None
+) -> None:
+    """Do what one worker does with a step."""
+    train(search, step.record, after) if step.twin is None else share(search, step.record, step.twin, after)
+
+
 def run(search: Search) -> list[TrialRecord]:
     """One worker until the search is over."""
     while isinstance(step := search.next(1), Start | Resume):
-        train(search, step.record)
+        hand(search, step)
     assert step is DONE
     return search.records.all()
 

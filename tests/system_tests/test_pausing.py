@@ -17,6 +17,8 @@ from loop import run as train_all
 from mlflow import MlflowClient
 from rich.console import Console
 
+from petl.configuration import Configuration
+from petl.presets import parse
 from search.optimizer.budget import Budget, Meter
 from search.optimizer.replication import Replication
 from search.optimizer.rungs import Halving
@@ -31,6 +33,7 @@ from search.tracking.publisher import Publisher
 from search.trials.record import Replicate, State
 from search.trials.records import Records
 from search.trials.report import Report
+from search.trials.resolved import Enqueued
 from search.workers.assignment import Assignment
 from search.workers.tune import Bridge
 from spaces.space import resolve
@@ -158,6 +161,19 @@ def test_a_trial_that_its_own_report_closes_is_told_of_once() -> None:
     assert not bridge.reported("c", third)
     assert [call.args[0].number for call in listener.ended.call_args_list] == [0, 1, 2]
     assert [record.state for record in records.all()] == [State.COMPLETE, State.PRUNED, State.PRUNED]
+
+
+def test_a_worker_is_told_of_the_twin_of_its_trial() -> None:
+    configuration = Configuration(parse("bitfit"), TRAINING)
+    chosen = plan(references={"bitfit": configuration}, enqueued=[Enqueued("", configuration)], budget=Budget(trials=1))
+    bridge = Bridge(Search(Records.in_memory(), chosen), [], "accuracy")
+    twins = []
+    for tune_id in "ab":
+        handed = bridge.next(tune_id)
+        assert isinstance(handed, dict)
+        twins.append(Assignment.from_json(handed["assignment"]).twin)
+        bridge.ended(tune_id, Report(measurements=measured(configuration)))
+    assert twins == [None, 0]
 
 
 def test_one_that_its_patience_ended_at_a_rung_is_finished() -> None:

@@ -481,6 +481,7 @@ def _header(length: int) -> bytes:
 def test_an_adapter_is_read_as_data(adapter: Path, tmp_path: Path) -> None:
     """Whatever a directory holds that somebody gives one, the answer is one of our errors, and soon."""
     assert storage.load_model(adapter).predict(["what a day"])[0] in ("a", "b")
+    (adapter / "hashes.json").unlink()  # which whoever changes the files writes anew
     mark, model = tmp_path / "mark", json.loads((adapter / "model.json").read_text())
     for name in ("adapter.bin", "adapter_model.bin", "tokenizer/modeling_evil.py"):
         (adapter / name).write_bytes(pickle.dumps(Bomb(mark)))

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from search.config.loading import load_config
 from search.config.sections import ResourcesConfig
 from search.config.text import ConfigError
 from search.results.query import Study, load_study
+from search.results.tables import print_trial
 from search.storage.errors import StoreError
 from search.storage.folder import read_json
 from search.storage.locations import StudyHome, database_url
@@ -70,10 +72,10 @@ def space(trial, backbone):
 
 @pytest.fixture(scope="module")
 def content(home: Path) -> dict[str, Any]:
-    """asha with rungs at 1 epoch; enqueued named designs; all four references."""
+    """asha with rungs at 1 epoch; enqueued named designs; all four references, and one that is enqueued as well."""
     return studies.study(
         home / "inputs",
-        references=["majority", "probe", "head_only", "full"],
+        references=["majority", "probe", "head_only", "full", "bitfit"],
         enqueue=["lora:rank=2", "bitfit"],
         scheduler={"name": "asha"},
         budget={"trials": 6, "epochs": 2},
@@ -92,9 +94,28 @@ def test_budget_and_references_are_spent(finished: tuple[Study, str]) -> None:
     assert len(study.trials) == 6
     assert {trial.state for trial in study.trials} <= {State.COMPLETE, State.PRUNED}
     assert {trial.name: trial.state for trial in study.references} == dict.fromkeys(
-        ("majority", "probe", "head_only", "full"), State.COMPLETE
+        ("majority", "probe", "head_only", "full", "bitfit"), State.COMPLETE
     )
     assert [trial.name for trial in study.trials[:2]] == ["lora:rank=2", "bitfit"]
+
+
+def test_a_reference_and_a_trial_of_one_configuration_are_trained_once(
+    finished: tuple[Study, str], home: Path, tmp_path: Path
+) -> None:
+    study, _ = finished
+    reference = next(trial for trial in study.references if trial.name == "bitfit")
+    trial = study.trials[1]
+    assert (trial.row.twin, reference.row.twin) == (reference.number, None)
+    assert (trial.state, trial.record.rungs) == (State.COMPLETE, reference.record.rungs)
+    assert trial.measurements == reference.measurements  # seconds and memory too
+    assert trial.row.test in ({}, reference.row.test)
+    own, theirs = (each.export(tmp_path / str(each.number)) for each in (trial, reference))
+    for file in theirs.rglob("*"):
+        assert file.is_dir() or (own / file.relative_to(theirs)).read_bytes() == file.read_bytes()
+    out = StringIO()
+    print_trial(trial, Console(file=out))
+    assert f"the same training as trial {reference.number}, whose result it was given" in out.getvalue()
+    assert [row["twin"] for row in study.trial_rows() if "twin" in row] == [reference.number]
 
 
 def test_what_it_has_spent_is_published(finished: tuple[Study, str]) -> None:
@@ -208,6 +229,7 @@ def test_test_split_is_for_the_front_and_references_alone(finished: tuple[Study,
 
 def test_workers_stay_alive_between_trials(finished: tuple[Study, str], home: Path) -> None:
     reports = [read_json(path) for path in (home / "studies" / "tiny" / "trials").glob("*/result/report.json")]
+    reports = [report for report in reports if "twin" not in report.get("facts", {})]
     assert len(reports) > 2
     assert len({report["process"] for report in reports}) <= 2  # as many as run at once
     assert all(report["startup_seconds"] > 0 for report in reports)

@@ -136,10 +136,53 @@ def test_a_damaged_file_is_named(home: Path, tmp_path: Path, name: str) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("home", ["bert"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("design.json", b'"size": 3', b'"size": 4'),
+        ("adapter.safetensors", None, None),
+        ("head.safetensors", None, None),
+        ("model.json", b'"max_length": 8', b'"max_length": 9'),
+        ("tokenizer/tokenizer_config.json", b"{", b"{ "),
+    ],
+)
+def test_a_file_that_is_as_good_as_any_but_not_the_saved_one_is_refused(
+    home: Path, tmp_path: Path, name: str, old: bytes | None, new: bytes | None
+) -> None:
+    attachment = stored(home, tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    changed = bytes(content[:-1] + bytes([content[-1] ^ 1])) if old is None else content.replace(old, new or b"", 1)
+    assert changed != content
+    (tmp_path / name).write_bytes(changed)
+    for read in (load_model, load_pretrained, lambda folder: load_adapter(folder, attachment.model)):
+        with pytest.raises(StorageError, match=rf"{name} is damaged, or was changed: .* Export the adapter again"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("home", ["bert"], indirect=True)
+def test_an_adapter_that_was_saved_before_there_were_hashes_loads(home: Path, tmp_path: Path) -> None:
+    stored(home, tmp_path)
+    (tmp_path / "hashes.json").unlink()
+    (tmp_path / "tokenizer" / "tokenizer_config.json").open("a").write(" ")
+    assert load_model(tmp_path).labels == tiny.LABELS
+
+
+@pytest.mark.parametrize("home", ["bert"], indirect=True)
+@pytest.mark.parametrize("names", ['["design.json"]', '{"/dev/zero": ""}', '{"../other": ""}'])
+def test_hashes_are_of_files_in_the_folder(home: Path, tmp_path: Path, names: str) -> None:
+    stored(home, tmp_path / "adapter")
+    (tmp_path / "other").touch()
+    (tmp_path / "adapter" / "hashes.json").write_text(names)
+    with pytest.raises(StorageError, match=r"hashes\.json holds no hashes of files in its folder"):
+        load_model(tmp_path / "adapter")
+
+
 @EVERY_KIND
 @pytest.mark.parametrize("content", ["{}", "[]", '{"schema": 1, "modifications": [{"form": "prefix"}]}'])
 def test_a_design_file_without_a_design(home: Path, tmp_path: Path, content: str) -> None:
     stored(home, tmp_path)
+    (tmp_path / "hashes.json").unlink()
     (tmp_path / "design.json").write_text(content)
     with pytest.raises(StorageError, match=r"design\.json holds no design"):
         load_model(tmp_path)

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from loop import BACKBONE, OPTIONS, TRAINING, count, facts, measured, plan, run, score, train
+from loop import BACKBONE, OPTIONS, TRAINING, count, facts, hand, measured, plan, run, score, train
 from optuna.trial import BaseTrial
 from scope import sampled
 
@@ -86,7 +86,8 @@ def test_references_are_exempt_from_limits_and_rungs() -> None:
     done = run(Search(Records.in_memory(), chosen))
     assert done[0].reference == "full"
     assert done[0].state is State.COMPLETE
-    assert done[0].rungs == {}
+    assert done[0].rungs.keys() == {1.0}  # where it validates as a trial does, and trains on whatever it reached
+    assert done[0].measurements
 
 
 def test_a_limit_on_what_training_tells_is_refused() -> None:
@@ -135,6 +136,113 @@ def test_a_twin_that_still_runs_is_not_started_again(monkeypatch: pytest.MonkeyP
         search.finish(step.record.number, measured(step.record.configuration))
     assert search.next(8) is DONE
     assert len(search.records.all()) == 2
+
+
+HEAD_ONLY = Configuration(Design(), TRAINING)
+LORA = Configuration(parse("lora:rank=4"), TRAINING)
+HALVING = Halving(epochs=3, eta=2, first_rung=0.75, trials=8, min_full=1)
+
+
+def twins(**changes: object) -> Plan:
+    """A reference, and two enqueued designs of which the first is the same."""
+    enqueued = [Enqueued("mine", LORA), Enqueued("head", HEAD_ONLY)]
+    return plan(**{"references": {"lora": LORA, "majority": None}, "enqueued": enqueued, **changes})
+
+
+@pytest.mark.parametrize("rule", [Never(), HALVING], ids=["none", "halving"])
+def test_a_trial_is_given_the_result_of_the_reference_that_is_the_same(rule: Rule) -> None:
+    search = Search(Records.in_memory(), twins(rule=rule))
+    for _ in range(2):
+        step = search.next()
+        assert isinstance(step, Start)
+        assert step.twin is None
+        hand(search, step)
+    step = search.next()
+    assert step == Start(search.get(2), twin=0)
+    assert step.record.name == "mine"
+    hand(search, step)
+    reference, trial = search.get(0), search.get(2)
+    assert (trial.state, trial.rungs, trial.measurements) == (State.COMPLETE, reference.rungs, reference.measurements)
+    assert tuple(trial.rungs) == rule.rungs
+    assert search.counted == 1
+    step = search.next()
+    assert isinstance(step, Start)
+    assert (step.record.name, step.twin) == ("head", None)
+
+
+def test_one_that_is_given_its_result_has_been_through_all_rungs() -> None:
+    """As one that was promoted at each: the others that a halving trains in full are one fewer."""
+    bad = Configuration(parse("houlsby:size=64"), replace(TRAINING, learning_rate=1.0))
+    full = []
+    for references in ({}, {"bad": bad}):
+        chosen = plan(rule=HALVING, enqueued=[Enqueued("bad", bad)], references=references)
+        done = [record for record in run(Search(Records.in_memory(), chosen)) if not record.reference]
+        assert len(done) == 8
+        full.append([record.name for record in done if record.state is State.COMPLETE])
+    assert full == [["", ""], ["bad", ""]]
+
+
+def test_a_trial_waits_for_the_reference_that_is_the_same_while_others_train() -> None:
+    records, chosen = Records.in_memory(), twins(budget=Budget(trials=3, concurrent=4))
+    search = Search(records, chosen)
+    steps = [search.next(free) for free in (4, 3, 2)]
+    assert [step.record.number for step in steps if isinstance(step, Start)] == [0, 1, 3]
+    assert search.get(2).name == "mine"
+    assert search.active == {0, 1, 3}
+    again = Search(records, chosen)  # the driver was killed: the twin is handed out no sooner
+    assert [step.record.number for step in map(again.next, (4, 3, 2)) if isinstance(step, Resume)] == [0, 1, 3]
+    for number in (1, 3):
+        again.finish(number, measured(again.configuration(number)))
+    last = again.next(3)
+    assert isinstance(last, Start)
+    assert last.record.number == 4
+    again.finish(4, measured(last.record.configuration))
+    assert again.next(3) is WAIT
+    assert not again.done
+    again.finish(0, measured(LORA))
+    assert again.next(4) == Resume(again.get(2), twin=0)
+
+
+@pytest.mark.parametrize("failure", [None, "out of memory"])
+def test_one_that_waited_trains_where_its_twin_has_nothing_to_give(failure: str | None) -> None:
+    search = Search(Records.in_memory(), twins(budget=Budget(trials=1, concurrent=4)))
+    assert [step.record.number for step in map(search.next, (4, 3)) if isinstance(step, Start)] == [0, 1]
+    assert search.next(2) is WAIT
+    search.finish(0, measured(LORA, epochs=1.0), failure)
+    assert search.get(0).state is not State.COMPLETE
+    assert search.next(4) == Resume(search.get(2))
+
+
+def test_a_reference_that_came_later_is_given_the_result_of_the_trial() -> None:
+    records = Records.in_memory()
+    run(Search(records, plan(enqueued=[Enqueued("mine", LORA)], budget=Budget(trials=1))))
+    search = Search(records, twins(budget=Budget(trials=1)))
+    assert search.next() == Start(search.get(1), twin=0)
+    assert search.get(1).reference == "lora"
+
+
+def test_a_reference_that_came_later_waits_for_the_trial_while_it_trains() -> None:
+    records, rule = Records.in_memory(), Halving(epochs=3, first_rung=1.0, trials=1, min_full=1)
+    begun = Search(records, plan(rule=rule, enqueued=[Enqueued("mine", LORA)], budget=Budget(trials=1, concurrent=2)))
+    assert isinstance(begun.next(), Start)
+    assert begun.report(0, 1.0, 0.5) is Decision.CONTINUE
+    search = Search(records, twins(rule=rule, budget=Budget(trials=1, concurrent=2)))
+    assert [type(step) for step in (search.next(2), search.next(1))] == [Resume, Start]
+    assert search.active == {0, 2}
+    search.finish(2, measured(None))
+    assert search.next() is WAIT
+    search.finish(0, measured(LORA))
+    assert search.next() == Resume(search.get(1), twin=0)
+
+
+def test_another_seed_is_another_training() -> None:
+    other = replace(LORA, seed=1)
+    done = []
+    search = Search(Records.in_memory(), twins(enqueued=[Enqueued("mine", other)], budget=Budget(trials=1)))
+    while isinstance(step := search.next(), Start):
+        done.append(step.twin)
+        hand(search, step)
+    assert done == [None, None, None]
 
 
 def test_concurrency_is_capped_and_counts_running_trials() -> None:
@@ -447,7 +555,7 @@ def interrupted(records: Callable[[], Records], chosen: Plan, every: int) -> tup
                 else:
                     handed.append(step.record.number)
                     after()
-                train(search, step.record, after)
+                hand(search, step, after)
             assert step is DONE
         except KilledError:
             continue
@@ -482,8 +590,8 @@ def test_restarts_lose_nothing_and_repeat_nothing(rule: Rule, sampler: str, ever
         sampler=sampler,
         rule=rule,
         limits={"stored_parameters": 2_000.0},
-        references={"majority": None, "head_only": Configuration(Design(), TRAINING)},
-        enqueued=[Enqueued("lora", Configuration(parse("lora:rank=4"), TRAINING))],
+        references={"majority": None, "head_only": HEAD_ONLY, "lora": LORA},
+        enqueued=[Enqueued("lora", LORA)],  # which is given the reference's result
         budget=Budget(trials=14),
     )
     whole = Records.in_memory()

@@ -165,6 +165,14 @@ def studied(trials: int) -> Records:
     return records
 
 
+def test_what_a_probe_leaves_is_within_what_was_reserved() -> None:
+    """The probe itself, the adapter with it, and the adapter's published copy; of so many labels that these count."""
+    labels = tuple(map(str, range(20_000)))
+    need = estimate(None, replace(studied(1).resolved, labels=labels, written=WrittenBytes(0, 0)))
+    probe = 4 * len(labels) * (32 + 1)  # float32: as many weights as the backbone is wide, and a bias
+    assert 3 * probe <= need.left <= need.peak < 7 * probe
+
+
 def test_every_replicate_of_a_trial_is_weighed_at_once(tmp_path: Path) -> None:
     """There is room for two; each one that is accepted counts for the next, however soon that one is asked for."""
     records = studied(1)
@@ -201,6 +209,28 @@ def test_an_interrupted_replicate_keeps_its_state_and_is_resumed_where_it_fitted
         )
         assert bool(room.refusal(replace(configuration, seed=1), [])) is refused
         assert replicate.latest_state()
+
+
+def test_a_result_that_an_open_trial_will_be_given_is_not_evicted(tmp_path: Path) -> None:
+    records = studied(6)
+    configurations = [record.configuration for record in records.all()]
+    for number in range(6):
+        (TrialFolder(tmp_path, number).begin("result") / "weights").write_bytes(bytes(100_000))
+        TrialFolder(tmp_path, number).commit("result")
+
+    def evicted() -> list[int]:
+        withdrawn: list[int] = []
+        usage = quota.Usage(tmp_path, None, records)
+        limit = usage.used + quota.SPARE + estimate(configurations[0], records.resolved).peak - 50_000
+        room = quota.Quota(
+            limit, usage, tmp_path, records, shown=list, withdraw=withdrawn.append, settle=lambda *_: True, patience=0.0
+        )
+        room.refusal(configurations[0], [])
+        return withdrawn
+
+    [worst] = evicted()
+    records.create(configurations[worst], reference="the same")
+    assert evicted() == []  # the others are on the front
 
 
 @pytest.mark.parametrize("stored", [False, True])

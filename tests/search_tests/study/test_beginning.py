@@ -83,6 +83,16 @@ def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: 
     assert refused(studies.study(tmp_path), StoreError, message) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"fresh": True}, {"or_resume": True}])
+def test_a_folder_where_the_front_is_written_is_refused_first(
+    tmp_path: Path, home: Path, options: dict[str, bool]
+) -> None:
+    content = studies.study(tmp_path)
+    (home / "studies" / "tiny" / "front.png").mkdir(parents=True)
+    assert refused(content, StoreError, r"studies/tiny/front\.png .* is no file: move it away", **options) == []
+    assert {path.suffix for path in home.rglob("*") if path.is_file()} <= {".lock"}
+
+
 def test_a_driver_takes_only_what_it_made(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     lock = StudyLock(tmp_path / "home" / "studies" / "demo")

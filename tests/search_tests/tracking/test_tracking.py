@@ -23,6 +23,7 @@ from petl.measurements import Measurements
 from search.results.query import load_study
 from search.storage.errors import StoreError
 from search.tracking import experiment, reader
+from search.tracking.client import answering
 from search.tracking.schema import STATUS, DiskUse, StudyInfo, joined
 from search.tracking.writer import MlflowTracker
 from search.trials.naming import flat_parameters
@@ -552,3 +553,8 @@ def test_an_experiment_of_somebody_else_is_left_alone(tracker: MlflowTracker, ur
 
 def test_json_of_a_record_is_plain() -> None:
     assert TrialRecord.from_dict(json.loads(json.dumps(COMPLETE.to_dict(), allow_nan=False))) == COMPLETE
+
+
+def test_a_fault_of_ours_is_not_told_as_a_damaged_store(uri: str) -> None:
+    with pytest.raises(AttributeError, match="of ours"), answering(uri):
+        raise AttributeError("of ours")

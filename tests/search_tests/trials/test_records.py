@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,15 @@ from petl.configuration import Configuration, Training
 from petl.measurements import Measurements
 from petl.presets import parse
 from search.storage.address import database
-from search.storage.studies import create_study, delete_study, open_study, study_exists, study_names
+from search.storage.errors import DamagedStoreError
+from search.storage.studies import (
+    create_study,
+    delete_study,
+    open_study,
+    study_begun,
+    study_exists,
+    study_names,
+)
 from search.trials.record import Proposal, Rejected, State, TrialRecord
 from search.trials.records import Records, RecordsError
 
@@ -182,6 +192,44 @@ def test_an_outcome_without_its_state_is_told_on_opening(
     record = open_study(url, "demo").get(0)
     assert (record.state, record.measurements) == (state, MEASURED)
     assert optuna.load_study(study_name="demo", storage=url).trials[0].state.name == state
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("DELETE FROM study_user_attributes WHERE key = 'objectives' AND study_id = 1", "KeyError: 'objectives'"),
+        ("UPDATE study_user_attributes SET value_json = '[7' WHERE study_id = 1", "JSONDecodeError: "),
+        ('UPDATE study_user_attributes SET value_json = \'["x", "y"]\' WHERE study_id = 1', "x"),
+    ],
+)
+def test_a_damaged_study_is_in_the_way_of_no_other(tmp_path: Path, damage: str, reason: str) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    for name in ("damaged", "whole"):
+        create_study(url, name, OBJECTIVES).seconds = 7.0
+    with closing(sqlite3.connect(tmp_path / "store.db")) as database, database:
+        assert database.execute(damage).rowcount
+    assert study_names(url) == ["damaged", "whole"]
+    assert not study_begun(url, "whole")
+    assert open_study(url, "whole", writes=False).seconds == 7.0
+    assert create_study(url, "new", OBJECTIVES).all() == []
+    said = rf"the records of study 'damaged' in .*store\.db are damaged, .*{reason}.* Put a copy of the database back"
+    with pytest.raises(DamagedStoreError, match=said):
+        open_study(url, "damaged")
+    with pytest.raises(RecordsError, match="exists already"):
+        create_study(url, "damaged", OBJECTIVES)
+    delete_study(url, "damaged")
+    assert study_names(url) == ["whole", "new"]
+
+
+def test_a_fault_of_ours_is_not_told_as_damage(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_study(url, "demo", OBJECTIVES)
+
+    def faulty(*_: object, **options: object) -> None:
+        raise AttributeError("of ours")
+
+    monkeypatch.setattr(RDBStorage, "__init__", faulty)
+    with pytest.raises(AttributeError, match="of ours"):
+        open_study(url, "demo")
 
 
 WRITER = """

@@ -17,7 +17,7 @@ from search.storage.locks import StudyLock, run_token
 from search.storage.remote import StoreAwayError
 from search.trials.report import Report
 from search.workers.assignment import Assignment, StudyContext, milestones
-from search.workers.training import TrialTraining, WarmModel
+from search.workers.training import TrialTraining, WarmModel, failed
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_milestones_are_reported_and_kept(context: StudyContext) -> None:
     assert report.measurements.epochs == 3.0
     assert not list(attempt.folder.path.glob("state-*"))
     assert {path.name for path in (attempt.folder.path / "result" / "adapter").iterdir()} == {
-        "adapter.safetensors", "design.json", "head.safetensors", "model.json", "tokenizer",
+        "adapter.safetensors", "design.json", "hashes.json", "head.safetensors", "model.json", "tokenizer",
     }  # fmt: skip
 
 
@@ -107,6 +107,37 @@ def test_a_committed_result_is_reported_without_training(context: StudyContext) 
     assert (again.folder.path / "result" / "manifest.json").stat().st_mtime_ns == manifest
 
 
+def test_a_trial_is_given_what_its_twin_came_to(context: StudyContext) -> None:
+    first = TrialTraining(WarmModel(context), assignment())
+    report, theirs = finish(first), first.folder.path / "result"
+    follower = TrialTraining(WarmModel(context), replace(assignment(number=1), twin=0), rank=1)
+    assert follower.advance().measurements == report.measurements
+    assert not follower.folder.path.exists()  # which the first rank of a gang writes
+    torn = follower.folder.begin("result")
+    (torn / "report.json").write_text("{}")
+    for _ in range(2):
+        given = TrialTraining(WarmModel(context), replace(assignment(number=1), twin=0))
+        assert given.advance() == replace(report, startup_seconds=None, facts={"twin": 0})
+        assert given.warm._model is None
+    own = given.folder.path / "result"
+    assert {path.relative_to(own) for path in own.rglob("*")} == {
+        path.relative_to(theirs) for path in theirs.rglob("*")
+    }
+    for path in theirs.rglob("adapter/*"):
+        assert path.is_dir() or (own / path.relative_to(theirs)).read_bytes() == path.read_bytes()
+    assert given.folder.result()
+
+
+def test_a_trial_whose_twin_has_lost_its_result_trains(context: StudyContext) -> None:
+    first = TrialTraining(WarmModel(context), assignment())
+    report = finish(first)
+    first.folder.drop("result")
+    again = finish(TrialTraining(WarmModel(context), replace(assignment(number=1), twin=0)))
+    assert not again.facts
+    assert [point["loss"] for point in again.points] == [point["loss"] for point in report.points]
+    assert again.measurements.accuracy == report.measurements.accuracy
+
+
 def test_a_torn_state_is_not_used(context: StudyContext) -> None:
     attempt = TrialTraining(WarmModel(context), assignment())
     attempt.advance()
@@ -134,6 +165,18 @@ def test_failures_are_reported_and_the_resident_lives_on(
     after = finish(TrialTraining(warm, assignment(number=2)))
     assert after.measurements.accuracy == before.measurements.accuracy
     assert after.measurements.loss == before.measurements.loss
+
+
+@pytest.mark.parametrize(
+    "text",  # of torch on a CPU of Linux, of another system, and of a GPU
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes. Error code 12",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes.",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+    ],
+)
+def test_whatever_lacks_memory_says_so(text: str) -> None:
+    assert failed(RuntimeError(text)).failure == f"out of memory: {text}"
 
 
 def test_a_failure_with_the_design_half_attached_does_not_reach_the_next_trial(
@@ -183,7 +226,7 @@ def test_baselines(context: StudyContext, name: str) -> None:
 
 
 def test_assignment_survives_json() -> None:
-    given = replace(assignment(), seed=3)
+    given = replace(assignment(), seed=3, twin=2)
     assert Assignment.from_json(given.to_json()) == given
 
 
