@@ -8,7 +8,8 @@ lists      a study of listed designs as a table, beside what the paper prints
 live       what is shown while a study runs
 plot       the picture of a front; labels places the names of its members
 files      front.json, front.csv, front.png
-choices    the forms in which commands write all this; schemas.json describes their JSON
+commands   the commands that read: ls, show, front, query, export, replay ...
+choices    what commands share, and the forms in which they write; schemas.json describes their JSON
 counts     the parameters of a design as a table
 replays    settings compared by replaying a finished study
 """

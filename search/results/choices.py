@@ -1,8 +1,23 @@
-"""The forms in which commands write what they show."""
+"""What commands share: arguments, and the forms in which they write what they show."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Any
+from unicodedata import normalize
+
+import typer
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A study; `petl-search ls` lists them.", callback=lambda name: normalize("NFC", name)
+    ),
+]
+Uri = Annotated[
+    str | None,
+    typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
+]
 
 
 class Rows(StrEnum):
@@ -31,3 +46,22 @@ class AdapterFormat(StrEnum):
 
     PETL = "petl"
     PEFT = "peft"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as search/results/schemas.json describes it."""
+    import json
+
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON-ready value with null for numbers that JSON does not have: NaN and the infinities."""
+    match value:
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case float() if value - value != 0:
+            return None
+    return value
