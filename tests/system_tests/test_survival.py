@@ -146,7 +146,7 @@ def test_ctrl_c_and_resume(home: Path) -> None:
 # The first line of each moment of a search, in their order.
 MOMENTS = (
     *("loading libraries", "reading the data", "trying a first", "starting Ray"),
-    *("fitting", "0/4  trial", "scoring"),
+    *("fitting", "(reference majority) starts", "scoring"),
 )
 
 
