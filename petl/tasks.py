@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from petl.errors import UserError, faults
 
 SPLITS: Final = ("train", "validation", "test")
+DATA: Final = "PETL_DATA"  # the variable that names a folder with the rows of tasks, each in a folder of its name
 SCRIPTS: Final = ("latin", "spaced", "han", "unspaced")  # by which scores of text find their words
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,9 @@ from search.results.choices import Name, Report, print_json
 
 if TYPE_CHECKING:
     from search.results.query import Study
+
+
+_INTERRUPTED: Final = 130  # as shells have it for SIGINT
 
 
 class _Commands(TyperGroup):
@@ -308,16 +311,27 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(_INTERRUPTED)
     except UserError as error:
         from petl.untrusted import printable
         from search.storage.address import redacted
 
         typer.echo(f"petl-search: {printable(redacted(error))}", err=True)
+        if error.exit_code == _INTERRUPTED:
+            _leave(_INTERRUPTED)
         sys.exit(error.exit_code)
     except Exception:
         sys.excepthook = _show_traceback  # here, since typer sets one of its own
         raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process now: all is put away, and Python would take seconds to take down the libraries."""
+    import os
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

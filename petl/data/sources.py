@@ -16,13 +16,12 @@ import pandas as pd
 from petl.backbones.locate import unreachable
 from petl.data.files import FORMATS, format_of, path_of, read_table
 from petl.hashing import sha256
-from petl.tasks import SPLITS, TASKS, Task, TaskError
+from petl.tasks import DATA, SPLITS, TASKS, Task, TaskError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-DATA: Final = "PETL_DATA"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SAVED: Final = "state.json"  # what marks a Dataset's folder, and the other one a DatasetDict's
 _SAVED_SPLITS: Final = "dataset_dict.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -22,20 +23,32 @@ def require_inputs(config: StudyConfig) -> None:
 
     The hub is not asked.
     """
-    missing = []
+    missing, task = [], tasks.resolve(config.task)
     try:
         locate(config.backbone.model)
     except BackboneError as error:
-        example = _EXAMPLES.get(tasks.resolve(config.task).kind, "roberta-base")
-        missing.append(f"{error}. --set backbone.model={example} takes one of the hub, or name another folder")
-    folder = config.task.get("data_dir")
-    if folder and not Path(folder).is_dir():
+        example = _EXAMPLES.get(task.kind, "roberta-base")
         missing.append(
-            f"there is no folder {folder}; --set task.data_dir=FOLDER names another one, null takes $PETL_DATA or the "
-            "hub"
+            f"{error}. --set backbone.model={example} takes one of the hub, --set backbone.model=FOLDER one of yours"
         )
-    for split, path in (config.task.get("paths") or {}).items():
+    if task.data_dir and not Path(task.data_dir).is_dir():
+        missing.append(
+            f"there is no folder {task.data_dir}; --set task.data_dir=FOLDER names another one, null takes $PETL_DATA "
+            "or the hub"
+        )
+    for split, path in task.paths.items():
         if not path.startswith("package:") and not Path(path).exists():
             missing.append(f"there are no rows at {path}; --set task.paths.{split}=FILE names others")
+    if missing and not (task.data_dir or task.paths or _in_data_folder(task)):
+        missing.append(
+            f"its rows are the data set {task.hub} of the hub, for which the network is needed; --set "
+            f"task.data_dir=FOLDER reads your own: train.jsonl, or .csv, .tsv, .json, .parquet, with the columns "
+            f"{', '.join(task.columns.values())}, and validation and test likewise where you have them"
+        )
     if missing:
         raise MissingInputError("\n  ".join([f"the study {config.study} needs what is not there:", *missing]))
+
+
+def _in_data_folder(task: tasks.Task) -> bool:
+    folder = os.environ.get(tasks.DATA)
+    return bool(folder) and (Path(folder or "").expanduser() / task.name).is_dir()

@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from types import FrameType
+
+_PATIENCE: Final = 0.5  # seconds until a Ctrl-C that ended nothing is raised once more
+
+
+@contextmanager
+def interrupted_for_certain() -> Iterator[None]:
+    """Raise Ctrl-C's KeyboardInterrupt within the context until one is being handled.
+
+    Python drops those that arrive in a hook of fork, a finalizer or a callback, of which the start of Ray has many; one
+    in the hooks of logging would also leave its lock taken, so that the next thread that logs waits for ever.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    main, (reads, writes), insists = threading.get_ident(), os.pipe(), False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal insists
+        again, insists = insists, False
+        os.write(writes, b"1")
+        if (again and _is_handled(sys.exception())) or (frame and frame.f_globals.get("__name__") == "logging"):
+            return
+        raise KeyboardInterrupt
+
+    def insist() -> None:
+        nonlocal insists
+        os.read(reads, 1)
+        while not over.wait(_PATIENCE):
+            insists = True
+            signal.pthread_kill(main, signal.SIGINT)
+
+    over, thread = threading.Event(), threading.Thread(target=insist, daemon=True)
+    thread.start()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        over.set()
+        os.write(writes, b"1")
+        thread.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(reads)
+        os.close(writes)
+
+
+def _is_handled(error: BaseException | None) -> bool:
+    """Return whether a KeyboardInterrupt led to what is being handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 @contextmanager

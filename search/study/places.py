@@ -17,6 +17,7 @@ from search.storage.locations import StudyHome, home
 from search.storage.locks import StudyLock
 from search.storage.locks import driving as holding
 from search.storage.studies import study_begun
+from search.study.interrupts import interrupted_for_certain
 from search.trials.records import Records
 
 
@@ -82,10 +83,8 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
 
     What it yields makes sure that it still is the only one: see `search.storage.locks.driving`.
     """
-    lock = StudyLock(places.folder)
     try:
-        lock.drive(say=console.print)
-        with holding(places.database, places.name) as guard:
+        with interrupted_for_certain(), _locked(places, console) as guard:
             yield guard
     except (KeyboardInterrupt, SystemExit):  # the second is rich's, where nobody reads the output any more: | head
         raise interrupted(places) from None
@@ -96,5 +95,14 @@ def driving(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]
             f"a disk is full ({one_line(error)}); nothing that was finished is lost. Make room, "
             f"perhaps by storage.max_gb, and resume with: {how_to_resume(places)}"
         ) from None
+
+
+@contextmanager
+def _locked(places: StudyHome, console: Console) -> Iterator[Callable[[], None]]:
+    lock = StudyLock(places.folder)
+    try:
+        lock.drive(say=console.print)
+        with holding(places.database, places.name) as guard:
+            yield guard
     finally:
         lock.release()

@@ -51,7 +51,7 @@ from search.workers.assignment import StudyContext
 from search.workers.tune import Bridge, Outcome, run_trials
 
 _PUBLISHED: Final = ("labels", "rows", "precision", "digest", "fingerprint", "signatures")  # of what is resolved
-_BRIEFLY: Final = 10.0  # seconds for MLflow to record that a run ends before its time
+_BRIEFLY: Final = 3.0  # seconds for MLflow to record that a run ends before its time
 
 
 class Runner:

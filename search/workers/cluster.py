@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -108,6 +108,8 @@ def require_answer(address: str | None = None) -> None:
 
     Ray itself would try for minutes.
     """
+    if ray.is_initialized():
+        return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise ClusterError(
@@ -118,6 +120,14 @@ def require_answer(address: str | None = None) -> None:
         raise ClusterError(
             f"an http address takes jobs, as `petl-search submit --help` has it, and joins no study; received {address}"
         )
+    if address == "auto":
+        try:
+            address = services.get_ray_address_from_environment(address, None)
+        except ConnectionError:
+            raise ClusterError(
+                "--address auto is for a node of a Ray cluster, and no Ray runs on this one; `ray start` makes it a "
+                "node, --address host:port names a cluster, and without --address a study starts a Ray of its own"
+            ) from None
     host, _, port = address.rpartition(":")
     if port.isdigit():
         try:

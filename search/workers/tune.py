@@ -32,10 +32,13 @@ from search.workers.trainable import Worker
 from search.workers.training import DISK_FULL, STORE_AWAY
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from search.config.sections import ResourcesConfig
 
 
 _NO_RECORDS: Final = (StoreError, RecordsError, StudyBusyError)  # a database or disk that is away, or another driver's
+_AT_ONCE: Final = 1.0  # seconds that Tune has to end after a Ctrl-C
 _RESTARTS: Final = 3  # of a trial whose process died, without a milestone in between, before it counts as failed
 
 
@@ -43,7 +46,7 @@ class Outcome(StrEnum):
     """How a run of Tune ended."""
 
     DONE = "done"
-    INTERRUPTED = "interrupted"  # by Ctrl-C, which Tune takes for itself: what was running is left for a resume
+    INTERRUPTED = "interrupted"  # by Ctrl-C: what was running is left for a resume
 
 
 class Bridge:
@@ -239,14 +242,37 @@ class _Restarts(tune.Callback):
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Restore the handlers of SIGINT and SIGUSR1, which Tune takes over and gives back only where they arrive."""
+    """Let Ctrl-C end Tune at its next step, and whatever it is doing a second later: it waits for what workers do.
+
+    The handlers of signals are afterwards what they were: Tune takes SIGUSR1 over, which ends it in the same way.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)}
+    asked = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        ends_tune = signal.getsignal(signal.SIGUSR1)
+        if asked or not callable(ends_tune) or ends_tune is before[signal.SIGUSR1]:  # Tune has not begun
+            insist(number, frame)
+            return
+        asked = True
+        signal.setitimer(signal.ITIMER_REAL, _AT_ONCE)
+        ends_tune(number, frame)
+
+    def insist(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.SIGINT]
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGALRM, insist)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
+        if asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -261,6 +287,7 @@ def run_trials(bridge: Bridge, context: StudyContext, resources: ResourcesConfig
         "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
         "TUNE_WARN_THRESHOLD_S": "60",  # a GP's proposal may take seconds
         "TUNE_MAX_PENDING_TRIALS_PG": str(resources.concurrent),  # else workers start one after another
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # there is one here
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of workers that died

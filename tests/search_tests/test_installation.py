@@ -15,19 +15,27 @@ PYTHONS = [Path(shutil.which("python3.10") or ""), *(Path.home() / ".pyenv/versi
 OLD = next((python for python in PYTHONS if python.is_file() and ".pyenv/shims" not in str(python)), None)
 
 
-@pytest.mark.parametrize("start", [("-c", "import search"), ("-m", "search.cli", "ls")])
-def test_another_petl_is_named_with_the_remedy(tmp_path: Path, start: tuple[str, ...]) -> None:
-    """As PyPI's table library of that name has it."""
+IN_PYTHON = (sys.executable, "-c", "import search")
+COMMANDS = ((sys.executable, "-m", "search.cli", "ls"), ("petl-search", "ls"))
+
+
+@pytest.mark.parametrize("start", [IN_PYTHON, *COMMANDS])
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_petl_is_named_with_the_remedy(tmp_path: Path, whole: bool, start: tuple[str, ...]) -> None:
+    """As PyPI's table library of that name has it, or what is left when that is uninstalled. A command says no more."""
     (tmp_path / "petl").mkdir()
-    (tmp_path / "petl" / "__init__.py").write_text("from petl.errors import DuplicateKeyError\n")
     (tmp_path / "petl" / "errors.py").write_text("class DuplicateKeyError(Exception):\n    pass\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, *start], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    message = done.stderr.splitlines()[-1]
-    assert f"received {tmp_path}/petl/__init__.py" in message
+    if whole:
+        (tmp_path / "petl" / "__init__.py").write_text("from petl.errors import DuplicateKeyError\n")
+    away = tmp_path / "ours"  # without the package petl, which would be taken for one that has no __init__.py
+    away.mkdir()
+    (away / "search").symlink_to(ROOT / "search")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{away}"}
+    done = subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if start is IN_PYTHON else 2)
+    *before, message = done.stderr.splitlines()
+    assert bool(before) == (start is IN_PYTHON)
+    assert f"received {tmp_path}/petl" in message
     assert "pip uninstall petl" in message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,12 +123,18 @@ GENERATING = [path for path in STUDIES if "tiny-bart-en-ro" in path.read_text()]
 
 
 def test_a_study_without_its_model_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a folder that has nothing beside it, as a clone has."""
+    """From a folder that has nothing beside it, as a clone has; model and rows are said at once."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PETL_DATA", raising=False)
     assert len(GENERATING) == 10
     for path in GENERATING:
-        with pytest.raises(MissingInputError, match=r"tiny-bart-en-ro.* --set backbone\.model=facebook/bart-base"):
+        with pytest.raises(MissingInputError) as missing:
             require_inputs(load_config(path))
+        _, model, rows = str(missing.value).splitlines()
+        assert re.search(
+            r"tiny-bart-en-ro.* --set backbone\.model=facebook/bart-base .* --set backbone.model=FOLDER", model
+        )
+        assert re.search(r"of the hub.* --set task\.data_dir=FOLDER .* the columns (document, summary|en, ro),", rows)
         require_inputs(load_config(path, ["backbone.model=facebook/bart-base"]))
     for path in set(STUDIES) - set(GENERATING):
         require_inputs(load_config(path))
@@ -152,9 +159,10 @@ def small_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", GENERATING, ids=lambda path: path.stem)
-def test_the_first_step_of_a_study(path: Path, small_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PETL_DATA", str(small_bart / "data"))
-    config = load_config(path, [f"backbone.model={small_bart}/model"])
+def test_the_first_step_of_a_study(path: Path, small_bart: Path) -> None:
+    """With a model and rows of one's own, as the message has it."""
+    rows = small_bart / "data" / tasks.resolve(load_config(path).task).name
+    config = load_config(path, [f"backbone.model={small_bart}/model", f"task.data_dir={rows}"])
     require_inputs(config)
     resolved = resolve(config)
     assert resolved.rows["train"] == 64

@@ -201,6 +201,21 @@ def test_a_study_stopped_in_the_middle_and_resumed(head: Head, tmp_path: Path) -
     assert kept_config["backbone"]["model"].startswith(str(head.home / "inputs"))  # no folder of a session
 
 
+@pytest.mark.full("a search")
+def test_a_study_of_another_script(head: Head, tmp_path: Path) -> None:
+    name = "отзывы-评论-مراجعات"
+    path = write(tmp_path, study=name, budget={"trials": 2, "epochs": 1}, scheduler={"name": "none"})
+    sent = head.command("submit", str(path), "--follow", cwd=tmp_path)
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert f"study {name} is finished" in sent.stdout
+    assert f"study {name} is finished" in head.command("status", name).stdout
+    assert "complete: accuracy" in head.command("logs", name).stdout
+    assert len(list((head.home / "studies" / name / "trials").glob("*/result/manifest.json"))) == 3
+    ended = head.command("resume", name, "--set", "budget.trials=3", "--follow")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(list((head.home / "studies" / name / "trials").glob("*/result/manifest.json"))) == 4
+
+
 def test_wrong_inputs(head: Head, tmp_path: Path) -> None:
     path = write(tmp_path)
     content = yaml.safe_load(path.read_text())

@@ -141,3 +141,39 @@ def test_ctrl_c_and_resume(home: Path) -> None:
     subprocess.run([sys.executable, "-m", "search.cli", "resume", "victim"], check=True, capture_output=True)
     check_consistent(home)
     assert all(trial.state is State.COMPLETE for trial in load_study("victim").trials)
+
+
+# The first line of each moment of a search, in their order.
+MOMENTS = (
+    *("loading libraries", "reading the data", "trying a first", "starting Ray"),
+    *("fitting", "(reference majority) starts", "scoring"),
+)
+
+
+@pytest.mark.full("a search for each moment")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_ends_a_search_at_any_moment(home: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a terminal sends it, to all processes of the search, on a busy machine."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    path, log = write_study(home, PLAIN), home / "log.txt"
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        victim = Victim(["run", str(path)], log)
+        victim.wait_for(lambda: moment in log.read_text())
+        victim.watch()
+        os.killpg(victim.process.pid, signal.SIGINT)
+        began = time.monotonic()
+        code = victim.process.wait(timeout=60)
+        print(f"{moment}: {time.monotonic() - began:.1f} s")
+    finally:
+        for process in busy:
+            process.kill()
+    said = log.read_text()
+    assert "Traceback" not in said
+    if moment == MOMENTS[0]:  # nothing is to be put away, and libraries are being read: the process is just ended
+        assert code == -signal.SIGINT
+    else:
+        begun = moment in MOMENTS[4:]
+        assert code == 130, said
+        assert ("petl-search resume victim" if begun else "interrupted before the study 'victim' began") in said
+    assert left_running([victim]) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from tokens import of_bytes, of_languages, of_words
 
 from petl.data.encoding import encode_sources
@@ -58,6 +59,21 @@ def test_the_text_of_a_special_token_is_its_characters(tmp_path: Path) -> None:
     letters = tokenizer.convert_tokens_to_ids([*"x<|end|>y"])
     rows = load_data(classification(tmp_path, ["x<|end|>y", "z"]), tokenizer).splits["train"].rows["input_ids"]
     assert rows[0] == letters
+
+
+@pytest.mark.parametrize("how", ["text", "parse"])
+def test_added_tokens_that_are_not_special_are_words(tmp_path: Path, how: str) -> None:
+    """As Qwen3 has <think>, which a model writes and a decoded text keeps, beside its <|im_end|>."""
+    tokenizer = of_bytes()
+    thinks, ends = AddedToken("<think>", normalized=False), AddedToken("<|im_end|>", normalized=False, special=True)
+    tokenizer.add_tokens([thinks, ends])
+    task = generation(tmp_path, ["a <think> b", "a"], ["<think>b<|im_end|>", "b"], special_tokens=how)
+    rows = load_data(task, tokenizer).splits["train"].rows
+    think, end = tokenizer.convert_tokens_to_ids(["<think>", "<|im_end|>"])
+    assert [rows["input_ids"][0].count(think), rows["labels"][0].count(think)] == [1, 1]
+    assert rows["labels"][0].count(end) == (how == "parse")
+    kept = tokenizer.decode(rows["labels"][0], skip_special_tokens=True)
+    assert kept == ("<think>b" if how == "parse" else "<think>b<|im_end|>")
 
 
 @pytest.mark.parametrize("text", ["a </s> b", "a ＜/s＞ b", "ro_RO", "<mask> a"])

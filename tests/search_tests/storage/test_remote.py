@@ -92,6 +92,19 @@ def test_what_one_node_commits_another_finds(node: Callable[[str], Path], addres
     assert set(RemoteStore(address, "demo").files("trials/0007")) == set(trial_files(node("third"))[7].sizes)
 
 
+def test_a_study_of_another_script_is_found_by_its_name(address: str, tmp_path: Path) -> None:
+    name = "отзывы-评论-مراجعات"
+    for node in ("a", "b"):
+        set_store(tmp_path / node / name, address)
+    write(TrialFolder(tmp_path / "a" / name, 0), "result")
+    found = TrialFolder(tmp_path / "b" / name, 0).find("result")
+    assert found is not None
+    assert (found / "inner" / "a.txt").read_text() == "x"
+    assert list(trial_files(tmp_path / "b" / name)) == [0]
+    assert RemoteStore(address, name).has_committed_parts()
+    assert not RemoteStore(address, "another").has_committed_parts()
+
+
 def test_the_store_is_the_truth(node: Callable[[str], Path], address: str) -> None:
     """Not what a node has left of an earlier driver, or of a study of the same name."""
     here, there = TrialFolder(node("here"), 0), TrialFolder(node("there"), 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import studies
+from ray._private import services
 from rich.console import Console
 
 from petl.backbones.locate import BackboneError
@@ -64,6 +65,16 @@ def test_an_address_where_nobody_listens_is_said_first(tmp_path: Path, home: Pat
         silent.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert refused(content, ClusterError, f"no Ray cluster answers at {address}", address=address) == []
+    assert not home.exists()
+
+
+def test_a_node_of_no_cluster_is_said_first(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Rays other tests have on this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    reason = "no Ray runs on this one; .*--address host:port names a cluster"
+    assert refused(studies.study(tmp_path), ClusterError, reason, address="auto") == []
     assert not home.exists()
 
 
