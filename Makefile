@@ -5,11 +5,12 @@ BIN := .venv/bin
 # Two processes of one thread each: the tests' matrices are too small for threads. tests/conftest.py says who runs what.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all test-slurm test-gpu chaos lint bench bench-search
+.PHONY: help setup demo test test-all test-browser test-slurm test-gpu chaos lint bench bench-search
 help:
 	@echo "make demo    a search on real data, from nothing to a front (7 minutes on 2 cores in bf16, some 20 in fp32)"
 	@echo "make test    the test suite, with a sample of what is crossed with each other; it says what it left out"
 	@echo "make test-all  all of it"
+	@echo "make test-browser  MLflow's pages and ours in a real browser (Debian's: apt-get install chromium; some minutes)"
 	@echo "make test-slurm  infra/slurm under a Slurm of its own (root, Debian's slurm-wlm and munge; five minutes)"
 	@echo "make test-gpu  nccl, fractions of a GPU, determinism, offload, bf16 (a machine with an NVIDIA GPU)"
 	@echo "make chaos   three hosts on this machine, and everything that can fail (root, iproute2, postgresql; two hours; CHAOS='--help')"
@@ -37,6 +38,10 @@ test: setup
 
 test-all: setup
 	PETL_ALL=1 $(PYTEST)
+
+test-browser: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[browser]'
+	PETL_BROWSER=1 $(BIN)/python -m pytest tests/browser_tests
 
 test-slurm: setup
 	PETL_SLURM=1 $(BIN)/python -m pytest -s tests/system_tests/test_slurm.py

@@ -18,7 +18,7 @@ from scope import ALL, LEFT_OUT
 
 # Folders and files whose tests start processes of their own, or kill them after milliseconds. First, since they take
 # longest.
-ALONE = ("system_tests", "test_quota.py", "test_records.py", "test_database.py")
+ALONE = ("browser_tests", "system_tests", "test_quota.py", "test_records.py", "test_database.py")
 # Then those that take longest of the others: what is left at the end is short.
 LONG = (
     "test_library.py",

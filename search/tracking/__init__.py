@@ -9,6 +9,7 @@ moved      where the artifacts are after their home was moved
 writer     MlflowTracker, which writes a study
 reader     reads studies and trials, downloads adapters
 note       the Markdown of a study's pages
+views      the saved views of its runs: tables and charts that MLflow's page lists by name
 server     `petl-search ui`
 tracker    the protocol of what a study is published to
 entries    what is published, one class a kind

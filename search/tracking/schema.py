@@ -17,6 +17,7 @@ from petl.measurements import SCORES, SHARES, Measurements
 from petl.untrusted import parse, printable
 from search.storage.errors import StoreError
 from search.storage.locations import is_study_name
+from search.trials.naming import method
 from search.trials.objectives import objectives
 from search.trials.record import SeedSummary, Spent, State, TrialRecord
 from search.trials.report import TWIN
@@ -121,6 +122,10 @@ STATE: Final = "state"
 RECORD: Final = "record"
 COUNTS: Final = "counts"
 ON_FRONT: Final = "on_front"
+METHOD: Final = "method"  # the parts of the design, whatever their sizes
+COLOUR: Final = "mlflow.runColor"  # of a run in tables and charts; MLflow chooses where there is none
+GREY: Final = "#d3d8de"  # of trials that are not on the front
+POINT: Final = "x."  # begins the parameters that are the trial's point in the space
 WITHDRAWN: Final = "withdrawn"  # why a trial has no adapter any more
 STUDY_TAG: Final = "petl_search.study"  # on the experiment
 ADAPTER: Final = "adapter"  # the artifact folder of a trial's adapter directory
@@ -262,7 +267,7 @@ def readable_tags(record: TrialRecord) -> dict[str, str]:
     tags = {STATE: str(record.state)}
     if record.configuration:
         design = record.configuration.design
-        tags |= {"design": design.describe()[:_TAG_LENGTH], "design_key": design.key}
+        tags |= {"design": design.describe()[:_TAG_LENGTH], "design_key": design.key, METHOD: method(design)[:500]}
     for name, value in (("reference", record.reference), ("name", record.name), ("failure", record.failure)):
         if value:
             tags[name] = value[:500]

@@ -10,16 +10,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import webbrowser
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
-from search.storage.address import expand_env, redacted
+from search.storage.address import expand_env, without_password
 from search.storage.database import is_postgresql, require_database
 from search.storage.errors import StoreError, writing
 from search.storage.locations import artifact_root, home, require_store, store_uri
-from search.tracking.client import require_undamaged
+from search.tracking.client import answering, open_client, require_undamaged
+from search.tracking.reader import studies, summary
+from search.tracking.views import FRONT, VIEW, address, run_page
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,11 +35,12 @@ _SHIPPED: Final = "password1234"  # MLflow's
 _SHORTEST: Final = 12
 
 
-def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
-    """Run `mlflow server` on the store until Ctrl-C. On an address that others reach it has accounts.
+def serve(uri: str | None, port: int, host: str = "127.0.0.1", study: str | None = None, opens: bool = False) -> None:
+    """Run `mlflow server` on the store until Ctrl-C, and say where the front of a study is, by default the newest.
 
-    Raises StoreError where there is no store, where it is damaged, where it is a server itself, where accounts need a
-    password, where the port is taken, and where the server ends by itself.
+    On an address that others reach it has accounts. `opens` has the browser opened there. A store that is a server
+    already runs; of it there is only the address. Raises StoreError where there is no store or no such study, where the
+    store is damaged, where accounts need a password, where the port is taken, and where the server ends by itself.
     """
     uri = expand_env(store_uri(uri))
     require_store(uri)
@@ -40,13 +48,17 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
         require_database(uri, "experiments")
     root = artifact_root(uri)
     if root is None:
-        raise StoreError(f"{redacted(uri)} is a server already: open it in a browser")
+        at = f"{without_password(uri).rstrip('/')}/{_page(uri, study)}"
+        print(at, flush=True)
+        if opens:
+            webbrowser.open(at)
+        return
     require_undamaged(uri)
     accounts = {} if _is_own(host) else _accounts()
     _require_free(host, port)
-    # without the option MLflow 3 opens at its pages for language models
-    print(f"http://{host}:{port}/#/experiments?workflowType=machine_learning", flush=True)
-    print("is there in some seconds; Ctrl-C ends it", flush=True)
+    at = f"http://{host}:{port}/{_page(uri, study)}"
+    print(at, flush=True)
+    print(f"{'opens' if opens else 'is there'} in some seconds; Ctrl-C ends it", flush=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", host, "--port", str(port), "--workers", "1"),
@@ -56,7 +68,45 @@ def serve(uri: str | None, port: int, host: str = "127.0.0.1") -> None:
     # ten processes and 2.4 GB with job execution, two and 0.5 GB without
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     store = {"MLFLOW_BACKEND_STORE_URI": uri}  # no argument: everybody on the machine sees those
+    if opens:
+        threading.Thread(target=_open_when_there, args=(at,), daemon=True).start()
     _run(command, {**os.environ, **quiet, **store, **accounts})
+
+
+def has_browser() -> bool:
+    """Return whether a person sits at this terminal, and has a browser that is a window of its own."""
+    windows = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return sys.stdout.isatty() and windows
+
+
+def _page(uri: str, study: str | None) -> str:
+    """Return the page of a study's front, below that of MLflow; without a study's name and any study, their list.
+
+    A study without that view, which an earlier version wrote or somebody deleted, has the page of its own run.
+    """
+    # without the option MLflow 3 opens at its pages for language models
+    everything = "#/experiments?workflowType=machine_learning"
+    known = [summary(uri, study)] if study else studies(uri)
+    if not known:
+        return everything
+    shown = known[0]
+    with answering(uri):
+        tags = open_client(uri).get_experiment(shown.experiment_id).tags
+    return address(shown.experiment_id, FRONT) if VIEW + FRONT in tags else run_page(shown.experiment_id, shown.run_id)
+
+
+def _open_when_there(at: str) -> None:
+    """Open an address in the browser once its server answers."""
+    while True:
+        try:
+            urlopen(at.partition("#")[0], timeout=5).close()
+        except HTTPError:  # it asks for an account
+            break
+        except OSError:
+            time.sleep(0.5)
+        else:
+            break
+    webbrowser.open(at)
 
 
 def _require_free(host: str, port: int) -> None:

@@ -42,12 +42,15 @@ from search.tracking.note import links, note
 from search.tracking.runs import log, milliseconds, one_run_a_trial, parent_run, replicate_runs
 from search.tracking.schema import (
     ADAPTER,
+    COLOUR,
     COUNTS,
     DISK,
     FACTS,
+    GREY,
     INFO,
     KIND,
     ON_FRONT,
+    POINT,
     RECORD,
     REFERENCE_KIND,
     REPLICATE_KIND,
@@ -64,6 +67,7 @@ from search.tracking.schema import (
     readable_tags,
     split_text,
 )
+from search.tracking.views import Views
 from search.trials.naming import flat_parameters, run_name
 from search.trials.objectives import Objectives, objectives
 from search.trials.record import Replicate, Spent, State, TrialRecord
@@ -125,6 +129,7 @@ class MlflowTracker:
         self.objectives = objectives
         self.experiment_id = experiment_id
         self.run_id = run_id  # of the parent
+        self.views = Views(client, experiment_id, objectives)
         self._client = client
         # One writer and an index read at the start: between the two nobody else creates a run.
         self._children = {
@@ -169,9 +174,11 @@ class MlflowTracker:
                 log(client, parent.info.run_id, tags=tags)
             run_id = parent.info.run_id
             searched = objectives(**info["objectives"])
-            line = links(experiment_id, run_id, searched[0].name)
+            line = links(experiment_id, run_id, searched)
             client.set_experiment_tag(experiment_id, "mlflow.note.content", line)
-            return cls(client, experiment_id, run_id, study, searched)
+            tracker = cls(client, experiment_id, run_id, study, searched)
+            tracker.views.write()
+            return tracker
 
     def begin(self) -> None:
         """Mark the parent run RUNNING, whatever an earlier driver ended it as."""
@@ -197,6 +204,7 @@ class MlflowTracker:
         default now; seconds since the epoch.
         """
         self.ensure(record)
+        self.views.meet(record.params)
         child = self._children[record.number]
         text, measured = json.dumps(record.to_dict(), sort_keys=True), record.measurements
         parameters, metrics, tags = {}, [], {}  # in one request, of which an embedded store makes several transactions
@@ -206,7 +214,8 @@ class MlflowTracker:
             tags = split_text(COUNTS, child.counts)
         if child.record != text:
             if record.configuration and not child.has_parameters:
-                parameters = flat_parameters(record.configuration)
+                point = {POINT + name: str(value) for name, value in record.params.items()}
+                parameters = flat_parameters(record.configuration) | point
             if measured:
                 metrics = self._new(child, measured.to_dict(), measured.steps, at)
             tags |= readable_tags(record) | split_text(RECORD, text)
@@ -349,11 +358,12 @@ class MlflowTracker:
         members = {row["trial"] for row in rows}
         for number, child in self._children.items():
             if child.on_front != (number in members):
+                self._colour(child.run_id, number in members)
                 child.on_front = number in members
                 self._client.set_tag(child.run_id, ON_FRONT, str(child.on_front).lower())
-        score, *costs = (each.name for each in self.objectives)
-        text = note(rows, references, self.experiment_id, self.run_id, score, costs)
+        text = note(rows, references, self.experiment_id, self.objectives)
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        self.views.write()
         for file in files:
             self._client.log_artifact(self.run_id, str(file))
 
@@ -378,12 +388,21 @@ class MlflowTracker:
             TRIAL: str(record.number),
             KIND: REFERENCE_KIND if record.reference else TRIAL_KIND,
             ON_FRONT: "false",
+            **({} if record.reference else {COLOUR: GREY}),
             **provenance(),
         }
         run = self._client.create_run(
             self.experiment_id, start_time=milliseconds(record.started), tags=tags, run_name=run_name(record)
         )
         return _Child.of(run.info.run_id)
+
+    def _colour(self, run_id: str, on_front: bool) -> None:
+        """Leave a member of the front the colour that MLflow chooses, and make others grey, unless a person chose."""
+        colour = self._client.get_run(run_id).data.tags.get(COLOUR)
+        if on_front and colour == GREY:
+            self._client.delete_tag(run_id, COLOUR)
+        elif not on_front and colour is None:
+            self._client.set_tag(run_id, COLOUR, GREY)
 
     def _new(
         self, child: _Child, values: Mapping[str, float | None], step: int, at: float | None = None

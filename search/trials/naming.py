@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from petl.configuration import Configuration
-from petl.design import Composition, Modification
+from petl.design import Composition, Design, Modification
 from petl.head import OWN_HEAD
 from search.trials.record import TrialRecord
 
@@ -20,9 +20,34 @@ def label(record: TrialRecord) -> str:
 
 
 def run_name(record: TrialRecord) -> str:
-    """Return such as `12 mam`, `7 prefix 16 + ffn parallel 64 x4` or `reference full`, of at most 80 characters."""
-    name = f"{'reference' if record.reference else record.number} {label(record)}".strip()
+    """Return such as `12 mam`, `7 prefix 16 + ffn 64` or `full (reference)`, of at most 80 characters.
+
+    A table of runs shows the first twenty. So a design has its parts and sizes here, and no more.
+    """
+    if record.reference:
+        name = f"{record.reference} (reference)"
+    else:
+        parts = _sizes(record.configuration.design) if record.configuration else {}
+        words = [" ".join([part, ",".join(map(str, sizes))]).strip() for part, sizes in parts.items()]
+        name = f"{record.number} {record.name or ' + '.join(words) or label(record)}".strip()
     return name if len(name) <= 80 else name[:79] + "…"
+
+
+def method(design: Design) -> str:
+    """Return which parts a design has, whatever their sizes, such as `prefix + ffn`; those of one method have one."""
+    return " + ".join(_sizes(design)) or design.describe()
+
+
+def _sizes(design: Design) -> dict[str, list[int]]:
+    """Return the different sizes of each part of a design, none for parts without a size."""
+    sizes: dict[str, list[int]] = {}
+    for m in design.modifications:
+        sites = "" if m.rule.at_linears else m.site
+        part = m.rule.phrase.format(form=m.form, sites=sites, insertion="").strip()
+        known = sizes.setdefault(part, [])
+        if m.size and m.size not in known:
+            known.append(m.size)
+    return sizes
 
 
 def flat_parameters(configuration: Configuration) -> dict[str, str]:

@@ -61,7 +61,7 @@ def test_every_view_says_it(tmp_path: Path) -> None:
     sentence = "probe (accuracy 0.9900) is at least as good as 3 of 3 members"
     assert sentence in printed(lambda out: tables.print_front(what, what.front(), out), 400)
     front = what.front()
-    page = note(front.to_rows(), what.reference_rows(), "1", "p", "accuracy", ["stored_parameters"])
+    page = note(front.to_rows(), what.reference_rows(), "1", what.objectives)
     assert f"**{sentence}" in page
     assert [row["dominated_by"] for row in json.loads(json.dumps(front.to_rows()))] == [["probe"]] * 3
     files = {file.suffix: file for file in write_front(what, tmp_path / "with")}

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from servers import free_port
 from transformers import BartConfig
 from typer.testing import CliRunner, Result
 
@@ -285,12 +286,14 @@ def test_count_says_its_denominators(tmp_path: Path) -> None:
         (("count", "no/such/folder/here", "lora"), "no/such/folder/here"),
         (("front", "demo", "--uri", "sqlite:////nowhere/x.db"), "no store at /nowhere/x.db"),
         (("ui", "--uri", "sqlite:////nowhere/x.db"), "no store at /nowhere/x.db"),
-        (("ui", "--uri", "http://localhost:1"), "is a server already"),
+        (("ui", "dmeo"), "no study 'dmeo'"),
+        (("ui", "--uri", "http://localhost:1"), "no store answers at http://localhost:1"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line(
     arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(sys, "argv", ["petl-search", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -302,7 +305,7 @@ def test_a_mistake_of_the_user_is_one_line(
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("ours")
 
     monkeypatch.setattr(ui, "serve", fail)
@@ -325,6 +328,25 @@ def test_ui_serves_this_machine_only(home: Path, monkeypatch: pytest.MonkeyPatch
     }
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{home}/mlflow.db"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+def test_ui_says_where_the_front_is(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETL_SEARCH_HOME", str(tmp_path))
+    monkeypatch.setattr(ui, "_run", lambda *_: None)
+    shutil.copy(home / "mlflow.db", tmp_path)
+    later = MlflowTracker.open(f"sqlite:///{tmp_path}/mlflow.db", "later", tmp_path / "artifacts", INFO)
+    port = str(free_port())
+
+    def page(*arguments: str) -> str:
+        said = call("ui", "--port", port, *arguments).stdout.splitlines()
+        assert said[1] == "is there in some seconds; Ctrl-C ends it"  # nothing is opened without a terminal
+        return said[0].removeprefix(f"http://127.0.0.1:{port}/")
+
+    front = "#/experiments/{}/runs?viewStateShareKey=front&workflowType=machine_learning"
+    assert page("demo") == front.format(1)
+    assert page("later") == page() == front.format(later.experiment_id)
+    later._client.delete_experiment_tag(later.experiment_id, "mlflow.sharedViewState.front")
+    assert page() == f"#/experiments/{later.experiment_id}/runs/{later.run_id}?workflowType=machine_learning"
 
 
 def test_ui_says_that_a_port_is_taken() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from petl.configuration import Configuration, Training
 from petl.design import Composition, Design, Form, Insertion, LayerNorm, Modification, Site
-from search.trials.naming import flat_parameters, label, run_name
+from petl.presets import parse
+from search.trials.naming import flat_parameters, label, method, run_name
 from search.trials.record import State, TrialRecord
 
 MAM = Design(
@@ -97,6 +98,23 @@ def test_labels_and_run_names() -> None:
         "full",
     ]
     assert label(replace(unnamed, configuration=None)) == ""
-    assert run_name(replace(COMPLETE, name="")) == "3 " + MAM.describe()
-    assert run_name(replace(COMPLETE, reference="full")) == "reference full"
+    assert run_name(COMPLETE) == "3 mam"
+    assert run_name(replace(COMPLETE, name="")) == "3 prefix 16 + ffn 64"
+    assert run_name(replace(COMPLETE, reference="full")) == "full (reference)"
     assert len(run_name(replace(COMPLETE, name="x" * 200))) == 80
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "parts"),
+    [
+        ("lora:rank=8", "3 lora 8", "lora"),
+        ("mam:length=16,size=64", "3 prefix 16 + ffn 64", "prefix + ffn"),
+        ("lora:rank=2+ia3", "3 lora 2 + rescale", "lora + rescale"),
+        ("head_only", "3 head only", "head only"),
+        ("full", "3 full", "full"),
+    ],
+)
+def test_a_run_is_named_by_parts_and_sizes_and_grouped_by_parts(text: str, name: str, parts: str) -> None:
+    design = parse(text)
+    assert run_name(replace(COMPLETE, name="", configuration=Configuration(design))) == name
+    assert method(design) == parts

@@ -294,19 +294,32 @@ def count(
 
 @app.command()
 def ui(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A study. Default: the newest.",
+            callback=lambda name: name and normalize("NFC", name),
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65_535)] = 5000,
     host: Annotated[
         str, typer.Option(help="The address to listen on; another one asks for accounts.", metavar="ADDRESS")
     ] = "127.0.0.1",
     uri: Uri = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address.")] = False,
 ) -> None:
-    """Serve MLflow's pages, until Ctrl-C.
+    """Serve MLflow's pages, until Ctrl-C, and open the front of a study there.
+
+    Without a terminal, or where the terminal has no screen beside it, the address is only printed. Of a store that is a
+    server, the address is all there is.
 
     For this machine only, unless --host says otherwise: then everybody needs an account, the first of which is
     admin with the password $MLFLOW_AUTH_ADMIN_PASSWORD.
 
-    Example: petl-search ui --port 5001
+    Example: petl-search ui reviews --port 5001
     """
-    from search.tracking.server import serve
+    from search.tracking.server import has_browser, serve
 
-    serve(uri, port, host)
+    serve(uri, port, host, name, opens=has_browser() and not no_open)
