@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
-from unicodedata import normalize
 
 import typer
 from typer.core import TyperGroup
 
 from petl.errors import UserError, UserNotice
-from search.results.choices import AdapterFormat, Against, Report, Rows
+from search.options import Address, Code, Environment, Follow, JobsAddress, Name, Names, Overrides, Python, Uri
+from search.results.choices import AdapterFormat, Against, Page, Report, Rows
 
 if TYPE_CHECKING:
     from search.results.query import Study
@@ -44,48 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="A study; `petl-search ls` lists them.", callback=lambda name: normalize("NFC", name)
-    ),
-]
-Uri = Annotated[
-    str | None,
-    typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
-]
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the study file; may be repeated.", metavar="KEY=VALUE"),
-]
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster: auto for the one that this node is part of, host:port, or local for one of its own. "
-        "Default: $RAY_ADDRESS, else local.",
-        metavar="ADDRESS",
-    ),
-]
-JobsAddress = Annotated[
-    str | None,
-    typer.Option(
-        help="Dashboard of a Ray cluster. Default: $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
-        metavar="URL",
-    ),
-]
-Environment = Annotated[
-    list[str] | None,
-    typer.Option("--env", help="Set a variable for the job; may be repeated. Never a password.", metavar="KEY=VALUE"),
-]
-Python = Annotated[str, typer.Option("--python", help="The cluster's interpreter with petl-search.", metavar="PATH")]
-Code = Annotated[
-    bool, typer.Option("--code", help="Run this machine's petl-search there, with what is installed there.")
-]
-Follow = Annotated[bool, typer.Option("--follow", help="Print its log until it ends; Ctrl-C leaves it running.")]
 
 
 @app.command()
@@ -364,6 +322,40 @@ def front(
     if plot:
         # stdout may be a file of JSON
         typer.echo(f"plot: {files.plot(study, plot, found)}", err=True)
+
+
+@app.command()
+def report(
+    names: Names,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page. Default: NAME.html here, report.html for several.", metavar="FILE.html"),
+    ] = None,
+    format: Annotated[Page, typer.Option(help="A page, or what it shows as JSON on stdout.")] = Page.HTML,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write the page again until the studies end; an open one follows.")
+    ] = False,
+    every: Annotated[int, typer.Option(help="With --watch: seconds from one page to the next.", min=1)] = 30,
+    uri: Uri = None,
+) -> None:
+    """Write a study, or several side by side, as one page that a browser shows without a network.
+
+    Example: petl-search report demo --out page.html
+
+    Example: petl-search report demo --watch
+    """
+    from search.results.query import load_study
+    from search.results.report.data import document, to_dict
+    from search.results.report.watch import write_pages
+
+    if format is Page.JSON and (out or watch):
+        raise typer.BadParameter("--format json goes to stdout, once: leave --out and --watch out")
+    if format is Page.JSON:
+        _print_json(to_dict(document([load_study(name, uri) for name in names])))
+        return
+    path = out or Path(f"{names[0] if len(names) == 1 else 'report'}.html")
+    write_pages(names, path, uri, every if watch else None, say=lambda text: typer.echo(text, err=True))
+    typer.echo(f"page: {path.absolute()}")
 
 
 @app.command()

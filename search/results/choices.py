@@ -20,6 +20,13 @@ class Report(StrEnum):
     JSON = "json"
 
 
+class Page(StrEnum):
+    """How a report is written: the page, or what it shows."""
+
+    HTML = "html"
+    JSON = "json"
+
+
 class Against(StrEnum):
     """What a list of designs is put beside."""
 

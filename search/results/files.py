@@ -1,4 +1,4 @@
-"""The files of a study's front: front.json, front.csv and front.png."""
+"""The files of what a study has come to: front.json, front.csv, front.png and the page report.html."""
 
 from __future__ import annotations
 
@@ -37,16 +37,19 @@ def plot(study: Study, path: str | Path, front: ParetoFront | None = None) -> Pa
 
 
 def write_front(study: Study, folder: Path) -> list[Path]:
-    """Write the three files into `folder`, and return their paths.
+    """Write the files of the front, and the page, into `folder`, and return their paths.
 
     Raises StoreError where one cannot be written, FullDiskError where the disk is full.
     """
-    front = study.front()
+    from search.results.report.page import page_of, write_whole
+
+    front, page = study.front(), folder / "report.html"
     files = [folder / f"front.{kind}" for kind in ("json", "csv", "png")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
         front.to_frame().to_csv(files[1], index=False)
+        write_whole(page_of([study]), page)
     except OSError as error:
         if is_full(error):
             raise
@@ -55,4 +58,4 @@ def write_front(study: Study, folder: Path) -> list[Path]:
             "something else has the place of a file, move it away, and resume"
         ) from error
     plot(study, files[2], front)
-    return files
+    return [*files, page]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from petl.head import PROBE
 from petl.measurements import SHARES
-from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
+from search.results.console import add, console, count_states, failures, new_table, say, state_text, why_empty
 from search.results.lists import print_list
 from search.storage.address import without_password
 from search.storage.commands import command
@@ -31,7 +31,6 @@ from search.trials.formats import (
     value_text,
 )
 from search.trials.naming import different_settings, flat_parameters, setting_text
-from search.trials.record import State
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study, Trial
@@ -288,15 +287,11 @@ def _print_references(study: Study, out: Console) -> None:
 
 def _print_failures(study: Study, out: Console) -> None:
     """Print the commonest reasons of failures, with their counts and the trials."""
-    failed: dict[str, list[int]] = {}
-    for trial in (*study.trials, *study.references):
-        if trial.state is State.FAIL:
-            failed.setdefault(failure_text(trial.record), []).append(trial.number)
-    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
-    for reason, trials in ordered[:_REASONS]:
-        which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
-        say(out, f"  {len(trials)} failed (trial {which}): {reason}")
-    if rest := sum(len(trials) for _, trials in ordered[_REASONS:]):
+    ordered = failures(study)
+    for failure in ordered[:_REASONS]:
+        which = ", ".join(map(str, failure.trials[:_REASONS])) + (" ..." if len(failure.trials) > _REASONS else "")
+        say(out, f"  {len(failure.trials)} failed (trial {which}): {failure.reason}")
+    if rest := sum(len(failure.trials) for failure in ordered[_REASONS:]):
         say(out, f"  {rest} failed for other reasons")
 
 

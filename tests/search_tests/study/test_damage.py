@@ -329,6 +329,7 @@ REFUSED = [  # by a resume: the file, its damage, and what is named
     (f"{FOLDER}/front.json", be_a_folder, "front.json"),
     (f"{FOLDER}/front.csv", be_a_folder, "front.csv"),
     (f"{FOLDER}/front.png", be_a_folder, "front.png"),
+    (f"{FOLDER}/report.html", be_a_folder, "report.html"),
     (FOLDER, be_a_file, FOLDER),
 ]
 LINE = '{"number": 999, "at": 1700000000.0, "tell": "close", "what": {"status": "FAILED"}}'
@@ -348,6 +349,7 @@ MENDED = [  # by a resume
     (f"{FOLDER}/journal/0000000999.jsonl", with_lines(LINE.replace("status", "later"))),
     (f"{FOLDER}/front.csv", remove),
     (f"{FOLDER}/front.json", be_a_picture),
+    (f"{FOLDER}/report.html", remove),
 ]
 QUICK = {
     flip_pages,
