@@ -173,10 +173,11 @@ def _measure(objective: Objective) -> Measure:
 
 
 def _costs(study: Study) -> Iterator[Measure]:
-    """Yield the costs that a trial was measured by, those of the study first."""
+    """Yield the costs of the study, then others that a trial was measured by."""
+    own = [objective.name for objective in study.objectives[1:]]
     measured = {name for trial in study.all_trials for name in trial.values}
-    for name in dict.fromkeys((*(objective.name for objective in study.objectives[1:]), *_COSTS)):
-        if name in measured:
+    for name in dict.fromkeys((*own, *_COSTS)):
+        if name in measured or name in own:
             yield _PERCENT if name == _PERCENT.name else _measure(COSTS[name])
 
 
@@ -192,7 +193,7 @@ def _trial(trial: Trial, eligible: bool, dimensions: Sequence[str]) -> TrialData
         eligible=eligible,
         score=trial.score,
         test_score=trial.test_score,
-        measured={name: short(value) for name, value in trial.values.items() if name in costs and value is not None},
+        measured={name: value for name, value in trial.values.items() if name in costs and value is not None},
         curve=[(epochs, short(score)) for epochs, score in curve(trial)],
         point=[record.params.get(name) for name in dimensions] if record.params else [],
         failure=record.failure,

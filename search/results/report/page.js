@@ -114,6 +114,7 @@
 
   function scoreRange() {
     const all = STUDIES.flatMap((study) => study.trials.map(shown)).filter(known);
+    if (!all.length) return [0, 1];
     if ($("front-all").checked || !STUDIES.some((study) => study.members.length)) return [Math.min(...all), Math.max(...all)];
     const near = STUDIES.flatMap((study) => [
       ...study.members.map((trial) => trial.score),
