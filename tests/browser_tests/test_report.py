@@ -202,7 +202,7 @@ def test_a_click_shows_a_trial_with_its_commands(opened: Opened, study: Study) -
     assert [re.sub(r"^.*petl-search |^.*search\.cli ", "", command).split(" --uri")[0] for command in commands] == [
         f"show tweets {member.number}",
         f"export tweets {member.number} my-adapter",
-        f"search.load_study('tweets', 'sqlite:///nowhere.db').trial({member.number}).load_model()",
+        f"import search; model = search.load_study('tweets', 'sqlite:///nowhere.db').trial({member.number}).load_model()",
     ]
     for epochs, score in member.record.rungs.items():
         assert f"{epochs:g}: {score:.4f}" in opened.text("#trial-curve")
@@ -300,6 +300,8 @@ def test_dark_and_printed(browser: Any, study: Study, tmp_path: Path) -> None:
     assert opened.view.evaluate(background) == "rgb(255, 255, 255)"
     assert not opened.view.locator("#limit").is_visible()
     assert opened.view.locator("#front-tables").is_visible()
+    opened.view.set_viewport_size({"width": 794, "height": 1123})  # A4
+    assert opened.view.evaluate("document.documentElement.scrollWidth") == 794
     assert opened.view.pdf().startswith(b"%PDF")
     opened.view.context.close()
 

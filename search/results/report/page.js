@@ -75,7 +75,6 @@
     }
     return charts[id];
   }
-  const narrow = () => document.body.clientWidth < 640;
   function axisStyle() {
     return {
       nameTextStyle: { color: token("quiet") }, nameLocation: "middle",
@@ -162,7 +161,7 @@
           series.push({
             name: prefix + what, type: "scatter", data: own.map((trial) => point(study, trial, shown(trial))),
             symbol, symbolSize: symbol === "emptyCircle" ? 5 : 7,
-            itemStyle: { color: SEVERAL ? colour(index) : token(symbol === "emptyCircle" ? "stopped" : "full"), opacity: SEVERAL ? 0.25 : 0.75 },
+            itemStyle: { color: SEVERAL ? colour(index) : token(symbol === "emptyCircle" ? "stopped" : "full"), opacity: SEVERAL ? 0.15 : 0.75 },
           });
       const members = study.members.filter(has);
       const own = name === study.objectives[1].name;
@@ -207,10 +206,11 @@
     const style = axisStyle();
     chart("front-chart").setOption({
       animation: false, textStyle: { color: token("ink") },
-      grid: { left: 62, right: 16, top: 16, bottom: narrow() ? 110 : 84 },
+      grid: { left: 62, right: 16, top: 16, bottom: 84 },
       tooltip: tooltip(({ data }) => (data && known(data.trial) ? trialTip(data) : "")),
       legend: { bottom: 0, type: "scroll", textStyle: { color: token("quiet") }, pageTextStyle: { color: token("quiet") },
-        itemWidth: 16, data: [...new Set(series.filter((one) => one.name && one.data.length).map((one) => one.name))] },
+        itemWidth: 16, data: [...new Set(series.filter((one) => one.name && one.data.length
+          && (!SEVERAL || one.name.endsWith(": front"))).map((one) => one.name))] },
       xAxis: { type: "value", ...style, ...place.options, name: cost.title, nameGap: 28 },
       yAxis: { type: "value", ...style, name: `${SCORE.title} (${SCORE.higher_is_better ? "higher" : "lower"} is better)`,
         nameGap: 46, min: bounds[0], max: bounds[1],
@@ -373,7 +373,7 @@
         study.beaten.map((line) => el("li", { class: "warn" }, line)),
         study.beaten.length || !study.trials.some((trial) => trial.reference && known(trial.score)) || !study.members.length
           ? "" : el("li", {}, "No reference is at least as good as a member of the front at no greater cost."),
-        study.luck.lines.slice(0, 1).map((line) => el("li", {}, line))),
+        study.luck.lines.filter((_, i) => study.luck.by !== "seeds" || i === 0 || i === study.luck.lines.length - 1).map((line) => el("li", {}, line))),
       study.steps.length ? el("h3", {}, "Next") : "",
       study.steps.map((step) => step.command ? command(step.command, `${step.why}:`) : el("p", {}, `${step.why}.`)),
     ]));
@@ -440,18 +440,19 @@
   }
   function frontTable(study, index) {
     const beliefs = study.front.some((row) => known(row.believed_mean));
+    const tested = study.trials.some((trial) => known(trial.test_score));
     const more = study.objectives.slice(1).filter((cost) => !["stored_parameters", "seconds"].includes(cost.name));
     const memory = study.costs.filter((cost) => cost.name === "peak_memory_mb" && !more.some((one) => one.name === cost.name));
     const further = [...more, ...memory];
     const heads = [["trial"], ["design", "text"], [SCORE.title], ...(study.luck.intervals.length ? [["±"]] : []),
       ...(beliefs ? [["seeds"], ["on the true front"], ["corrected"]] : []),
-      ["test"], ["parameters"], ["% of the model"], ["seconds"], ...further.map((cost) => [cost.title])];
+      ...(tested ? [["test"]] : []), ["parameters"], ["% of the model"], ["seconds"], ...further.map((cost) => [cost.title])];
     const line = (row, trial, member) => el("tr", { "data-trial": `${index}.${trial.number}`, "data-member": member ? trial.number : null },
       el("td", {}, trialButton(study, trial)), el("td", { class: "text" }, designOf(trial)),
       el("td", {}, score(trial.score)),
       study.luck.intervals.length ? el("td", {}, study.intervals.has(trial.number) ? score(study.intervals.get(trial.number).half) : "") : "",
       beliefs ? [el("td", {}, row && known(row.believed_seeds) ? String(row.believed_seeds) : ""), el("td", {}, row && known(row.believed_probability) ? `${Math.round(100 * row.believed_probability)} %` : ""), el("td", {}, row ? score(row.believed_corrected) : "")] : "",
-      el("td", {}, score(trial.test_score)), el("td", {}, known(trial.measured.stored_parameters) ? count(trial.measured.stored_parameters) : ""),
+      tested ? el("td", {}, score(trial.test_score)) : "", el("td", {}, known(trial.measured.stored_parameters) ? count(trial.measured.stored_parameters) : ""),
       el("td", {}, percent(trial.measured.stored_percent)), el("td", {}, amount(trial.measured.seconds)),
       further.map((cost) => el("td", {}, amount(trial.measured[cost.name]))));
     const members = study.front.map((row) => line(row, study.byNumber.get(row.trial), true));
@@ -657,6 +658,7 @@
   // --- together ---
 
   function drawAll() {
+    if (matchMedia("print").matches) space.seen = true; // paper is seen as a whole
     drawFront();
     showTrial();
     drawSpent();

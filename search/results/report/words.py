@@ -226,7 +226,7 @@ def commands(study: Study) -> dict[str, str]:
     return {
         "show": command("show", study.name, options=f"{{trial}} {place}".strip()),
         "export": command("export", study.name, options=f"{{trial}} my-adapter {place}".strip()),
-        "python": f"search.load_study({_python_arguments(study)}).trial({{trial}}).load_model()",
+        "python": f"import search; model = search.load_study({_python_arguments(study)}).trial({{trial}}).load_model()",
     }
 
 
@@ -242,4 +242,5 @@ def _python_arguments(study: Study) -> str:
 
 
 def _numbers(trials: Sequence[int]) -> str:
-    return ", ".join(map(str, trials[:_NAMED])) + (" ..." if len(trials) > _NAMED else "")
+    more = len(trials) - _NAMED
+    return ", ".join(map(str, trials[:_NAMED])) + (f" and {more} more" if more > 0 else "")
