@@ -5,6 +5,7 @@ Without them these tests are left out; `make test-browser` sets PETL_BROWSER, by
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import os
@@ -316,6 +317,24 @@ def test_a_page_that_loads_itself_again_keeps_what_was_chosen(browser: Any, stud
     opened.view.wait_for_selector('body[data-reload=""][data-ready]', state="attached", timeout=20_000)
     assert opened.text("#trial-title") == chosen
     opened.view.context.close()
+
+
+def test_inside_another_page_it_is_the_same(browser: Any, study: Study, tmp_path: Path) -> None:
+    """As MLflow shows an artifact: in a frame that may run scripts and nothing else."""
+    text, file = page(content(study)), tmp_path / "frame.html"
+    file.write_text(f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(text)}"></iframe>', encoding="utf-8")
+    view = browser.new_page(**DESKTOP)
+    complaints: list[str] = []
+    view.on("console", lambda message: complaints.append(message.text))
+    view.goto(file.as_uri())
+    frame = view.frames[1]
+    frame.wait_for_selector("body[data-ready]", state="attached")
+    frame.locator("tr[data-member] button").last.click()
+    frame.locator("nav a", has_text="Space").click()
+    assert frame.evaluate("document.activeElement.id") == "space"
+    assert frame.locator("#trial-title").inner_text().startswith(f"trial {study.front()[-1].number}, on the front")
+    assert complaints == []
+    view.close()
 
 
 def test_2000_trials_fit_and_load(browser: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from petl.errors import UserError
+from petl.head import PROBE
 from search.results.console import Failure, failures, state_text
 from search.results.report.growth import Attained, attainment, late_gain
 from search.results.report.numbers import curve, short
@@ -20,7 +21,7 @@ from search.results.report.space import DimensionData, Matter, dimensions, matte
 from search.results.report.words import Answer, Luck, Step, answers, commands, luck, steps
 from search.trials.formats import STATES, model_text
 from search.trials.objectives import COSTS, Objective
-from search.trials.record import epochs_trained
+from search.trials.record import State, epochs_trained
 
 if TYPE_CHECKING:
     from search.results.query import Study, Trial
@@ -48,9 +49,10 @@ class Measure:
 class TrialData:
     """A trial or reference in any state.
 
-    `eligible` says whether it may be on the front: complete, and within the study's limits. `measured` has the costs,
-    by name. `curve` has the score after so many epochs, at each rung and at the end. `point` has its coordinates in
-    the order of the study's dimensions, and is empty for a design that was not sampled.
+    `eligible` says whether it may be on the front: complete, and within the study's limits; `adapter` whether one was
+    published, to be exported and loaded. `measured` has the costs, by name. `curve` has the score after so many epochs,
+    at each rung and at the end. `point` has its coordinates in the order of the study's dimensions, and is empty for a
+    design that was not sampled.
     """
 
     number: int
@@ -59,6 +61,7 @@ class TrialData:
     design: str
     reference: bool
     eligible: bool
+    adapter: bool
     score: float | None
     test_score: float | None
     measured: Mapping[str, float]
@@ -191,6 +194,7 @@ def _trial(trial: Trial, eligible: bool, dimensions: Sequence[str]) -> TrialData
         design=design,
         reference=record.reference is not None,
         eligible=eligible,
+        adapter=_has_adapter(trial),
         score=trial.score,
         test_score=trial.test_score,
         measured={name: value for name, value in trial.values.items() if name in costs and value is not None},
@@ -198,6 +202,14 @@ def _trial(trial: Trial, eligible: bool, dimensions: Sequence[str]) -> TrialData
         point=[record.params.get(name) for name in dimensions] if record.params else [],
         failure=record.failure,
     )
+
+
+def _has_adapter(trial: Trial) -> bool:
+    """Return whether a trial can be exported: trained to its end and not withdrawn, or a probe whose head was kept."""
+    if trial.state is not State.COMPLETE or trial.row.withdrawn:
+        return False
+    kept = bool(trial.measurements and trial.measurements.head_parameters)
+    return trial.configuration is not None or (trial.name == PROBE and kept)
 
 
 def _states(study: Study) -> dict[str, int]:

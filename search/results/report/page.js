@@ -298,8 +298,7 @@
     replace("trial-point", study.dimensions.map((dimension, i) => [el("dt", {}, dimension.name),
       el("dd", {}, known(trial.point[i]) ? String(typeof trial.point[i] === "number" ? Number(trial.point[i].toPrecision(4)) : trial.point[i]) : "")]));
     $("trial-point").parentElement.hidden = !trial.point.length;
-    const usable = trial.state === "complete";
-    const commands = [["show", "everything about it"], ...(usable ? [["export", "its adapter as a folder"], ["python", "its model in Python"]] : [])];
+    const commands = [["show", "everything about it"], ...(trial.adapter ? [["export", "its adapter as a folder"], ["python", "its model in Python"]] : [])];
     replace("trial-commands", commands.map(([what, why]) => command(study.commands[what].replace("{trial}", trial.number), why)));
     const curve = trial.curve.filter(([, value]) => known(value));
     $("trial-curve").textContent = curve.length
@@ -509,7 +508,7 @@
       SEVERAL ? el("h3", {}, study.study) : "",
       ...study.luck.lines.map((line) => el("p", {}, line)),
       study.luck.lines.length ? "" : el("p", {}, "There is no front yet."),
-      study.luck.unsettled.length ? el("p", {}, study.luck.by === "seeds" ? "Open, or lost: trial " : "May be no better than their neighbours: trial ",
+      study.luck.unsettled.length ? el("p", {}, study.luck.by === "seeds" ? "Open: trial " : "May be no better than their neighbours: trial ",
         study.luck.unsettled.map((number, i) => [i ? ", " : "", trialButton(study, study.byNumber.get(number))]).flat()) : "",
     ]));
   }
@@ -683,6 +682,14 @@
     replace("space-study", STUDIES.map((study, i) => el("option", { value: i }, study.study)));
     $("space-study-label").hidden = !SEVERAL;
 
+    for (const link of document.querySelectorAll('a[href^="#"]'))
+      link.addEventListener("click", (event) => { // inside another page, as MLflow shows it, an anchor would load that one
+        event.preventDefault();
+        const section = $(link.getAttribute("href").slice(1));
+        section.setAttribute("tabindex", "-1");
+        section.scrollIntoView();
+        section.focus({ preventScroll: true });
+      });
     $("front-cost").addEventListener("change", () => { state.cost = $("front-cost").value; drawFront(); });
     $("front-all").addEventListener("change", drawFront);
     $("front-chart").addEventListener("keydown", walk);

@@ -120,9 +120,10 @@ def luck(study: Study, front: ParetoFront) -> Luck:
         for trial in front
         if trial.score is not None
     ]
+    neighbours = list(pairwise(intervals)) if len(front.objectives) == 2 else []  # with two costs they have no order
     close = [
         (cheaper, dearer)
-        for cheaper, dearer in pairwise(intervals)
+        for cheaper, dearer in neighbours
         if abs(dearer.center - cheaper.center) < max(cheaper.half, dearer.half)
     ]
     lines = [
@@ -134,7 +135,7 @@ def luck(study: Study, front: ParetoFront) -> Luck:
         lines.append(
             f"Neighbours on the front that differ by less than that: {pairs}. The dearer one may be no better."
         )
-    elif len(intervals) > 1:
+    elif neighbours:
         lines.append("All neighbours on the front differ by more than that.")
     return Luck(
         by="rows", lines=lines, intervals=intervals, unsettled=sorted({each.trial for p in close for each in p})
@@ -151,7 +152,8 @@ def _luck_of_seeds(study: Study, front: ParetoFront) -> Luck:
     settled = len(members) - len(contested) - len(lost)
     lines = [
         f"{settled} of {len(front)} members are on the true front, that of means over all seeds, with a probability of "
-        f"at least {100 * _SURE:.0f} %; {len(contested)} are open, and {len(lost)} owe their place to luck.",
+        f"at least {100 * _SURE:.0f} %; {len(contested)} are open, and {len(lost)} owe their place to luck, as surely"
+        + (f": {_numbers(lost)}." if lost else "."),
         f"With at most 5 % false ones expected, these can be named: {_numbers(sorted(sure)) or 'none'}.",
     ]
     if rivals:
@@ -169,7 +171,7 @@ def _luck_of_seeds(study: Study, front: ParetoFront) -> Luck:
         for number, summary in members
         if summary.seeds > 1
     ]
-    return Luck(by="seeds", lines=lines, intervals=intervals, unsettled=sorted(contested + lost))
+    return Luck(by="seeds", lines=lines, intervals=intervals, unsettled=sorted(contested))
 
 
 def standard_error(accuracy: float, rows: int) -> float:
@@ -215,7 +217,7 @@ def steps(study: Study, front: ParetoFront, known: Luck, gain: float | None) -> 
             )
             yield Step(why=why, command=None)
     best = front.best()
-    if not {"majority", PROBE} & set(front.dominating(best)):
+    if not best.row.withdrawn and not {"majority", PROBE} & set(front.dominating(best)):
         why = f"Take the adapter of the best, trial {best.number}"
         yield Step(why=why, command=command("export", name, str(best.number), "my-adapter", *where(study)))
 

@@ -122,6 +122,26 @@ def test_a_study_without_an_answer_says_why() -> None:
     assert found["steps"] == []
 
 
+def test_only_what_has_an_adapter_is_offered_for_export() -> None:
+    records = [
+        handmade.trial(0, 0.6, 10),
+        handmade.failed(1, "no"),
+        handmade.trial(2, 0.5, 0, reference="majority", configuration=None),
+        handmade.trial(3, 0.7, 20),
+    ]
+    what = handmade.study(records)
+    rows = (*what.everything[:3], replace(what.everything[3], withdrawn="removed to stay within storage.max_gb"))
+    [found] = content(replace(what, everything=rows))["studies"]
+    assert [trial["adapter"] for trial in found["trials"]] == [True, False, False, False]
+    assert not [step for step in found["steps"] if "export" in (step["command"] or "")]  # 3 is the best
+
+
+def test_neighbours_have_no_order_where_there_are_two_costs() -> None:
+    what = searched.study(60, objectives={**INFO["objectives"], "second_cost": "latency_ms"})  # type: ignore[dict-item]
+    known = luck(what, what.front())
+    assert (len(known.lines), list(known.unsettled)) == (1, [])
+
+
 def test_a_curve_ends_with_the_score(big: Study) -> None:
     trial = next(trial for trial in big.trials if trial.score is not None)
     [found] = [each for each in content(big)["studies"][0]["trials"] if each["number"] == trial.number]
@@ -201,8 +221,8 @@ def test_seeds_say_what_is_settled() -> None:
     rows = tuple(replace(row, facts={"believed": summaries[row.record.number]}) for row in what.everything)
     known = luck(replace(what, everything=rows), replace(what, everything=rows).front())
     assert known.lines[0].startswith("1 of 3 members are on the true front")
-    assert "1 are open, and 1 owe their place to luck" in known.lines[0]
-    assert known.unsettled == [2, 3]
+    assert known.lines[0].endswith("1 are open, and 1 owe their place to luck, as surely: 3.")
+    assert known.unsettled == [2]
     assert [(one.center, one.half) for one in known.intervals] == [(0.6, 0.01)] * 3
 
 
