@@ -128,16 +128,17 @@ def print_front(study: Study, front: ParetoFront, out: Console | None = None) ->
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
-    """Print what a run ends with: the front, the references, the plot, and what to type next."""
+    """Print what a run ends with: the front, the references, the picture and the page, and what to type next."""
     out = out or console()
     front, listed = study.front(), study.summary.info.designs
     if listed:
         _print_list(study, out)
     else:
         print_front(study, front, out)
-    plot_file = StudyHome(study.name).front("png")
-    if plot_file.is_file():
-        say(out, f"plot: {plot_file}")
+    places = StudyHome(study.name)
+    for what, file in (("plot", places.front("png")), ("page", places.page)):
+        if file.is_file():
+            say(out, f"{what}: {file}")
     if len(front):
         share = study.objectives[0].name in SHARES
         best = front.best(within=0.01 if share else 0.0)

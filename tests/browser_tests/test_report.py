@@ -225,6 +225,34 @@ def test_part_of_the_space_is_kept(opened: Opened, study: Study) -> None:
     assert opened.text("#space-kept").startswith(f"{len(sampled)} of {len(sampled)} trials")
 
 
+def test_part_of_the_space_is_kept_by_the_mouse(opened: Opened, study: Study) -> None:
+    """The lower part of the first axis, which is that of the dimension that the first option names."""
+    view = opened.view
+    name = view.locator("#space-axis option").first.inner_text()
+    values = sorted({trial.record.params[name] for trial in study.trials})
+    middle = len(values) // 2
+    view.locator("#space-chart").scroll_into_view_if_needed()
+    view.wait_for_selector("#space-chart canvas")
+    pixels = view.evaluate(
+        """() => {
+            const box = document.getElementById("space-chart").getBoundingClientRect();
+            const chart = echarts.getInstanceByDom(document.getElementById("space-chart"));
+            const area = chart.getModel().getComponent("parallel").coordinateSystem.getRect();
+            return [box.x + area.x, box.y + area.y, area.height];
+        }"""
+    )
+    x, top, height = pixels
+    view.mouse.move(x, top + height - 1)
+    view.mouse.down()
+    view.mouse.move(x, top + 0.75 * height)
+    view.mouse.move(x, top + height * (1 - (middle + 0.6) / len(values)))  # a little above the value's place
+    view.mouse.up()
+    sampled = [trial for trial in study.trials if trial.record.rungs]
+    low = [trial for trial in sampled if trial.record.params[name] <= values[middle]]
+    view.wait_for_function("document.getElementById('space-kept').innerText.includes('kept')")
+    assert opened.text("#space-kept").startswith(f"{len(low)} of {len(sampled)} trials are kept")
+
+
 def test_all_trials_are_sorted_by_any_column(opened: Opened, study: Study) -> None:
     opened.view.locator("#all-details summary").click()
     opened.view.locator("#all-table th button", has_text="last accuracy").click()
