@@ -154,6 +154,8 @@ def test_the_hypervolume_grows_as_the_trials_end(big: Study) -> None:
     points = attainment(big)
     assert points[-1].hypervolume == pytest.approx(big.front().hypervolume, rel=1e-5)
     assert points[-1].epochs == pytest.approx(sum(trial.record.epochs for trial in big.trials), rel=1e-5)
+    assert {trial.number for trial in big.front()} <= {point.trial for point in points}
+    assert [point.hypervolume for point in points] == sorted(point.hypervolume for point in points)
     for point in points[:: max(1, len(points) // 8)]:
         if point.trial is not None:
             then = big.trial(point.trial).record.ended
