@@ -1,6 +1,6 @@
 """The search service: run a study, and read what it came to. A room imports those below it.
 
-cli             the commands
+cli, options    the commands, and the options that several of them take
 study, jobs     a study from its file to its front; a study as a Ray job
 workers         who trains, on Ray
 results         what people read

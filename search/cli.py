@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from petl.errors import UserError, UserNotice
-from search.results import commands
-from search.results.choices import Name, Report, print_json
+from search import reading
+from search.options import Address, Code, Environment, Follow, JobsAddress, Name, Overrides, Python
+from search.results.choices import Report, print_json
 
 if TYPE_CHECKING:
     from search.results.query import Study
@@ -64,37 +65,6 @@ def petl_search(
     ] = False,
 ) -> None:
     """Search the design space of parameter-efficient transfer learning, and read what was found."""
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the study file; may be repeated.", metavar="KEY=VALUE"),
-]
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster: auto for the one that this node is part of, host:port, or local for one of its own. "
-        "Default: $RAY_ADDRESS, else local.",
-        metavar="ADDRESS",
-    ),
-]
-JobsAddress = Annotated[
-    str | None,
-    typer.Option(
-        help="Dashboard of a Ray cluster. Default: $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.",
-        metavar="URL",
-    ),
-]
-Environment = Annotated[
-    list[str] | None,
-    typer.Option("--env", help="Set a variable for the job; may be repeated. Never a password.", metavar="KEY=VALUE"),
-]
-Python = Annotated[str, typer.Option("--python", help="The cluster's interpreter with petl-search.", metavar="PATH")]
-Code = Annotated[
-    bool, typer.Option("--code", help="Run this machine's petl-search there, with what is installed there.")
-]
-Follow = Annotated[bool, typer.Option("--follow", help="Print its log until it ends; Ctrl-C leaves it running.")]
 
 
 @app.command()
@@ -348,7 +318,7 @@ def _show_warning(message: Warning | str, kind: type[Warning], file: str, line: 
     typer.echo(f"petl-search: {message}" if ours else warnings.formatwarning(message, kind, file, line), err=True)
 
 
-app.registered_commands += commands.app.registered_commands
+app.registered_commands += reading.app.registered_commands
 
 
 if __name__ == "__main__":

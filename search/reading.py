@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from unicodedata import normalize
 
 import typer
 
-from search.results.choices import AdapterFormat, Against, Name, Report, Rows, Uri, print_json
+from search.options import Name, Names, Uri
+from search.results.choices import AdapterFormat, Against, Page, Report, Rows, print_json
 
 app = typer.Typer()
 
@@ -168,6 +170,40 @@ def query(
         print_rows(rows, asked or list(dict.fromkeys(usual)))
     else:
         typer.echo(f"none of {len(study.all_trials)} trials and references matches")
+
+
+@app.command()
+def report(
+    names: Names,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page. Default: NAME.html here, report.html for several.", metavar="FILE.html"),
+    ] = None,
+    format: Annotated[Page, typer.Option(help="A page, or what it shows as JSON on stdout.")] = Page.HTML,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write the page again until the studies end; an open one follows.")
+    ] = False,
+    every: Annotated[int, typer.Option(help="With --watch: seconds from one page to the next.", min=1)] = 30,
+    uri: Uri = None,
+) -> None:
+    """Write a study, or several side by side, as one page that a browser shows without a network.
+
+    Example: petl-search report demo --out page.html
+
+    Example: petl-search report demo --watch
+    """
+    from search.results.query import load_study
+    from search.results.report.data import document, to_dict
+    from search.results.report.watch import write_pages
+
+    if format is Page.JSON and (out or watch):
+        raise typer.BadParameter("--format json goes to stdout, once: leave --out and --watch out")
+    if format is Page.JSON:
+        print_json(to_dict(document([load_study(name, uri) for name in names])))
+        return
+    path = out or Path(f"{names[0] if len(names) == 1 else 'report'}.html")
+    write_pages(names, path, uri, every if watch else None, say=lambda text: typer.echo(text, err=True))
+    typer.echo(f"page: {path.absolute()}")
 
 
 @app.command()

@@ -9,5 +9,6 @@ observations   what Optuna's samplers observe of a study
 front          our own sampler: the surrogate of quality, and the expected gain of the front
 replication    which finished trials train once more with another seed
 true_front     the posterior of who is on the front of true means
+importance     which dimensions of a space matter
 simulation     searches replayed on made-up or tabulated curves
 """

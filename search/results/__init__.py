@@ -7,9 +7,9 @@ tables     a study, its front and a trial on the terminal
 lists      a study of listed designs as a table, beside what the paper prints
 live       what is shown while a study runs
 plot       the picture of a front; labels places the names of its members
-files      front.json, front.csv, front.png
-commands   the commands that read: ls, show, front, query, export, replay ...
-choices    what commands share, and the forms in which they write; schemas.json describes their JSON
+files      front.json, front.csv, front.png, report.html
+report     a study, or several, as a page for a browser, and the JSON that it shows
+choices    the forms in which commands write all this; schemas.json describes their JSON
 counts     the parameters of a design as a table
 replays    settings compared by replaying a finished study
 """

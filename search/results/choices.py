@@ -1,23 +1,11 @@
-"""What commands share: arguments, and the forms in which they write what they show."""
+"""The forms in which commands write what they show."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
-from unicodedata import normalize
+from typing import Any
 
 import typer
-
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="A study; `petl-search ls` lists them.", callback=lambda name: normalize("NFC", name)
-    ),
-]
-Uri = Annotated[
-    str | None,
-    typer.Option(help="MLflow store. Default: $MLFLOW_TRACKING_URI, $PETL_SEARCH_HOME, ./petl-search.", metavar="URI"),
-]
 
 
 class Rows(StrEnum):
@@ -32,6 +20,13 @@ class Report(StrEnum):
     """How everything else is written, which has no rows of one kind."""
 
     TABLE = "table"
+    JSON = "json"
+
+
+class Page(StrEnum):
+    """How a report is written: the page, or what it shows."""
+
+    HTML = "html"
     JSON = "json"
 
 

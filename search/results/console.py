@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 _WIDE: Final = 200  # columns where there is no terminal: a file or a pipe has no edge
 _LEFT: Final = "not finished"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reason for which trials failed, and their numbers."""
+
+    reason: str
+    trials: list[int]
 
 
 def console() -> Console:
@@ -69,6 +78,15 @@ def why_empty(study: Study, front: ParetoFront) -> str:
 def failure_text(record: TrialRecord) -> str:
     """Return the first line of why a trial failed."""
     return next(iter((record.failure or "").splitlines()), "") or "no reason given"
+
+
+def failures(study: Study) -> list[Failure]:
+    """Return why trials and references of a study failed, the commonest reason first."""
+    failed: dict[str, list[int]] = {}
+    for trial in (*study.trials, *study.references):
+        if trial.state is State.FAIL:
+            failed.setdefault(failure_text(trial.record), []).append(trial.number)
+    return [Failure(reason, own) for reason, own in sorted(failed.items(), key=lambda item: -len(item[1]))]
 
 
 def say(out: Console, text: str, style: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The files of a study's front: front.json, front.csv and front.png."""
+"""The files of what a study has come to: front.json, front.csv, front.png and the page report.html."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study
 
 FORMATS: Final = (".png", ".pdf", ".svg")
+PAGE: Final = "report.html"
 
 
 class PictureError(UserError):
@@ -42,7 +43,7 @@ def _files(folder: Path) -> list[Path]:
 
 def require_places(folder: Path) -> None:
     """Raise StoreError where something else has the place of a file of the front in `folder`, a study's."""
-    if taken := [str(file) for file in _files(folder) if file.exists() and not file.is_file()]:
+    if taken := [str(file) for file in (*_files(folder), folder / PAGE) if file.exists() and not file.is_file()]:
         raise StoreError(
             f"the front of the study is written to {', '.join(taken)} when the search ends, which is no file: move it "
             "away, and begin again"
@@ -50,16 +51,19 @@ def require_places(folder: Path) -> None:
 
 
 def write_front(study: Study, folder: Path) -> list[Path]:
-    """Write the three files into `folder`, and return their paths.
+    """Write the files of the front, and the page, into `folder`, and return their paths.
 
     Raises StoreError where one cannot be written, FullDiskError where the disk is full.
     """
-    front = study.front()
+    from search.results.report.page import page_of, write_whole
+
+    front, page = study.front(), folder / PAGE
     files = _files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files[0].write_text(json.dumps(front.to_rows(), indent=1) + "\n")
         front.to_frame().to_csv(files[1], index=False)
+        write_whole(page_of([study]), page)
     except OSError as error:
         if is_full(error):
             raise
@@ -68,4 +72,4 @@ def write_front(study: Study, folder: Path) -> list[Path]:
             "something else has the place of a file, move it away, and resume"
         ) from error
     plot(study, files[2], front)
-    return files
+    return [*files, page]

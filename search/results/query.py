@@ -340,14 +340,7 @@ class Study:
         share = None if fdr is None else _share(fdr)
         searched = objectives(self.objectives[0].name, cost) if cost else self.objectives
         limits = [*self.summary.info.constraints.items(), *_limit(max_parameters)]
-        complete = {record.number for record in candidates([trial.record for trial in self.all_trials])}
-        within = [
-            replace(trial, objectives=searched)
-            for trial in self.all_trials
-            if trial.number in complete
-            and trial.measurements
-            and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in limits)
-        ]
+        within = [replace(trial, objectives=searched) for trial in self.eligible(limits)]
         if share is None:
             numbers = {record.number for record in non_dominated_of([trial.record for trial in within], searched)}
         else:
@@ -356,6 +349,18 @@ class Study:
         members.sort(key=lambda trial: _values(trial)[1:])
         beside = self.complete_references
         return ParetoFront(tuple(members), searched, self.base_parameters, limits, share, beside)
+
+    def eligible(self, limits: Sequence[tuple[str, float]] | None = None) -> list[Trial]:
+        """Return the trials that a front is chosen from: complete, and within these limits, else those of the study."""
+        bounds = list(self.summary.info.constraints.items()) if limits is None else limits
+        complete = {record.number for record in candidates([trial.record for trial in self.all_trials])}
+        return [
+            trial
+            for trial in self.all_trials
+            if trial.number in complete
+            and trial.measurements
+            and all(_number(getattr(trial.measurements, name)) <= limit for name, limit in bounds)
+        ]
 
     def _discoveries(self, fdr: float, cost: str | None) -> set[int]:
         summaries = {trial.number: trial.seed_summary for trial in self.trials if trial.seed_summary}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from petl.head import PROBE
 from petl.measurements import SHARES
-from search.results.console import add, console, count_states, failure_text, new_table, say, state_text, why_empty
+from search.results.console import add, console, count_states, failures, new_table, say, state_text, why_empty
 from search.results.lists import print_list
 from search.storage.address import without_password
 from search.storage.commands import command
@@ -31,7 +31,6 @@ from search.trials.formats import (
     value_text,
 )
 from search.trials.naming import different_settings, flat_parameters, setting_text
-from search.trials.record import State
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study, Trial
@@ -144,16 +143,17 @@ def _cell(value: Any) -> str:
 
 
 def print_ending(study: Study, out: Console | None = None) -> None:
-    """Print what a run ends with: the front, the references, the plot, and what to type next."""
+    """Print what a run ends with: the front, the references, the picture and the page, and what to type next."""
     out = out or console()
     front, listed = study.front(), study.summary.info.designs
     if listed:
         _print_list(study, out)
     else:
         print_front(study, front, out)
-    plot_file = StudyHome(study.name).front("png")
-    if plot_file.is_file():
-        say(out, f"plot: {plot_file}")
+    places = StudyHome(study.name)
+    for what, file in (("plot", places.front("png")), ("page", places.page)):
+        if file.is_file():
+            say(out, f"{what}: {file}")
     if len(front):
         share = study.objectives[0].name in SHARES
         best = front.best(within=0.01 if share else 0.0)
@@ -305,15 +305,11 @@ def _print_references(study: Study, out: Console) -> None:
 
 def _print_failures(study: Study, out: Console) -> None:
     """Print the commonest reasons of failures, with their counts and the trials."""
-    failed: dict[str, list[int]] = {}
-    for trial in (*study.trials, *study.references):
-        if trial.state is State.FAIL:
-            failed.setdefault(failure_text(trial.record), []).append(trial.number)
-    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
-    for reason, trials in ordered[:_REASONS]:
-        which = ", ".join(map(str, trials[:_REASONS])) + (" ..." if len(trials) > _REASONS else "")
-        say(out, f"  {len(trials)} failed (trial {which}): {reason}")
-    if rest := sum(len(trials) for _, trials in ordered[_REASONS:]):
+    ordered = failures(study)
+    for failure in ordered[:_REASONS]:
+        which = ", ".join(map(str, failure.trials[:_REASONS])) + (" ..." if len(failure.trials) > _REASONS else "")
+        say(out, f"  {len(failure.trials)} failed (trial {which}): {failure.reason}")
+    if rest := sum(len(failure.trials) for failure in ordered[_REASONS:]):
         say(out, f"  {rest} failed for other reasons")
 
 

@@ -86,6 +86,7 @@ class StudyHome:
         studies/NAME/trials/0007/   what a trial left: see search.storage.folder
                      journal/       what MLflow has not received yet
                      front.json     the published front; front.csv and front.png beside it
+                     report.html    the page
 
     `records` and `tracking` are the addresses that a study file gives for the records and for MLflow; None means
     those of the environment, or of the home folder. `store` is the address of the trials where they are not kept in
@@ -114,6 +115,11 @@ class StudyHome:
     def front(self, kind: str) -> Path:
         """Return the file of the published front: `kind` is json, csv or png."""
         return self.folder / f"front.{kind}"
+
+    @property
+    def page(self) -> Path:
+        """The page that a study writes at its end."""
+        return self.folder / "report.html"
 
     @property
     def shared_folder(self) -> Path | None:

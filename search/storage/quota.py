@@ -38,9 +38,9 @@ _POINT: Final = 256  # of a training curve
 _VALIDATION: Final = 1_024
 _RECORD: Final = 8_192  # a trial's record, which waits for MLflow on the disk
 _SMALL: Final = 65_536  # of a trial: its design, manifests, and the line for people
-# Of a study: up to a megabyte of its journal that has arrived but not gone, and the front as a table and picture,
-# in the folder and as artifacts.
-SPARE: Final = 4_000_000
+# Of a study: up to a megabyte of its journal that has arrived but not gone; and, in the folder and as artifacts, the
+# front as a table and picture, and the page, which has some 2 MB for 2,000 trials.
+SPARE: Final = 8_000_000
 _BRIEFLY: Final = 2.0  # seconds in which the driver hears of no trial
 
 

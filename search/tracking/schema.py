@@ -76,9 +76,16 @@ class BudgetLimits:
     price_per_device_hour: _Amount | None = None
 
 
+@dataclass(frozen=True)
+class Data:
+    """How many rows each split has; `sample` is the part of the validation split that a search uses, if not all."""
+
+    rows: Mapping[str, _Amount] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyInfo:
-    """The sections of a study file that readers look at; their other settings are ignored."""
+    """The sections of a study file that readers look at, and what it resolved to; other settings are ignored."""
 
     objectives: ObjectiveNames
     constraints: Mapping[str, _Amount] = field(default_factory=dict)  # upper limits by the names of Measurements
@@ -90,6 +97,7 @@ class StudyInfo:
     seed: int = 0
     paper: PaperTable | None = None
     budget: BudgetLimits = BudgetLimits()
+    resolved: Data = Data()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyInfo:

@@ -45,9 +45,10 @@ ROOMS = {  # what a room may import beside itself
     "search.study": PETL
     | {"petl.data", "petl.training", "spaces", "search.trials", "search.optimizer", "search.storage"}
     | {"search.config", "search.tracking", "search.workers", "search.results"},
+    "search.options": set(),
     "search.cli": PETL
     | {"search.trials", "search.optimizer", "search.storage", "search.tracking", "search.results", "search.jobs"}
-    | {"search.config", "search.study"},
+    | {"search.config", "search.study", "search.options"},
 }
 EVERYWHERE = "petl.errors"  # imports nothing of ours, so it is below all rooms, whichever it lies in
 TORCH = {"torch", "transformers", "deepspeed"}

@@ -242,6 +242,8 @@ def test_what_a_person_reads(finished: tuple[Study, str], home: Path) -> None:
     folder = home / "studies" / "tiny"
     assert {path.name for path in folder.glob("front.*")} == {"front.json", "front.csv", "front.png"}
     assert json.loads((folder / "front.json").read_text())[0]["metric"] == "accuracy"
+    published = sorted(file.name for file in (home / "artifacts" / "tiny").glob("*/artifacts/*.*"))
+    assert published == ["front.csv", "front.json", "front.png", "report.html"]
 
 
 def test_no_training_state_is_left(finished: tuple[Study, str], home: Path) -> None:

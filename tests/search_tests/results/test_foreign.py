@@ -20,6 +20,7 @@ from rich.console import Console
 from search.results import lists, tables
 from search.results.plot import draw
 from search.results.query import Study
+from search.results.report.data import document, to_dict
 from search.storage.errors import StoreError
 from search.tracking import schema
 from search.trials.record import State
@@ -38,6 +39,7 @@ INFO: dict[str, Any] = {
     "budget": {
         "trials": 3, "hours": 1.0, "device_hours": None, "money": 2.0, "price_per_device_hour": 1.5, "epochs": 3.0,
     },
+    "resolved": {"rows": {"train": 100, "validation": 50}},
 }  # fmt: skip
 LIST = {
     **INFO,
@@ -123,6 +125,7 @@ def show(study: Study, plot: Path | None = None) -> str:
     front = study.front()
     front.to_frame().to_csv(io.StringIO())
     json.dumps([*front.to_rows(), *study.reference_rows()])
+    json.dumps(to_dict(document([study])), allow_nan=False)
     study.to_frame()
     if plot:
         draw(study, front, plot / "front.png")

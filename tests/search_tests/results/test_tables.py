@@ -192,7 +192,7 @@ def test_a_trial_in_words(number: int) -> None:
 
 def test_files_of_a_front(tmp_path: Path) -> None:
     files = write_front(study(), tmp_path / "new")
-    assert [file.name for file in files] == ["front.json", "front.csv", "front.png"]
+    assert [file.name for file in files] == ["front.json", "front.csv", "front.png", "report.html"]
     rows = json.loads(files[0].read_text())
     assert [row["trial"] for row in rows] == list(range(8))
     assert list(csv.DictReader(files[1].open()))[3]["trial"] == "3"

@@ -43,6 +43,7 @@ def test_every_place_of_a_study(tmp_path: Path) -> None:
     assert home.trials == tmp_path / "studies/demo/trials"
     assert home.journal == tmp_path / "studies/demo/journal"
     assert home.front("csv") == tmp_path / "studies/demo/front.csv"
+    assert home.page == tmp_path / "studies/demo/report.html"
     assert home.database == f"sqlite:///{tmp_path}/optuna.db"
     assert home.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert home.artifacts == tmp_path / "artifacts/demo"

@@ -334,6 +334,7 @@ REFUSED = [  # by a resume: the file, its damage, and what is said
         (f"{FOLDER}/front.{kind}", be_a_folder, rf"/front\.{kind} when the search ends, which is no file: move it away")
         for kind in ("json", "csv", "png")
     ),
+    (f"{FOLDER}/report.html", be_a_folder, r"/report\.html when the search ends, which is no file: move it away"),
     (FOLDER, be_a_file, FOLDER),
 ]
 LINE = '{"number": 999, "at": 1700000000.0, "tell": "close", "what": {"status": "FAILED"}}'
@@ -353,6 +354,7 @@ MENDED = [  # by a resume
     (f"{FOLDER}/journal/0000000999.jsonl", with_lines(LINE.replace("status", "later"))),
     (f"{FOLDER}/front.csv", remove),
     (f"{FOLDER}/front.json", be_a_picture),
+    (f"{FOLDER}/report.html", remove),
 ]
 QUICK = {
     flip_pages,
