@@ -1,6 +1,7 @@
 """The search service: run a study, and read what it came to. A room imports those below it.
 
-cli, options    the commands, and the options that several of them take
+cli, reading    the commands: those that run a study, and those that read what it came to
+options         the options that several commands take
 study, jobs     a study from its file to its front; a study as a Ray job
 workers         who trains, on Ray
 results         what people read

@@ -3,6 +3,7 @@
 space       a space by its name; points to and from coordinates
 shipped     what each space of ours consists of
 dimensions  what may be suggested, as data
+absent      which coordinates mean that a part is absent
 unified  lora  adapter  prefix   the spaces
 studies/    studies as YAML, the paper's tables among them
 """

@@ -18,7 +18,7 @@ from petl.configuration import Configuration, Training
 from petl.design import Design, DesignError, plain
 from petl.errors import UserError
 from spaces import adapter, lora, prefix, unified
-from spaces.dimensions import BrokenSpaceError, Ordinal, PointError, SpaceError, locate, suggest
+from spaces.dimensions import BrokenSpaceError, PointError, SpaceError, locate, suggest
 from spaces.shipped import LEARNING_RATE, ShippedSpace
 
 if TYPE_CHECKING:
@@ -94,18 +94,6 @@ class BoundSpace:
             raise BrokenSpaceError(f"space {self.name} returns a petl Configuration; it returned {configuration!r}")
         # A space of the user's own need not spell designs canonically for a twin to be recognised.
         return replace(configuration, design=configuration.design.canonical(backbone.layout), seed=self.seed)
-
-
-def absent(space: Space, backbone: Backbone) -> dict[str, int]:
-    """Return the last coordinate that means 0 of each dimension in which several do; none of a user's own space."""
-    if not isinstance(space, BoundSpace) or space.name not in SPACES:
-        return {}
-    options = {name: value for name, value in space.options.items() if name != "training"}
-    return {
-        name: dimension.coordinate(0)
-        for name, dimension in SPACES[space.name].dimensions(backbone, **options).items()
-        if isinstance(dimension, Ordinal) and dimension.values[:2] == (0, 0)
-    }
 
 
 def attempt(space: Space, trial: BaseTrial, backbone: Backbone) -> Point:

@@ -22,8 +22,9 @@ from search.trials.objectives import Objectives
 from search.trials.quiet import quiet
 from search.trials.record import Proposal, TrialRecord
 from search.trials.records import Records
+from spaces.absent import absent
 from spaces.dimensions import PointError, SpaceError
-from spaces.space import Point, Space, absent, attempt
+from spaces.space import Point, Space, attempt
 
 if TYPE_CHECKING:
     from petl.backbones.model import Backbone

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from petl.errors import UserError
 from search.storage.address import one_line
 from search.storage.errors import StoreError, is_full
+from search.storage.locations import PAGE
 
 if TYPE_CHECKING:
     from search.results.query import ParetoFront, Study
 
 FORMATS: Final = (".png", ".pdf", ".svg")
-PAGE: Final = "report.html"
 
 
 class PictureError(UserError):

@@ -17,6 +17,7 @@ from typing import Final
 from search.storage.address import database, expand_env, sqlite_file
 from search.storage.errors import StoreError
 
+PAGE: Final = "report.html"  # in a study's folder
 _LONGEST: Final = 200  # bytes of a name, so that a file may be called after it
 
 
@@ -119,7 +120,7 @@ class StudyHome:
     @property
     def page(self) -> Path:
         """The page that a study writes at its end."""
-        return self.folder / "report.html"
+        return self.folder / PAGE
 
     @property
     def shared_folder(self) -> Path | None:

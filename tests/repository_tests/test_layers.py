@@ -46,9 +46,11 @@ ROOMS = {  # what a room may import beside itself
     | {"petl.data", "petl.training", "spaces", "search.trials", "search.optimizer", "search.storage"}
     | {"search.config", "search.tracking", "search.workers", "search.results"},
     "search.options": set(),
+    "search.reading": PETL
+    | {"search.trials", "search.optimizer", "search.storage", "search.tracking", "search.results", "search.options"},
     "search.cli": PETL
-    | {"search.trials", "search.optimizer", "search.storage", "search.tracking", "search.results", "search.jobs"}
-    | {"search.config", "search.study", "search.options"},
+    | {"search.trials", "search.storage", "search.results", "search.jobs", "search.config", "search.study"}
+    | {"search.options", "search.reading"},
 }
 EVERYWHERE = "petl.errors"  # imports nothing of ours, so it is below all rooms, whichever it lies in
 TORCH = {"torch", "transformers", "deepspeed"}

@@ -500,7 +500,7 @@ def test_every_space_with_its_options() -> None:
     for name, default, _ in found["option"]:
         value = keywords[name.strip("`")]
         if default.startswith("`"):
-            assert default.strip("`") == str(list(value))
+            assert yaml.safe_load(default.strip("`")) == (list(value) if isinstance(value, tuple) else value)
 
 
 def test_every_design_with_its_arguments() -> None:

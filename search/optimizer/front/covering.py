@@ -14,8 +14,9 @@ from search.optimizer.front.encoding import Encoding
 from search.optimizer.front.gp import JITTER
 from search.trials.objectives import Objective
 from search.trials.pareto import Floats
+from spaces.absent import absent
 from spaces.dimensions import SpaceError
-from spaces.space import Point, Space, absent, decode
+from spaces.space import Point, Space, decode
 
 if TYPE_CHECKING:
     from petl.backbones.model import Backbone

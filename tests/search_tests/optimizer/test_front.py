@@ -33,7 +33,8 @@ from search.trials.pareto import hypervolume, non_dominated
 from search.trials.record import State
 from search.trials.records import Records
 from search.trials.resolved import Enqueued
-from spaces.space import absent, decode, resolve
+from spaces.absent import absent
+from spaces.space import decode, resolve
 
 DISTRIBUTIONS = {
     "rate": FloatDistribution(1e-4, 1e-1, log=True),
