@@ -1,14 +1,9 @@
-"""The page of a study in a real browser: Debian's chromium, driven by playwright.
-
-Without them these tests are left out; `make test-browser` sets PETL_BROWSER, by which their absence is a failure.
-"""
+"""The page of a study in a real browser: Debian's chromium, driven by playwright."""
 
 from __future__ import annotations
 
 import html
-import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,22 +12,13 @@ from typing import Any
 import handmade
 import pytest
 import searched
+from chromium import chromium, needed
 
 from search.results.query import Study
 from search.results.report.data import document, to_dict
 from search.results.report.page import page
 
-CHROMIUM = Path("/usr/bin/chromium")
-MISSING = [
-    what
-    for what, there in (
-        ("playwright (the extra `browser`)", importlib.util.find_spec("playwright")),
-        (f"{CHROMIUM} (Debian's package chromium)", CHROMIUM.exists()),
-    )
-    if not there
-]
-if MISSING and not os.environ.get("PETL_BROWSER"):
-    pytest.skip(f"needs {' and '.join(MISSING)}", allow_module_level=True)
+needed()
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
@@ -65,13 +51,8 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    assert not MISSING, f"there is no {' and no '.join(MISSING)}"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def content(*studies: Study) -> dict[str, Any]:
