@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from search.trials.formats import finite
+
 
 class Rows(StrEnum):
     """How the rows of a front are written."""
@@ -47,16 +49,4 @@ def print_json(value: Any) -> None:
     """Print a value as search/results/schemas.json describes it."""
     import json
 
-    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """Return a JSON-ready value with null for numbers that JSON does not have: NaN and the infinities."""
-    match value:
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case float() if value - value != 0:
-            return None
-    return value
+    typer.echo(json.dumps(finite(value), indent=1, allow_nan=False))

@@ -5,7 +5,6 @@ Numbers are finite or None in JSON, and every text is plain: whoever shows it es
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from search.results.report.growth import Attained, attainment, late_gain
 from search.results.report.numbers import curve, short
 from search.results.report.space import DimensionData, Matter, dimensions, matters
 from search.results.report.words import Answer, Luck, Step, answers, commands, luck, steps
-from search.trials.formats import STATES, model_text
+from search.trials.formats import STATES, finite, model_text
 from search.trials.objectives import COSTS, Objective
 from search.trials.record import State, epochs_trained
 
@@ -131,7 +130,7 @@ def document(studies: Sequence[Study]) -> Document:
 
 def to_dict(report: Document) -> dict[str, Any]:
     """Return the document as JSON holds it: numbers that are none are null."""
-    found: dict[str, Any] = _finite(asdict(report))
+    found: dict[str, Any] = finite(asdict(report))
     return found
 
 
@@ -223,11 +222,3 @@ def _spent(study: Study) -> dict[str, float]:
     if spent and (price := study.summary.info.budget.price_per_device_hour):
         spent["money"] = price * spent["device_hours"]
     return {**spent, "epochs": short(epochs_trained(trial.record for trial in study.trials))}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
