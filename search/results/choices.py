@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 import typer
-
-from search.trials.formats import finite
 
 
 class Rows(StrEnum):
@@ -50,3 +50,12 @@ def print_json(value: Any) -> None:
     import json
 
     typer.echo(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON-ready value with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from search.trials.record import State
 
@@ -63,12 +63,3 @@ def model_text(text: str) -> str:
     if text.startswith("package:"):
         return text.removeprefix("package:").partition("/")[0]
     return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
-
-
-def finite(value: Any) -> Any:
-    """Return a JSON-ready value with null for numbers that JSON does not have: NaN and the infinities."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

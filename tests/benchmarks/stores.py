@@ -56,7 +56,7 @@ def records(trials: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float],
     from petl.measurements import Measurements
     from search.trials.record import State, TrialRecord
     from search.trials.report import Report
-    from spaces.space import resolve
+    from spaces.space import point, resolve
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,8 @@ def records(trials: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float],
     chance = random.Random(seed)
     began = 1_700_000_000.0
     for number in range(trials):
-        configuration = space(random_points.ask(), backbone)
+        trial = random_points.ask()
+        configuration = space(trial, backbone)
         counts = count(configuration.design, backbone, 2).values()
         score = 0.9 - 0.2 * math.exp(-math.log1p(counts["stored_parameters"]) / 8) + chance.gauss(0, 0.01)
         whole = number % 3 == 0
@@ -97,6 +98,7 @@ def records(trials: int, seed: int = 0) -> Iterator[tuple[Any, dict[str, float],
             number=number,
             state=state,
             configuration=configuration,
+            params=point(trial, configuration).params,
             rungs={1.0: score - 0.02},
             measurements=measured if whole else None,
             started=began,

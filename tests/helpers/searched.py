@@ -47,7 +47,7 @@ def backbone() -> Backbone:
 def records(trials: int, seed: int = 0) -> list[TrialRecord]:
     """The trials of a search, and after them the references `majority`, `head_only` and `full`."""
     random, found = np.random.default_rng(seed), []
-    space, clock = resolve("unified"), BEGUN
+    space, clock = resolve("unified", {"parts": None}), BEGUN
     for number in range(trials):
         point = decode(space, _coordinates(random), backbone())
         if random.uniform() < 0.02:
@@ -140,7 +140,7 @@ def _believed(record: TrialRecord, random: np.random.Generator) -> SeedSummary:
 def _coordinates(random: np.random.Generator) -> dict[str, Any]:
     """A point of the unified space of which most parts are absent."""
     own: dict[str, Any] = {}
-    for name, dimension in dimensions(backbone()).items():
+    for name, dimension in dimensions(backbone(), parts=None).items():
         values = getattr(dimension, "values", None)
         if values is None:
             own[name] = float(10 ** random.uniform(-4, -2))

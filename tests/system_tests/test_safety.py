@@ -245,7 +245,7 @@ def test_names_do_nothing_to_a_terminal_a_picture_or_a_page(alone: Study, tmp_pa
         assert "[bold red]" in done.stdout or arguments == ("ls",)
     assert "<img" not in picture.read_text()
     loaded = load_study("demo", alone.uri)
-    text = note(loaded.front().to_rows(), loaded.reference_rows(), "1", "2", "accuracy", ["stored_parameters"])
+    text = note(loaded.front().to_rows(), loaded.reference_rows(), "1", loaded.objectives)
     (line,) = [line for line in text.splitlines() if line.startswith("| [9]")]
     assert line.count("|") == 8
     assert not {"<", "`"} & set(line)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from petl.errors import UserError
 from petl.head import PROBE
+from search.results.choices import finite
 from search.results.console import Failure, failures, state_text
 from search.results.report.growth import Attained, attainment, late_gain
 from search.results.report.numbers import curve, short
 from search.results.report.space import DimensionData, Matter, dimensions, matters
 from search.results.report.words import Answer, Luck, Step, answers, commands, luck, steps
-from search.trials.formats import STATES, finite, model_text
+from search.trials.formats import STATES, model_text
 from search.trials.objectives import COSTS, Objective
 from search.trials.record import State, epochs_trained
 
