@@ -68,6 +68,50 @@ def petl_search(
 
 
 @app.command()
+def init(
+    model: Annotated[str, typer.Option(help="Hub id, folder, or package:NAME/path.", metavar="MODEL")],
+    data: Annotated[Path, typer.Option(help="Rows: csv, tsv, json, jsonl or parquet.", metavar="FILE")],
+    out: Annotated[Path | None, typer.Option(help="Default: NAME.yaml, after the rows.", metavar="STUDY.yaml")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of task. Default: by the columns and the model.", metavar="KIND")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which column is the text, label ...; may be repeated. Default: by looking.", metavar="ROLE=NAME"
+        ),
+    ] = None,
+    hours: Annotated[float, typer.Option(help="What the study may take on this machine.", min=0.01)] = 1.0,
+    measure: Annotated[bool, typer.Option(help="Time an ordinary design, for the budget.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the study file.")] = False,
+) -> None:
+    """Write a study file for a model and a file of rows, after a look at both.
+
+    It says beside each choice why it is one: the kind of task, the columns, lengths, and a budget by a short
+    measurement.
+
+    Example: petl-search init --model roberta-base --data reviews.csv
+
+    Example: petl-search init --model gpt2 --data chats.jsonl --column source=prompt --column target=answer --hours 8
+    """
+    from search.storage.commands import command
+    from search.study.draft import DraftError, draft, place_of, write
+
+    path = place_of(str(data), out, force)
+    with _loading("loading libraries"):
+        from search.study.resolve import load_libraries
+
+        load_libraries()
+    columns = dict(text.partition("=")[::2] for text in column or ())
+    if not all(columns.values()):
+        raise DraftError(
+            f"a column is named by ROLE=NAME, such as --column text=review; received {', '.join(column or ())}"
+        )
+    write(draft(model, str(data), kind, columns, hours, measure, typer.echo), path)
+    typer.echo(f"{path}: read it, then `{command('run', str(path))}`")
+
+
+@app.command()
 def run(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file.")],
     overrides: Overrides = None,

@@ -1,6 +1,7 @@
 """A study from its file to its front: the one room that knows all others.
 
 run           run and resume
+draft         a study file from a model and a file of rows
 inputs        whether the model and the rows that it names are there
 resolve       what a study fixes when it begins
 fit           whether its backbone can do its task

@@ -390,7 +390,7 @@ def test_ui_needs_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_helps_with_an_example(name: str) -> None:
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 17
     assert f"Example: petl-search {name}" in " ".join(call(name, "--help").stdout.split())
 
 
