@@ -82,7 +82,7 @@ def init(
         ),
     ] = None,
     hours: Annotated[float, typer.Option(help="What the study may take on this machine.", min=0.01)] = 1.0,
-    measure: Annotated[bool, typer.Option(help="Time an ordinary design, for the budget.")] = True,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Time no design for the budget.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the study file.")] = False,
 ) -> None:
     """Write a study file for a model and a file of rows, after a look at both.
@@ -107,7 +107,7 @@ def init(
         raise DraftError(
             f"a column is named by ROLE=NAME, such as --column text=review; received {', '.join(column or ())}"
         )
-    write(draft(model, str(data), kind, columns, hours, measure, typer.echo), path)
+    write(draft(model, str(data), kind, columns, hours, not no_measure, typer.echo), path)
     typer.echo(f"{path}: read it, then `{command('run', str(path))}`")
 
 

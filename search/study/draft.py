@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +30,9 @@ _MOST_LABELS: Final = 100
 _COVERED: Final = 0.99  # of the rows, whose text stays whole
 _SAME: Final = 0.1  # of the rows: so few different values are no texts
 _READ: Final = 2_000  # rows whose tokens are counted
-_BATCHES: Final = 3  # that are timed
 _ORDINARY: Final = "lora:rank=8"
 _EPOCHS: Final = 3
+_PERCENT: Final = 5.0  # of the model's parameters; more where an ordinary design has more, of a tiny model
 _FEWEST: Final = 12  # trials
 _MOST: Final = 100
 _SHARE: Final = 0.5  # of a full training that a trial takes on average: most end at a rung
@@ -54,6 +53,7 @@ class Draft:
     file: str
     facts: tuple[str, ...]  # of the rows
     cut: float  # share of the rows whose text is cut
+    percent: float  # of the model's parameters, that a design may store
     trials: int
     epochs: int
     budget: str  # why so many
@@ -68,7 +68,10 @@ class Draft:
         rows = "".join(f"#   {fact}\n" for fact in self.facts)
         few = f"so that the budget is enough for {_FEWEST} trials"
         limit = f"  train_rows: {task.train_rows}  # {few}\n" if task.train_rows else ""
-        target = f"  max_target_length: {task.max_target_length}\n" if kind.generates else ""
+        written = (
+            f"  max_target_length: {task.max_target_length}\n  decoding: {{max_length: {task.decoding.max_length}}}\n"
+        )
+        target = written if kind.generates else ""
         return (
             f"# Drafted from {Path(self.file).name}. Every field: search/config/README.md\n"
             f"{rows}"
@@ -81,7 +84,7 @@ class Draft:
             f"  max_length: {task.max_length}  {lengths}\n"
             f"{target}{limit}"
             f"references: {references}  # beside the front: what a design has to beat\n"
-            "constraints: {stored_percent: 5.0}  # no design stores more of the model's parameters\n"
+            f"constraints: {{stored_percent: {self.percent:g}}}  # no design stores more of the model's parameters\n"
             f'enqueue: ["{_ORDINARY}"]  # tried first; `petl-search count MODEL DESIGN` reads more designs\n'
             f"budget: {{trials: {self.trials}, epochs: {self.epochs}}}  # {self.budget}\n"
         )
@@ -102,8 +105,10 @@ def draft(
     study may take here; an ordinary design is timed for it unless `measure` is false. `say` is given a line before each
     step that takes seconds. Raises DraftError where the columns cannot be told, and what reading and tokenising raise.
     """
+    from petl.backbones.count import count
     from petl.data.files import read_table
     from petl.data.tokens import load_data
+    from petl.presets import parse
 
     say(f"reading the model {model} and its tokenizer")
     backbone = backbones.describe(model)
@@ -119,8 +124,11 @@ def draft(
     )
     lengths = _lengths(task, frame, tokenizer)
     room = backbone.max_tokens or math.inf
-    longest = {name: _longest(found, room) for name, found in lengths.items()}
-    task = replace(task, max_length=longest["source"], max_target_length=longest.get("target", task.max_target_length))
+    if "target" in lengths:
+        target = _longest(lengths["target"], room)
+        task = replace(task, max_target_length=target, decoding=tasks.Decoding(max_length=target))
+        room -= target if backbone.architecture == "decoder" else 0  # which has both in one line
+    task = replace(task, max_length=_longest(lengths["source"], room))
     cut = sum(length > task.max_length for length in lengths["source"]) / len(lengths["source"])
     say(f"reading the rows as {kind}")
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
@@ -129,9 +137,11 @@ def draft(
     trials, rows, reason = 24, None, "a guess: nothing was timed"
     if measure:
         say(f"timing {_ORDINARY}")
-        trials, rows, reason = _affordable(_seconds_per_row(backbone, data), len(data.splits["train"]), hours)
+        trials, rows, reason = _affordable(_seconds(backbone, data), len(data.splits["train"]), hours)
     task = replace(task, train_rows=rows)
-    return Draft(task.name, model, task, file, facts, cut, trials, _EPOCHS, reason)
+    ordinary = count(parse(_ORDINARY), backbone).stored_percent
+    percent = _PERCENT if ordinary <= _PERCENT else math.ceil(2 * ordinary)
+    return Draft(task.name, model, task, file, facts, cut, percent, trials, _EPOCHS, reason)
 
 
 def place_of(file: str, out: Path | None, force: bool) -> Path:
@@ -246,31 +256,20 @@ def _longest(lengths: Sequence[int], room: float) -> int:
     return int(min(_ROUND * math.ceil(wanted / _ROUND), room))
 
 
-def _seconds_per_row(backbone: Backbone, data: TaskData) -> float:
-    """Return what a row takes, forward and backward, with an ordinary design: the fastest of a few batches."""
-    from petl.attach import attach
-    from petl.configuration import Training
+def _seconds(backbone: Backbone, data: TaskData) -> float:
+    """Return what a row takes with an ordinary design."""
     from petl.presets import parse
-    from petl.training.engine import place
-    from petl.training.evaluation import summed_loss
+    from petl.training.rehearsal import seconds_per_row
 
+    labels = data.labels
     model = backbones.load(
         backbone.model,
-        labels=data.labels or None,
-        generates=not data.labels,
+        labels=labels or None,
+        generates=not labels,
         revision=backbone.revision,
         tokenizer=data.tokenizer,
     )
-    attach(model, parse(_ORDINARY))
-    place(model, training=True)
-    rows = min(Training().batch_size, len(data.splits["train"]))
-    took = []
-    for _ in range(_BATCHES):
-        began = time.perf_counter()
-        summed_loss(model, model, *data.batch("train", list(range(rows)))).backward()  # type: ignore[no-untyped-call]
-        took.append(time.perf_counter() - began)
-        model.zero_grad()
-    return min(took) / rows
+    return seconds_per_row(model, data, parse(_ORDINARY))
 
 
 def _affordable(seconds: float, rows: int, hours: float) -> tuple[int, int | None, str]:
