@@ -36,6 +36,7 @@ _PERCENT: Final = 5.0  # of the model's parameters; more where an ordinary desig
 _FEWEST: Final = 12  # trials
 _MOST: Final = 100
 _SHARE: Final = 0.5  # of a full training that a trial takes on average: most end at a rung
+_BESIDE: Final = 3.0  # seconds of a trial beside its training
 _ROUND: Final = 8  # tokens
 
 
@@ -56,7 +57,8 @@ class Draft:
     percent: float  # of the model's parameters, that a design may store
     trials: int
     epochs: int
-    budget: str  # why so many
+    hours: float
+    budget: str  # why so many trials
 
     def to_yaml(self) -> str:
         """Return the file's text."""
@@ -86,7 +88,7 @@ class Draft:
             f"references: {references}  # beside the front: what a design has to beat\n"
             f"constraints: {{stored_percent: {self.percent:g}}}  # no design stores more of the model's parameters\n"
             f'enqueue: ["{_ORDINARY}"]  # tried first; `petl-search count MODEL DESIGN` reads more designs\n'
-            f"budget: {{trials: {self.trials}, epochs: {self.epochs}}}  # {self.budget}\n"
+            f"budget: {{trials: {self.trials}, epochs: {self.epochs}, hours: {self.hours:g}}}  # {self.budget}\n"
         )
 
 
@@ -115,6 +117,8 @@ def draft(
     tokenizer = backbones.load_tokenizer(model, revision=backbone.revision)
     say(f"reading {file}")
     frame = read_table(file)
+    if not len(frame):
+        raise DraftError(f"{file} has no rows")
     known = dict(columns or {})
     kind = kind or _kind(frame, backbone, known)
     if kind not in tasks.KINDS:
@@ -133,7 +137,10 @@ def draft(
     say(f"reading the rows as {kind}")
     data = load_data(task, tokenizer, decoder_only=backbone.architecture == "decoder")
     data.report.require_known(task)
-    facts = tuple(line.strip() for line in data.report.lines(task.columns))
+    facts = [line.strip() for line in data.report.lines(task.columns)]
+    if unused := [column for column in _texts(frame) if column not in task.columns.values()]:
+        facts.append(f"not read: {', '.join(map(repr, unused))}; --column ROLE=NAME gives a column another role")
+        say(facts[-1])
     trials, rows, reason = 24, None, "a guess: nothing was timed"
     if measure:
         say(f"timing {_ORDINARY}")
@@ -141,7 +148,7 @@ def draft(
     task = replace(task, train_rows=rows)
     ordinary = count(parse(_ORDINARY), backbone).stored_percent
     percent = _PERCENT if ordinary <= _PERCENT else math.ceil(2 * ordinary)
-    return Draft(task.name, model, task, file, facts, cut, percent, trials, _EPOCHS, reason)
+    return Draft(task.name, model, task, file, tuple(facts), cut, percent, trials, _EPOCHS, hours, reason)
 
 
 def place_of(file: str, out: Path | None, force: bool) -> Path:
@@ -153,14 +160,18 @@ def place_of(file: str, out: Path | None, force: bool) -> Path:
 
 
 def write(draft: Draft, path: Path) -> None:
-    """Write a draft as a study file, and check that it is one. Raises DraftError where it cannot be written."""
+    """Write a draft as a study file, and check that it is one which begins.
+
+    Raises DraftError where it cannot be written, and what `resolve` raises.
+    """
     from search.config.loading import load_config
+    from search.study.resolve import resolve
 
     try:
         path.write_text(draft.to_yaml(), encoding="utf-8")
     except OSError as error:
         raise DraftError(f"the study file cannot be written to {path}: {error.strerror or error}") from None
-    load_config(path)
+    resolve(load_config(path))
 
 
 def _name(file: str) -> str:
@@ -275,12 +286,12 @@ def _seconds(backbone: Backbone, data: TaskData) -> float:
 def _affordable(seconds: float, rows: int, hours: float) -> tuple[int, int | None, str]:
     """Return how many trials the hours are enough for, of how many rows where all are too many, and why."""
     each = _SHARE * _EPOCHS * rows * seconds
-    trials = min(_MOST, int(3600 * hours / each))
-    timed = f"{1000 * seconds:.0f} ms a row with {_ORDINARY} here, one trial at a time"
+    trials = min(_MOST, int(3600 * hours / (each + _BESIDE)))
+    timed = f"{1000 * seconds:.2g} ms a row with {_ORDINARY} here, one trial at a time, references not counted"
     if trials >= _FEWEST:
-        return trials, None, f"about {trials * each / 3600:.1f} h: {timed}"
-    fewer = max(1, int(rows * trials / _FEWEST)) if trials else max(1, int(rows * 3600 * hours / each / _FEWEST))
-    return _FEWEST, fewer, f"about {hours:g} h: {timed}; all {rows:,} rows would take {_FEWEST * each / 3600:.1f} h"
+        return trials, None, f"about {trials * (each + _BESIDE) / 3600:.2g} h: {timed}"
+    fewer = max(1, int(rows * (3600 * hours / _FEWEST - _BESIDE) / each))
+    return _FEWEST, fewer, f"{timed}; all {rows:,} rows would take {_FEWEST * (each + _BESIDE) / 3600:.2g} h"
 
 
 def _listed(frame: pd.DataFrame) -> str:

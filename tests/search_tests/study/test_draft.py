@@ -136,10 +136,10 @@ def test_a_length_leaves_99_of_100_rows_whole(lengths: list[int], room: int, exp
 @pytest.mark.parametrize(
     ("seconds", "rows", "hours", "trials", "kept"),
     [
-        (0.01, 1_000, 1.0, 100, None),  # 240 trials of 15 s
-        (0.1, 1_000, 1.0, 24, None),  # 24 of 150 s
-        (0.1, 4_000, 1.0, 12, 2_000),  # 6 of 600 s: half of the rows
-        (1.0, 100_000, 0.1, 12, 20),  # 12 of 30 s
+        (0.01, 1_000, 1.0, 100, None),  # 200 trials of 15 s, and 3 s each
+        (0.1, 1_000, 1.0, 23, None),  # 23 of 150 s, and 3 s each
+        (0.1, 4_000, 1.0, 12, 1_980),  # 5 of 600 s: 297 s for each of 12
+        (1.0, 100_000, 0.1, 12, 18),  # 27 s for each of 12
     ],
 )
 def test_the_budget_is_what_the_hours_are_enough_for(
@@ -189,6 +189,24 @@ def test_what_is_wrong_is_one_message(
     assert said in str(done.exception)
     assert sorted(path.name for path in tmp_path.glob("*.yaml")) == ["there.yaml"]
     assert Path("there.yaml").read_text() == "study: mine\n"
+
+
+def test_a_text_that_is_not_read_is_said(models: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "qnli.csv"
+    frame = labelled(tmp_path)
+    frame["question"] = [" ".join(reversed(text.split())) for text in frame["text"]]
+    frame.to_csv(file, index=False)
+    said = draft(models["bert"], str(file), measure=False).facts[-1]
+    assert said == "not read: 'question'; --column ROLE=NAME gives a column another role"
+    pair = draft(models["bert"], str(file), columns={"text": "question", "pair": "text"}, measure=False)
+    assert pair.task.kind == "text-pair-classification"
+    assert not pair.facts[-1].startswith("not read")
+
+
+def test_a_file_without_rows(models: dict[str, str], tmp_path: Path) -> None:
+    (file := tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(DraftError, match=r"rows\.csv has no rows"):
+        draft(models["bert"], str(file), measure=False)
 
 
 @pytest.mark.full("a drafted study that is run")
