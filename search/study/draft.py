@@ -249,7 +249,7 @@ def _lengths(task: tasks.Task, frame: pd.DataFrame, tokenizer: Any) -> dict[str,
     sample = frame.sample(min(_READ, len(frame)), random_state=0)
 
     def counted(*roles: str) -> list[int]:
-        columns = [sample[task.columns[role]].fillna("").astype(str).tolist() for role in roles]
+        columns = [sample[task.columns[role]].astype(object).fillna("").astype(str).tolist() for role in roles]
         return [len(ids) for ids in tokenizer(*columns)["input_ids"]]
 
     inputs = [role for role in tasks.KINDS[task.kind].inputs if role in task.columns]

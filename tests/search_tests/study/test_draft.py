@@ -199,7 +199,7 @@ def test_rows_without_a_text_are_dropped_and_counted(models: dict[str, str], tmp
     frame.to_csv(file := tmp_path / "gaps.csv", index=False)
     found = draft(models["bert"], str(file), measure=False)
     assert "of 200 read; dropped: 2 without text" in found.facts[0]
-    assert found.task.max_length == 16  # words are tokens: the longest text has 7, between two special ones
+    assert found.task.max_length == 16  # words are tokens: the longest text has 13, between two special ones
 
 
 def test_a_draft_that_is_no_study_replaces_nothing(models: dict[str, str], tmp_path: Path) -> None:
