@@ -160,18 +160,20 @@ def place_of(file: str, out: Path | None, force: bool) -> Path:
 
 
 def write(draft: Draft, path: Path) -> None:
-    """Write a draft as a study file, and check that it is one which begins.
+    """Write a draft as a study file, once it is known to be one that begins.
 
-    Raises DraftError where it cannot be written, and what `resolve` raises.
+    Raises DraftError where it cannot be written, and what `load_config` and `resolve` raise.
     """
     from search.config.loading import load_config
+    from search.config.text import parse
     from search.study.resolve import resolve
 
+    text = draft.to_yaml()
+    resolve(load_config(parse(text, str(path))))
     try:
-        path.write_text(draft.to_yaml(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DraftError(f"the study file cannot be written to {path}: {error.strerror or error}") from None
-    resolve(load_config(path))
 
 
 def _name(file: str) -> str:
@@ -254,7 +256,7 @@ def _lengths(task: tasks.Task, frame: pd.DataFrame, tokenizer: Any) -> dict[str,
     sample = frame.sample(min(_READ, len(frame)), random_state=0)
 
     def counted(*roles: str) -> list[int]:
-        columns = [sample[task.columns[role]].astype(str).tolist() for role in roles]
+        columns = [sample[task.columns[role]].astype(object).fillna("").astype(str).tolist() for role in roles]
         return [len(ids) for ids in tokenizer(*columns)["input_ids"]]
 
     inputs = [role for role in tasks.KINDS[task.kind].inputs if role in task.columns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,8 @@ from typer.testing import CliRunner, Result
 from search import cli
 from search.config.loading import load_config
 from search.config.study import StudyConfig
-from search.study.draft import DraftError, _affordable, _longest, draft
+from search.config.text import ConfigError
+from search.study.draft import DraftError, _affordable, _longest, draft, write
 from search.study.resolve import resolve
 from search.study.run import run
 
@@ -207,6 +209,23 @@ def test_a_file_without_rows(models: dict[str, str], tmp_path: Path) -> None:
     (file := tmp_path / "rows.csv").write_text("text,label\n")
     with pytest.raises(DraftError, match=r"rows\.csv has no rows"):
         draft(models["bert"], str(file), measure=False)
+
+
+def test_rows_without_a_text_are_dropped_and_counted(models: dict[str, str], tmp_path: Path) -> None:
+    frame = labelled(tmp_path)
+    frame.loc[[3, 7], "text"] = None
+    frame.to_csv(file := tmp_path / "gaps.csv", index=False)
+    found = draft(models["bert"], str(file), measure=False)
+    assert "of 200 read; dropped: 2 without text" in found.facts[0]
+    assert found.task.max_length == 16  # words are tokens: the longest text has 13, between two special ones
+
+
+def test_a_draft_that_is_no_study_replaces_nothing(models: dict[str, str], tmp_path: Path) -> None:
+    drafted = replace(draft(models["bert"], str(reviews(tmp_path)), measure=False), trials=0)
+    (out := tmp_path / "study.yaml").write_text("study: mine\n")
+    with pytest.raises(ConfigError, match=r"budget\.trials"):
+        write(drafted, out)
+    assert out.read_text() == "study: mine\n"
 
 
 @pytest.mark.full("a drafted study that is run")
