@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from petl import backbones, tasks
 from petl.errors import UserError
 from search.storage.locations import is_study_name
+from search.study.fit import is_small, load
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +143,9 @@ def draft(
         facts.append(f"not read: {', '.join(map(repr, unused))}; --column ROLE=NAME gives a column another role")
         say(facts[-1])
     trials, rows, reason = 24, None, "a guess: nothing was timed"
-    if measure:
+    if measure and not is_small(backbone):
+        reason = "a guess: the model is too large to be timed in seconds"
+    elif measure:
         say(f"timing {_ORDINARY}")
         trials, rows, reason = _affordable(_seconds(backbone, data), len(data.splits["train"]), hours)
     task = replace(task, train_rows=rows)
@@ -274,15 +277,7 @@ def _seconds(backbone: Backbone, data: TaskData) -> float:
     from petl.presets import parse
     from petl.training.rehearsal import seconds_per_row
 
-    labels = data.labels
-    model = backbones.load(
-        backbone.model,
-        labels=labels or None,
-        generates=not labels,
-        revision=backbone.revision,
-        tokenizer=data.tokenizer,
-    )
-    return seconds_per_row(model, data, parse(_ORDINARY))
+    return seconds_per_row(load(backbone, data), data, parse(_ORDINARY))
 
 
 def _affordable(seconds: float, rows: int, hours: float) -> tuple[int, int | None, str]:

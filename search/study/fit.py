@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from petl import tasks
 from petl.backbones.model import Backbone
@@ -67,21 +67,29 @@ def try_out(backbone: Backbone, data: TaskData) -> None:
 
     Raises BackboneError where no trial could train.
     """
-    from petl import backbones
     from petl.backbones.locate import is_hub_id, locate
     from petl.backbones.weights import require_weights
     from petl.training.rehearsal import rehearse
 
-    if 4 * sum(map(prod, backbone.shapes.values())) > _TRIED:
-        if not is_hub_id(backbone.model):
-            require_weights(Path(locate(backbone.model)), backbone.model)
-        return
-    labels = data.labels
-    model = backbones.load(
+    if is_small(backbone):
+        rehearse(load(backbone, data), data, backbone.model)
+    elif not is_hub_id(backbone.model):
+        require_weights(Path(locate(backbone.model)), backbone.model)
+
+
+def is_small(backbone: Backbone) -> bool:
+    """Return whether a driver loads the weights in seconds."""
+    return 4 * sum(map(prod, backbone.shapes.values())) <= _TRIED
+
+
+def load(backbone: Backbone, data: TaskData) -> Any:
+    """Return the backbone with the head that the task's rows need."""
+    from petl import backbones
+
+    return backbones.load(
         backbone.model,
-        labels=labels or None,
-        generates=not labels,
+        labels=data.labels or None,
+        generates=not data.labels,
         revision=backbone.revision,
         tokenizer=data.tokenizer,
     )
-    rehearse(model, data, backbone.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,9 +106,15 @@ def drafted(file: Path, model: str, *arguments: str) -> StudyConfig:
 
 @pytest.mark.parametrize(("make", "model", "kind", "columns", "name"), FILES)
 def test_a_file_is_understood(
-    make: object, model: str, kind: str, columns: dict[str, str], name: str, models: dict[str, str], tmp_path: Path
+    make: Callable[[Path], Path],
+    model: str,
+    kind: str,
+    columns: dict[str, str],
+    name: str,
+    models: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    config = drafted(make(tmp_path), models[model], "--no-measure")  # type: ignore[operator]
+    config = drafted(make(tmp_path), models[model], "--no-measure")
     assert (config.study, config.task["kind"], config.task["columns"]) == (name, kind, columns)
     assert "a guess: nothing was timed" in (tmp_path / "study.yaml").read_text()
     resolved = resolve(config)  # as a search begins: rows, labels, and one row through the model
@@ -155,6 +162,12 @@ def test_a_measured_budget_is_in_the_file(models: dict[str, str], tmp_path: Path
     config = drafted(reviews(tmp_path), models["bert"], "--hours", "0.02")
     assert 12 <= (config.budget.trials or 0) <= 100
     assert "ms a row with lora:rank=8 here" in (tmp_path / "study.yaml").read_text()
+
+
+def test_a_large_model_is_not_timed(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.study.fit._TRIED", 1_000)  # bytes
+    found = draft(models["bert"], str(reviews(tmp_path)))
+    assert (found.trials, found.budget) == (24, "a guess: the model is too large to be timed in seconds")
 
 
 def test_what_cannot_be_told_is_asked_for(models: dict[str, str], tmp_path: Path) -> None:
