@@ -128,6 +128,15 @@ def test_lengths_are_those_of_the_rows(models: dict[str, str], tmp_path: Path) -
     assert "0.0% of the rows are longer and cut" in (tmp_path / "study.yaml").read_text()
 
 
+def test_source_and_target_share_a_decoders_positions(models: dict[str, str], tmp_path: Path) -> None:
+    """It has 40; the longest target takes 9 of them, and so 16."""
+    frame = sentences(tmp_path)
+    frame["source"] = [" ".join([text] * 9) for text in frame["source"]]
+    frame.to_json(file := tmp_path / "long.jsonl", orient="records", lines=True)
+    config = drafted(file, models["gpt2"], "--no-measure")
+    assert (config.task["max_length"], config.task["max_target_length"]) == (24, 16)
+
+
 @pytest.mark.parametrize(
     ("lengths", "room", "expected"),
     [

@@ -560,3 +560,17 @@ def test_json_of_a_record_is_plain() -> None:
 def test_a_fault_of_ours_is_not_told_as_a_damaged_store(uri: str) -> None:
     with pytest.raises(AttributeError, match="of ours"), answering(uri):
         raise AttributeError("of ours")
+
+
+def test_a_complete_trial_that_is_sent_again_asks_and_writes_nothing(
+    tracker: MlflowTracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [{"step": step, "train_loss": 1 / step} for step in (10, 20, 30)]
+    tracker.progress(tracker.publish(COMPLETE) and COMPLETE.number, points)
+    second, asked = again(tracker, uri, tmp_path), []
+    for name in ("get_metric_history", "log_batch", "set_tag", "create_run", "set_terminated", "update_run"):
+        monkeypatch.setattr(second._client, name, lambda *_, name=name, **__: asked.append(name))
+    second.ensure(COMPLETE)
+    second.progress(COMPLETE.number, points)
+    second.publish(COMPLETE)
+    assert asked == []
