@@ -193,9 +193,10 @@ def _operand(node: ast.expr, text: str) -> Operand:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.Tuple(elts=items) | ast.List(elts=items):
-            values = tuple(_operand(item, text) for item in items)
-            if all(isinstance(value, str | int | float) for value in values):
-                return values  # type: ignore[return-value]
+            operands = [_operand(item, text) for item in items]
+            values = tuple(value for value in operands if isinstance(value, str | int | float))
+            if len(values) == len(operands):
+                return values
         case ast.Name() | ast.Attribute():
             if name := _name(node):
                 return Column(name, node.col_offset)

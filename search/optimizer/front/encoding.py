@@ -27,10 +27,11 @@ class Encoding:
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], absent: Mapping[str, int] | None = None) -> None:
         self.distributions: dict[str, CategoricalDistribution | _Number] = dict(sorted(distributions.items()))  # type: ignore[arg-type]
-        self._drawn = dict(self.distributions)
+        self._many: dict[str, tuple[IntDistribution, IntDistribution]] = {}  # what is drawn from, and what rows hold
         for name, last in (absent or {}).items():
             if isinstance(whole := self.distributions.get(name), IntDistribution):
-                self.distributions[name] = IntDistribution(last, whole.high)
+                self.distributions[name] = held = IntDistribution(last, whole.high)
+                self._many[name] = (whole, held)
 
     def rows(self, points: Sequence[Mapping[str, Any]]) -> Floats:
         """Return n x dimensions; the middle of a dimension that a point does not have."""
@@ -58,11 +59,10 @@ class Encoding:
     def draw(self, random: np.random.Generator, count: int) -> Floats:
         """Return rows anywhere."""
         table = random.uniform(size=(count, len(self.distributions))) * self._ends
-        for column, (distribution, whole) in enumerate(
-            zip(self.distributions.values(), self._drawn.values(), strict=True)
-        ):
-            if distribution != whole and isinstance(whole, IntDistribution):
-                table[:, column] = _positions(distribution, _values(whole, table[:, column]))  # type: ignore[arg-type]
+        columns = list(self.distributions)
+        for name, (whole, held) in self._many.items():
+            column = columns.index(name)
+            table[:, column] = _positions(held, _values(whole, table[:, column]))
         return self._snapped(table)
 
     def near(self, random: np.random.Generator, rows: Floats, count: int) -> Floats:
